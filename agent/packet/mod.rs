@@ -1,0 +1,1 @@
+//! Packets as bytes: framing, parsing, checksums, ICMP, MSS, fragments. Pure.

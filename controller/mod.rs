@@ -1,0 +1,1 @@
+//! The controller: holds the mesh that is wanted, and the operator's commands.

@@ -1,0 +1,158 @@
+//! What can be asked of an agent, whatever the wire: gRPC and the legacy port both become these values.
+
+use std::fmt;
+
+use ipnet::IpNet;
+
+use super::model::{AllowedPrefix, DeviceName, Framing, Invalid, Mtu, Remote, TunnelName, TunnelStatus};
+
+/// A change that is asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    /// Add a tunnel, or change it in place where the name is known and `replace` is set.
+    Add {
+        /// What is wanted.
+        tunnel: TunnelSpec,
+        /// Whether a known name is changed.
+        replace: bool,
+    },
+    /// Delete a tunnel, and its device with the last tunnel on it.
+    Delete {
+        /// The tunnel's name.
+        name: TunnelName,
+    },
+}
+
+/// A tunnel as it is asked for, with the device that it needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TunnelSpec {
+    /// Its name.
+    pub name: TunnelName,
+    /// Its device.
+    pub device: DeviceName,
+    /// The device's addresses; empty: those that the device has.
+    pub addresses: Vec<IpNet>,
+    /// The largest packet; absent: what the path carries.
+    pub mtu: Option<Mtu>,
+    /// The peer on the underlay.
+    pub remote: Remote,
+    /// How packets are laid out.
+    pub framing: Framing,
+    /// What may be sent and received; empty: all.
+    pub allowed_prefixes: Vec<AllowedPrefix>,
+    /// Kernel routes for the device.
+    pub routes: Vec<IpNet>,
+}
+
+/// What came of a command that was accepted. It is on disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// The tunnel is wanted; its status says how far it is.
+    Added {
+        /// The tunnel as it is now.
+        status: Box<TunnelStatus>,
+        /// What the caller should know.
+        notes: Vec<String>,
+    },
+    /// The tunnel is gone.
+    Deleted,
+}
+
+/// The part of a command that is at fault. Each wire has its own name for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Field {
+    /// The command as a whole.
+    Command,
+    /// The kind of command.
+    Operation,
+    /// The tunnel's name.
+    Name,
+    /// The device.
+    Device,
+    /// The addresses as a whole.
+    Addresses,
+    /// An address of the device, by position.
+    Address(usize),
+    /// The legacy port's netmask.
+    Netmask,
+    /// The largest packet.
+    Mtu,
+    /// The peer on the underlay.
+    Remote,
+    /// The framing.
+    Framing,
+    /// The peer's key.
+    PeerPublicKey,
+    /// The allowed prefixes as a whole.
+    AllowedPrefixes,
+    /// An allowed prefix, by position.
+    AllowedPrefix(usize),
+    /// A route, by position.
+    Route(usize),
+    /// How often a watch looks.
+    Interval,
+}
+
+/// The kind of fault: what a caller can branch on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// The value can never be right.
+    Invalid,
+    /// No tunnel of that name.
+    NotFound,
+    /// The name is known with another content.
+    AlreadyExists,
+    /// Another tunnel, device or interface of the host has it.
+    Clash,
+    /// This host does not accept it from anyone.
+    NotAccepted,
+    /// This version cannot do it.
+    Unsupported,
+    /// The agent could not keep it; nothing changed.
+    Storage,
+    /// The agent is stopping or too busy.
+    Unavailable,
+}
+
+/// A command that was refused. Nothing changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CommandError {
+    /// What a caller can branch on.
+    pub kind: ErrorKind,
+    /// The part at fault.
+    pub field: Field,
+    /// Its value, as it was given.
+    pub value: String,
+    /// What is wrong with it, and what to do.
+    pub fault: Invalid,
+}
+
+impl CommandError {
+    /// An error of `kind` about `field`, whose value reads `value`.
+    pub fn new(kind: ErrorKind, field: Field, value: impl fmt::Display, fault: Invalid) -> Self {
+        Self { kind, field, value: value.to_string(), fault }
+    }
+
+    /// A value that can never be right.
+    pub fn invalid(field: Field, value: impl fmt::Display, fault: Invalid) -> Self {
+        Self::new(ErrorKind::Invalid, field, value, fault)
+    }
+
+    /// A value that is missing.
+    pub fn missing(field: Field, remedy: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Invalid, field, "", Invalid::new("is missing", remedy))
+    }
+
+    /// The error in words, with the field named as `field` on the wire that it came from.
+    pub fn describe(&self, field: &str) -> String {
+        /// More of a value than this tells nobody anything, and floods logs.
+        const SHOWN: usize = 100;
+        let Invalid { problem, remedy } = &self.fault;
+        if self.value.is_empty() {
+            return format!("{field} {problem}; {remedy}");
+        }
+        let shown: String = self.value.chars().take(SHOWN).collect();
+        let more = if shown.len() < self.value.len() { "…" } else { "" };
+        format!("{field} {shown:?}{more} {problem}; {remedy}")
+    }
+}

@@ -1,0 +1,18 @@
+//! The vocabulary: everything that crosses a wire, parsed into types that cannot be wrong.
+//!
+//! Pure: values in, values out. Only [`convert`] and the generated [`v1`] know protobuf.
+
+pub mod command;
+pub mod convert;
+pub mod legacy;
+pub mod model;
+
+/// The generated messages and services of `proto/tunmesh/v1`.
+#[allow(missing_docs, clippy::all, clippy::pedantic, unreachable_pub)]
+pub mod v1 {
+    tonic::include_proto!("tunmesh.v1");
+    include!(concat!(env!("OUT_DIR"), "/tunmesh.v1.serde.rs"));
+
+    /// The encoded descriptors of every file, for reflection.
+    pub const DESCRIPTORS: &[u8] = tonic::include_file_descriptor_set!("tunmesh");
+}
