@@ -22,8 +22,6 @@ fn main() -> Result<(), Box<dyn Error>> {
         .extern_path(".google.protobuf", "::pbjson_types")
         .compile_fds(descriptors)?;
     // JSON as protobuf defines it, so that every command prints what grpcurl prints.
-    pbjson_build::Builder::new()
-        .register_descriptors(&encoded)?
-        .build(&[".tunmesh"])?;
+    pbjson_build::Builder::new().register_descriptors(&encoded)?.build(&[".tunmesh"])?;
     Ok(())
 }

@@ -1,0 +1,62 @@
+//! What a datagram of the data port carries: byte 0 tells the framings apart.
+
+/// The length in bytes of the header that the `pi` framing puts before a packet.
+pub const PI_LENGTH: usize = 4;
+
+/// Flags of zero and the EtherType of IPv4 (`struct tun_pi`, linux/if_tun.h).
+const PI_V4: [u8; PI_LENGTH] = [0x00, 0x00, 0x08, 0x00];
+/// Flags of zero and the EtherType of IPv6.
+const PI_V6: [u8; PI_LENGTH] = [0x00, 0x00, 0x86, 0xdd];
+
+/// A datagram by its framing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Frame<'a> {
+    /// Begins as a plain IP packet does; only the version has been looked at.
+    Packet {
+        /// Whether a `tun_pi` header was before it, which `packet` is without.
+        pi: bool,
+        /// The packet.
+        packet: &'a [u8],
+    },
+    /// A WireGuard message: a type of 1 to 4 and three zero bytes, the whole datagram.
+    Wireguard(&'a [u8]),
+    /// A frame of tunmesh's own: byte 0 is 0x80 or more, the whole datagram.
+    Own(&'a [u8]),
+}
+
+/// Why a datagram has no framing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Unframed {
+    /// The datagram has no bytes.
+    #[error("empty datagram")]
+    Empty,
+    /// It begins as no framing does, or its `tun_pi` header is not that of the packet behind it.
+    #[error("unknown framing")]
+    Unknown,
+}
+
+/// Tells what a datagram carries, by its first bytes.
+pub fn demux(datagram: &[u8]) -> Result<Frame<'_>, Unframed> {
+    match datagram {
+        [] => Err(Unframed::Empty),
+        [0x00, 0x00, 0x08, 0x00, packet @ ..] if version(packet) == Some(4) => {
+            Ok(Frame::Packet { pi: true, packet })
+        }
+        [0x00, 0x00, 0x86, 0xdd, packet @ ..] if version(packet) == Some(6) => {
+            Ok(Frame::Packet { pi: true, packet })
+        }
+        [0x01..=0x04, 0x00, 0x00, 0x00, ..] => Ok(Frame::Wireguard(datagram)),
+        [0x40..=0x4f | 0x60..=0x6f, ..] => Ok(Frame::Packet { pi: false, packet: datagram }),
+        [0x80..=0xff, ..] => Ok(Frame::Own(datagram)),
+        _ => Err(Unframed::Unknown),
+    }
+}
+
+/// The `tun_pi` header of a packet.
+pub fn packet_information(is_v4: bool) -> [u8; PI_LENGTH] {
+    if is_v4 { PI_V4 } else { PI_V6 }
+}
+
+fn version(packet: &[u8]) -> Option<u8> {
+    packet.first().map(|byte| byte >> 4)
+}
