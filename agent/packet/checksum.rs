@@ -55,3 +55,82 @@ fn address(address: IpAddr, seed: u64) -> u64 {
 pub fn update(checksum: u16, old: u16, new: u16) -> u16 {
     finish(u64::from(!checksum) + u64::from(!old) + u64::from(new))
 }
+
+#[cfg(test)]
+mod tests {
+    use etherparse::{IpSlice, ip_number};
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::agent::packet::sample;
+
+    /// Word by word, carry by carry.
+    fn naive(bytes: &[u8]) -> u16 {
+        bytes.chunks(2).fold(0u16, |sum, word| {
+            let word = u16::from_be_bytes([word[0], word.get(1).copied().unwrap_or(0)]);
+            let (sum, carry) = sum.overflowing_add(word);
+            sum + u16::from(carry)
+        })
+    }
+
+    #[test]
+    fn examples_of_the_rfcs() {
+        let words = [0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7];
+        assert_eq!(fold(sum(&words, 0)), 0xddf2);
+        assert_eq!(finish(sum(&words, 0)), 0x220d);
+        assert_eq!(update(0xdd2f, 0x5555, 0x3285), 0x0000);
+    }
+
+    #[test]
+    fn the_longest_run_of_the_largest_words_loses_no_carry() {
+        assert_eq!(fold(sum(&[0xff; 65535], 0)), naive(&[0xff; 65535]));
+        assert_eq!(fold(u64::MAX), 0xffff);
+        assert_eq!(fold(0), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn sums_as_word_by_word(bytes in vec(any::<u8>(), 0..300)) {
+            prop_assert_eq!(fold(sum(&bytes, 0)), naive(&bytes));
+        }
+
+        #[test]
+        fn a_seed_continues_a_block(bytes in vec(any::<u8>(), 0..300), words in 0..150usize) {
+            let (head, tail) = bytes.split_at((words * 2).min(bytes.len() / 2 * 2));
+            prop_assert_eq!(fold(sum(tail, sum(head, 0))), naive(&bytes));
+        }
+
+        #[test]
+        fn packets_of_another_builder_sum_to_zero(bytes in sample::packet()) {
+            let ip = IpSlice::from_slice(&bytes).unwrap();
+            let payload = ip.payload();
+            let (source, destination) = (ip.source_addr(), ip.destination_addr());
+            let seed = if payload.ip_number == ip_number::ICMP {
+                0
+            } else {
+                pseudo_header(source, destination, payload.ip_number.0, payload.payload.len() as u32)
+            };
+            prop_assert_eq!(finish(sum(payload.payload, seed)), 0);
+            if let Some(v4) = ip.ipv4() {
+                prop_assert_eq!(finish(sum(v4.header().slice(), 0)), 0);
+            }
+        }
+
+        #[test]
+        fn an_update_is_as_good_as_a_new_sum(
+            mut bytes in vec(any::<u8>(), 4..300), at in any::<prop::sample::Index>(), new: u16,
+        ) {
+            let before = finish(sum(&bytes, 0));
+            let at = at.index(bytes.len() - 1);
+            let old = u16::from_be_bytes([bytes[at], bytes[at + 1]]);
+            bytes[at..at + 2].copy_from_slice(&new.to_be_bytes());
+            let after = if at % 2 == 0 {
+                update(before, old, new)
+            } else {
+                update(before, old.swap_bytes(), new.swap_bytes())
+            };
+            prop_assert_eq!(finish(sum(&bytes, after.into())), 0);
+        }
+    }
+}

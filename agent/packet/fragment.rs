@@ -84,3 +84,6 @@ fn later_header(header: &[u8]) -> Vec<u8> {
     later.resize(later.len().next_multiple_of(4), OPTION_END);
     later
 }
+
+#[cfg(test)]
+mod tests;

@@ -60,3 +60,75 @@ pub fn packet_information(is_v4: bool) -> [u8; PI_LENGTH] {
 fn version(packet: &[u8]) -> Option<u8> {
     packet.first().map(|byte| byte >> 4)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::agent::packet::parse::Packet;
+    use crate::agent::packet::sample;
+
+    #[test]
+    fn byte_zero_tells_the_framings_apart() {
+        assert_eq!(demux(&[]), Err(Unframed::Empty));
+        for first in 0..=255 {
+            let datagram = [first, 0, 0, 0, 0x45, 0];
+            let expected = match first {
+                1..=4 => Ok(Frame::Wireguard(&datagram)),
+                0x40..=0x4f | 0x60..=0x6f => Ok(Frame::Packet { pi: false, packet: &datagram }),
+                0x80.. => Ok(Frame::Own(&datagram)),
+                _ => Err(Unframed::Unknown),
+            };
+            assert_eq!(demux(&datagram), expected, "{first:#x}");
+        }
+    }
+
+    #[test]
+    fn packet_information_must_be_that_of_the_packet() {
+        let (v4, v6) = (0x45, 0x60);
+        assert_eq!(demux(&[0, 0, 8, 0, v4]), Ok(Frame::Packet { pi: true, packet: &[v4] }));
+        assert_eq!(demux(&[0, 0, 0x86, 0xdd, v6]), Ok(Frame::Packet { pi: true, packet: &[v6] }));
+        for datagram in [
+            &[0, 0, 8, 0, v6][..],
+            &[0, 0, 0x86, 0xdd, v4],
+            &[0, 0, 8, 0],
+            &[0, 0, 8],
+            &[0, 1, 8, 0, v4],
+            &[0, 0, 8, 6, v4],
+            &[0],
+        ] {
+            assert_eq!(demux(datagram), Err(Unframed::Unknown), "{datagram:x?}");
+        }
+    }
+
+    #[test]
+    fn a_wireguard_message_has_three_zero_bytes() {
+        for datagram in [&[1, 0, 0, 1][..], &[1, 0, 1, 0], &[1, 1, 0, 0], &[4, 0, 0], &[1]] {
+            assert_eq!(demux(datagram), Err(Unframed::Unknown), "{datagram:x?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_framed_packet_is_found_again(bytes in sample::packet()) {
+            prop_assert_eq!(demux(&bytes), Ok(Frame::Packet { pi: false, packet: &bytes }));
+            let is_v4 = Packet::parse(&bytes).unwrap().is_v4();
+            let framed = [&packet_information(is_v4), &bytes[..]].concat();
+            prop_assert_eq!(demux(&framed), Ok(Frame::Packet { pi: true, packet: &bytes }));
+            let mislabelled = [&packet_information(!is_v4), &bytes[..]].concat();
+            prop_assert_eq!(demux(&mislabelled), Err(Unframed::Unknown));
+        }
+
+        #[test]
+        fn nothing_that_arrives_panics(
+            bytes in sample::hostile(), header in prop::sample::select(vec![&[][..], &PI_V4, &PI_V6]),
+        ) {
+            let datagram = [header, &bytes].concat();
+            if let Ok(Frame::Packet { pi, packet }) = demux(&datagram) {
+                prop_assert_eq!(packet, &datagram[if pi { PI_LENGTH } else { 0 }..]);
+                let _ = Packet::parse(packet);
+            }
+        }
+    }
+}

@@ -108,3 +108,6 @@ fn is_one_host(address: IpAddr) -> bool {
         IpAddr::V6(v6) => !(v6.is_unspecified() || v6.is_loopback() || v6.is_multicast()),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -69,3 +69,6 @@ fn syn(packet: &mut [u8]) -> Option<Syn<'_>> {
     let options = rest.get_mut(..options.checked_sub(TCP_HEADER)?)?;
     (header[13] & SYN != 0).then_some(Syn { header, options, is_v4 })
 }
+
+#[cfg(test)]
+mod tests;

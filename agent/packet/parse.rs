@@ -201,3 +201,6 @@ fn cut(bytes: &[u8], header_length: usize, total: usize) -> Result<&[u8], Malfor
     }
     bytes.get(..total).ok_or(Malformed::LengthMismatch)
 }
+
+#[cfg(test)]
+mod tests;
