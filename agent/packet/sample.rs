@@ -138,21 +138,25 @@ pub(super) fn packet() -> impl Strategy<Value = Vec<u8>> {
         .prop_map(|(ip, transport, payload)| build(ip, transport, &payload))
 }
 
-/// What may arrive: anything, and packets with a few bytes changed and an end cut off.
+/// What may arrive: anything, and packets gone bad.
 pub(super) fn hostile() -> impl Strategy<Value = Vec<u8>> {
+    prop_oneof![vec(any::<u8>(), 0..200), spoiled(packet())]
+}
+
+/// The packets with a few bytes changed, and an end cut off of half of them.
+pub(super) fn spoiled(packets: impl Strategy<Value = Vec<u8>>) -> impl Strategy<Value = Vec<u8>> {
     let changes = vec((any::<prop::sample::Index>(), any::<u8>()), 0..4);
-    let mutated = (packet(), changes, any::<prop::sample::Index>(), any::<bool>()).prop_map(
-        |(mut bytes, changes, end, cut)| {
+    (packets, changes, prop::option::of(any::<prop::sample::Index>())).prop_map(
+        |(mut bytes, changes, end)| {
             for (at, value) in changes {
                 // Most of what can go wrong is in the headers.
                 let at = at.index(bytes.len().min(100));
                 bytes[at] = value;
             }
-            if cut {
+            if let Some(end) = end {
                 bytes.truncate(end.index(bytes.len()));
             }
             bytes
         },
-    );
-    prop_oneof![vec(any::<u8>(), 0..200), mutated]
+    )
 }
