@@ -93,6 +93,27 @@ pub enum Field {
     Interval,
 }
 
+impl Field {
+    /// The field of the model, as messages without a wire name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Command => "command",
+            Self::Operation => "operation",
+            Self::Name => "name",
+            Self::Device => "device",
+            Self::Addresses | Self::Address(_) => "address",
+            Self::Netmask => "netmask",
+            Self::Mtu => "mtu",
+            Self::Remote => "remote",
+            Self::Framing => "framing",
+            Self::PeerPublicKey => "public key",
+            Self::AllowedPrefixes | Self::AllowedPrefix(_) => "allowed prefix",
+            Self::Route(_) => "route",
+            Self::Interval => "interval",
+        }
+    }
+}
+
 /// The kind of fault: what a caller can branch on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ErrorKind {

@@ -1,1 +1,240 @@
 //! v1 to the model and back; an error names the field.
+
+use std::str::FromStr;
+
+use ipnet::IpNet;
+
+use super::command::{Command, CommandError, Field, TunnelSpec};
+use super::model::{
+    AllowedPrefix, DeviceName, Framing, Invalid, Mtu, Owner, PublicKey, Remote, Traffic, TunnelName, TunnelState,
+    TunnelStatus, parse_interface_address, parse_network,
+};
+use super::v1;
+
+/// A field's name in the messages of v1.
+pub fn field_name(field: Field) -> String {
+    match field {
+        Field::Command | Field::Operation | Field::Netmask => "request".to_owned(),
+        Field::Name => "tunnel.name".to_owned(),
+        Field::Device => "tunnel.device".to_owned(),
+        Field::Addresses => "tunnel.addresses".to_owned(),
+        Field::Address(position) => format!("tunnel.addresses[{position}]"),
+        Field::Mtu => "tunnel.mtu".to_owned(),
+        Field::Remote => "tunnel.remote".to_owned(),
+        Field::Framing => "tunnel.framing".to_owned(),
+        Field::PeerPublicKey => "tunnel.peer_public_key".to_owned(),
+        Field::AllowedPrefixes => "tunnel.allowed_prefixes".to_owned(),
+        Field::AllowedPrefix(position) => format!("tunnel.allowed_prefixes[{position}].prefix"),
+        Field::Route(position) => format!("tunnel.routes[{position}]"),
+        Field::Interval => "interval".to_owned(),
+    }
+}
+
+/// The command that a request is.
+///
+/// # Errors
+/// The first field that is missing or not valid.
+pub fn add_tunnel(request: v1::AddTunnelRequest) -> Result<Command, CommandError> {
+    let tunnel = request.tunnel.unwrap_or_default();
+    Ok(Command::Add { tunnel: tunnel_spec(&tunnel)?, replace: request.replace })
+}
+
+/// A tunnel's name.
+///
+/// # Errors
+/// Where it is missing or not valid.
+pub fn tunnel_name(name: &str) -> Result<TunnelName, CommandError> {
+    if name.is_empty() {
+        return Err(CommandError::missing(Field::Name, "give the tunnel a name, as udp2"));
+    }
+    parse(Field::Name, name)
+}
+
+fn tunnel_spec(tunnel: &v1::Tunnel) -> Result<TunnelSpec, CommandError> {
+    let name = tunnel_name(&tunnel.name)?;
+    Ok(TunnelSpec {
+        device: device_name(&name, &tunnel.device)?,
+        name,
+        addresses: addresses(&tunnel.addresses)?,
+        mtu: mtu(tunnel.mtu)?,
+        remote: remote(&tunnel.remote)?,
+        framing: framing(tunnel)?,
+        allowed_prefixes: allowed_prefixes(&tunnel.allowed_prefixes)?,
+        routes: routes(&tunnel.routes)?,
+    })
+}
+
+fn parse<T: FromStr<Err = Invalid>>(field: Field, text: &str) -> Result<T, CommandError> {
+    text.parse().map_err(|fault| CommandError::invalid(field, text, fault))
+}
+
+fn device_name(tunnel: &TunnelName, device: &str) -> Result<DeviceName, CommandError> {
+    if !device.is_empty() {
+        return parse(Field::Device, device);
+    }
+    tunnel.as_str().parse().map_err(|Invalid { problem, .. }| {
+        CommandError::invalid(
+            Field::Name,
+            tunnel,
+            Invalid::new(
+                format!("{problem}, and names the device, too"),
+                format!("use at most {} bytes, or give `device`", DeviceName::LONGEST),
+            ),
+        )
+    })
+}
+
+fn addresses(texts: &[String]) -> Result<Vec<IpNet>, CommandError> {
+    let mut addresses = Vec::with_capacity(texts.len());
+    for (position, text) in texts.iter().enumerate() {
+        let address = parse_interface_address(text)
+            .map_err(|fault| CommandError::invalid(Field::Address(position), text, fault))?;
+        addresses.push(address);
+    }
+    addresses.sort_unstable();
+    addresses.dedup();
+    Ok(addresses)
+}
+
+fn mtu(bytes: u32) -> Result<Option<Mtu>, CommandError> {
+    match bytes {
+        0 => Ok(None),
+        _ => Mtu::try_from(bytes).map(Some).map_err(|fault| CommandError::invalid(Field::Mtu, bytes, fault)),
+    }
+}
+
+fn remote(text: &str) -> Result<Remote, CommandError> {
+    if text.is_empty() {
+        return Err(CommandError::missing(Field::Remote, "give the peer's address or host name, as 172.100.1.2"));
+    }
+    parse(Field::Remote, text)
+}
+
+fn framing(tunnel: &v1::Tunnel) -> Result<Framing, CommandError> {
+    let key = match tunnel.peer_public_key.as_str() {
+        "" => None,
+        text => Some(parse::<PublicKey>(Field::PeerPublicKey, text)?),
+    };
+    let key_with_plain = |key: PublicKey| {
+        CommandError::invalid(
+            Field::PeerPublicKey,
+            key,
+            Invalid::new("has no use in a tunnel that is not encrypted", "leave it out, or write framing WIREGUARD"),
+        )
+    };
+    use v1::tunnel::Framing as Wire;
+    match (Wire::try_from(tunnel.framing), key) {
+        (Ok(Wire::Raw | Wire::Pi), Some(key)) => Err(key_with_plain(key)),
+        (Ok(Wire::Raw), None) => Ok(Framing::Raw),
+        (Ok(Wire::Pi), None) => Ok(Framing::Pi),
+        (Ok(Wire::Wireguard | Wire::Unspecified), Some(key)) => Ok(Framing::Wireguard(key)),
+        (Ok(Wire::Wireguard), None) => {
+            Err(CommandError::missing(Field::PeerPublicKey, "give the peer's key, as `wg pubkey` prints it"))
+        }
+        (Ok(Wire::Unspecified), None) => Err(CommandError::missing(
+            Field::Framing,
+            "unencrypted is asked for by name: write RAW, or PI for a server of 2015",
+        )),
+        (Err(_), _) => Err(CommandError::invalid(
+            Field::Framing,
+            tunnel.framing,
+            Invalid::new("is no framing of this version", "write RAW or PI"),
+        )),
+    }
+}
+
+fn allowed_prefixes(wanted: &[v1::AllowedPrefix]) -> Result<Vec<AllowedPrefix>, CommandError> {
+    let mut allowed: Vec<AllowedPrefix> = Vec::with_capacity(wanted.len());
+    for (position, v1::AllowedPrefix { prefix: text, preference }) in wanted.iter().enumerate() {
+        let invalid = |fault| CommandError::invalid(Field::AllowedPrefix(position), text, fault);
+        let prefix = parse_network(text).map_err(invalid)?;
+        if allowed.iter().any(|other| other.prefix == prefix) {
+            return Err(invalid(Invalid::new("stands twice", "give each prefix once")));
+        }
+        allowed.push(AllowedPrefix { prefix, preference: *preference });
+    }
+    allowed.sort_unstable();
+    Ok(allowed)
+}
+
+fn routes(texts: &[String]) -> Result<Vec<IpNet>, CommandError> {
+    let mut routes = Vec::with_capacity(texts.len());
+    for (position, text) in texts.iter().enumerate() {
+        let route =
+            parse_network(text).map_err(|fault| CommandError::invalid(Field::Route(position), text, fault))?;
+        routes.push(route);
+    }
+    routes.sort_unstable();
+    routes.dedup();
+    Ok(routes)
+}
+
+fn texts<T: ToString>(values: &[T]) -> Vec<String> {
+    values.iter().map(T::to_string).collect()
+}
+
+impl From<TunnelStatus> for v1::TunnelStatus {
+    fn from(status: TunnelStatus) -> Self {
+        let (state, reason) = match status.state {
+            TunnelState::Waiting(reason) => {
+                (v1::tunnel_status::State::Waiting, reason.unwrap_or_default())
+            }
+            TunnelState::Passing => (v1::tunnel_status::State::Passing, String::new()),
+            TunnelState::Failed(reason) => (v1::tunnel_status::State::Failed, reason),
+        };
+        let owner = match status.tunnel.owner {
+            Owner::Local => v1::tunnel_status::Owner::Local,
+            Owner::Controller => v1::tunnel_status::Owner::Controller,
+        };
+        let (framing, peer_public_key) = match status.tunnel.framing {
+            Framing::Raw => (v1::tunnel::Framing::Raw, String::new()),
+            Framing::Pi => (v1::tunnel::Framing::Pi, String::new()),
+            Framing::Wireguard(key) => (v1::tunnel::Framing::Wireguard, key.to_string()),
+        };
+        let allowed = status.tunnel.allowed_prefixes.iter().map(|allowed| v1::AllowedPrefix {
+            prefix: allowed.prefix.to_string(),
+            preference: allowed.preference,
+        });
+        Self {
+            tunnel: Some(v1::Tunnel {
+                name: status.name.to_string(),
+                device: status.tunnel.device.to_string(),
+                addresses: texts(&status.addresses),
+                mtu: status.tunnel.mtu.map_or(0, u32::from),
+                remote: status.tunnel.remote.to_string(),
+                framing: framing.into(),
+                peer_public_key,
+                allowed_prefixes: allowed.collect(),
+                routes: texts(&status.tunnel.routes),
+            }),
+            owner: owner.into(),
+            state: state.into(),
+            reason,
+            endpoint: status.endpoint.map(|endpoint| endpoint.to_string()).unwrap_or_default(),
+            device_mtu: status.device_mtu.map_or(0, u32::from),
+            path_mtu: status.path_mtu.map_or(0, u32::from),
+            sent: Some(status.sent.into()),
+            received: Some(status.received.into()),
+            last_received: status.last_received.map(timestamp),
+        }
+    }
+}
+
+impl From<Traffic> for v1::Traffic {
+    fn from(traffic: Traffic) -> Self {
+        Self { packets: traffic.packets, bytes: traffic.bytes, drops: drops(traffic.drops) }
+    }
+}
+
+/// Drops by reason, as v1 has them.
+pub fn drops(drops: impl IntoIterator<Item = (&'static str, u64)>) -> std::collections::HashMap<String, u64> {
+    drops.into_iter().map(|(reason, count)| (reason.to_owned(), count)).collect()
+}
+
+/// A time since the Unix epoch, as v1 has it.
+pub fn timestamp(since_epoch: std::time::Duration) -> pbjson_types::Timestamp {
+    pbjson_types::Timestamp {
+        seconds: i64::try_from(since_epoch.as_secs()).unwrap_or(i64::MAX),
+        nanos: i32::try_from(since_epoch.subsec_nanos()).unwrap_or_default(),
+    }
+}

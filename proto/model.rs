@@ -1,6 +1,6 @@
 //! Names, addresses, devices and tunnels. A value of these types is valid; parsing is the only way in.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
@@ -423,9 +423,38 @@ pub struct Desired {
     pub devices: BTreeMap<DeviceName, Device>,
     /// Tunnels by name.
     pub tunnels: BTreeMap<TunnelName, Tunnel>,
+    /// The tunnels' names, the longest unchanged first: of two that claim the same, the first keeps it.
+    pub seniority: Vec<TunnelName>,
 }
 
 impl Desired {
+    /// Sets a tunnel and its device, as the newest.
+    pub fn set(&mut self, name: &TunnelName, tunnel: Tunnel, device: Device) {
+        self.remove(name);
+        self.devices.insert(tunnel.device.clone(), device);
+        self.tunnels.insert(name.clone(), tunnel);
+        self.seniority.push(name.clone());
+    }
+
+    /// Removes a tunnel, and its device with the last tunnel on it. Returns whether there was one.
+    pub fn remove(&mut self, name: &TunnelName) -> bool {
+        let Some(tunnel) = self.tunnels.remove(name) else { return false };
+        self.seniority.retain(|other| other != name);
+        if self.tunnels_on(&tunnel.device).next().is_none() {
+            self.devices.remove(&tunnel.device);
+        }
+        true
+    }
+
+    /// Whether every tunnel has its device and its seniority, and nothing is left over.
+    pub fn is_consistent(&self) -> bool {
+        let ranked: BTreeSet<_> = self.seniority.iter().collect();
+        let used: BTreeSet<_> = self.tunnels.values().map(|tunnel| &tunnel.device).collect();
+        ranked.len() == self.seniority.len()
+            && ranked.into_iter().eq(self.tunnels.keys())
+            && used.into_iter().eq(self.devices.keys())
+    }
+
     /// The tunnels on `device`, by name.
     pub fn tunnels_on<'a>(
         &'a self,

@@ -1,0 +1,204 @@
+//! The agent's command line.
+
+mod client;
+mod output;
+mod show;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use ipnet::IpNet;
+
+use crate::agent::config::Config;
+use output::Format;
+
+/// Joins this host to others by UDP tunnels over tun devices.
+#[derive(Debug, Parser)]
+#[command(version, args_conflicts_with_subcommands = true, after_help = EXAMPLES)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Option<Sub>,
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  agent                                run, steered over its socket and the legacy port of this host
+  agent --legacy-allow 172.100.0.0/16  let other hosts steer it over the legacy port
+  agent status                         what the running agent does
+  agent check                          what is missing on this host, and how to mend it";
+
+#[derive(Debug, Subcommand)]
+enum Sub {
+    /// Show the running agent as a whole.
+    Status(AskArgs),
+    /// Show the tunnels of the running agent.
+    Tunnels(AskArgs),
+    /// Show what is missing on this host, and how to mend it. Exit code 1 where something is.
+    Check(FormatArgs),
+}
+
+#[derive(Debug, Args)]
+struct RunArgs {
+    /// UDP port of packets, here and at remotes that name none
+    #[arg(long, alias = "dataPort", env = "TUNMESH_DATA_PORT", default_value_t = 5000, value_name = "PORT",
+          value_parser = clap::value_parser!(u16).range(1..))]
+    data_port: u16,
+    /// UDP port of the legacy control protocol
+    #[arg(long, alias = "controlPort", env = "TUNMESH_CONTROL_PORT", default_value_t = 5001,
+          value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    control_port: u16,
+    /// Who beside this host may steer the agent over the legacy port, unauthenticated; may be repeated
+    #[arg(long, env = "TUNMESH_LEGACY_ALLOW", value_name = "CIDR", value_delimiter = ',')]
+    legacy_allow: Vec<IpNet>,
+    /// Close the legacy control port
+    #[arg(long, env = "TUNMESH_NO_LEGACY")]
+    no_legacy: bool,
+    /// Where overlay addresses, allowed prefixes and routes may lie; may be repeated
+    #[arg(long, env = "TUNMESH_ACCEPT_PREFIX", value_name = "CIDR", value_delimiter = ',', default_values = ACCEPT)]
+    accept_prefix: Vec<IpNet>,
+    #[command(flatten)]
+    socket: SocketArgs,
+    /// Loopback address for TunnelService over TCP as well, as 127.0.0.1:5002
+    #[arg(long, env = "TUNMESH_GRPC_LISTEN", value_name = "ADDR")]
+    grpc_listen: Option<SocketAddr>,
+    /// Where the wanted tunnels are kept
+    #[arg(long, env = "TUNMESH_STATE_DIR", value_name = "DIR", default_value = "/var/lib/tunmesh-agent")]
+    state_dir: PathBuf,
+    /// How log lines are written
+    #[arg(long, env = "TUNMESH_LOG_FORMAT", value_name = "FORMAT", default_value = "text")]
+    log_format: LogFormat,
+}
+
+/// Private networks (RFC 1918), shared address space (RFC 6598) and unique local addresses (RFC 4193).
+const ACCEPT: [&str; 5] = ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7"];
+
+#[derive(Debug, Args)]
+struct SocketArgs {
+    /// Unix socket of TunnelService
+    #[arg(long, env = "TUNMESH_SOCKET", value_name = "PATH", default_value = "/run/tunmesh-agent/agent.sock")]
+    socket: PathBuf,
+}
+
+#[derive(Debug, Args)]
+struct FormatArgs {
+    /// How the answer is written
+    #[arg(short, long, value_name = "FORMAT", default_value = "table")]
+    output: Format,
+}
+
+#[derive(Debug, Args)]
+struct AskArgs {
+    #[command(flatten)]
+    socket: SocketArgs,
+    #[command(flatten)]
+    format: FormatArgs,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+/// Writes the two-letter flags of the server of 2015 as long ones: clap's short flags have one letter.
+pub fn modern(args: impl Iterator<Item = String>) -> impl Iterator<Item = String> {
+    const FLAGS: [(&str, &str); 2] = [("-dp", "--data-port"), ("-cp", "--control-port")];
+    args.map(|arg| {
+        let (flag, value) = arg.split_once('=').map_or((arg.as_str(), None), |(flag, value)| (flag, Some(value)));
+        match (FLAGS.iter().find(|(old, _)| *old == flag), value) {
+            (Some((_, new)), Some(value)) => format!("{new}={value}"),
+            (Some((_, new)), None) => (*new).to_owned(),
+            (None, _) => arg,
+        }
+    })
+}
+
+impl Cli {
+    /// Parses the process's own arguments; a fault or `--help` ends the process, with 2 or 0.
+    pub fn from_args() -> Self {
+        // A path that is no text stays one that does not exist.
+        let args = std::env::args_os().map(|arg| arg.to_string_lossy().into_owned());
+        Self::parse_from(modern(args))
+    }
+
+    /// Does what was asked.
+    ///
+    /// # Errors
+    /// Why it failed, in words.
+    pub fn run(self) -> anyhow::Result<ExitCode> {
+        match self.command {
+            None => self.run.run().map(|()| ExitCode::SUCCESS),
+            Some(Sub::Status(ask)) => block_on(show::status(&ask.socket.socket, ask.format.output))?,
+            Some(Sub::Tunnels(ask)) => block_on(show::tunnels(&ask.socket.socket, ask.format.output))?,
+            Some(Sub::Check(format)) => show::check(format.output),
+        }
+    }
+}
+
+fn block_on<F: Future>(future: F) -> anyhow::Result<F::Output> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    Ok(runtime.block_on(future))
+}
+
+impl RunArgs {
+    fn run(self) -> anyhow::Result<()> {
+        log(self.log_format);
+        let config = Config {
+            data_port: self.data_port,
+            control_port: (!self.no_legacy).then_some(self.control_port),
+            legacy_allow: self.legacy_allow.iter().map(IpNet::trunc).collect(),
+            accept_prefixes: self.accept_prefix.iter().map(IpNet::trunc).collect(),
+            socket: self.socket.socket,
+            grpc_listen: self.grpc_listen,
+            state_dir: self.state_dir,
+        };
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        runtime.block_on(crate::agent::daemon::run(config))
+    }
+}
+
+fn log(format: LogFormat) {
+    let filter = tracing_subscriber::EnvFilter::builder()
+        .with_default_directive(tracing::Level::INFO.into())
+        .with_env_var("TUNMESH_LOG")
+        .from_env_lossy();
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => builder.with_target(false).init(),
+        LogFormat::Json => builder.json().init(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(args: &[&str]) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(modern(std::iter::once("agent").chain(args.iter().copied()).map(str::to_owned)))
+    }
+
+    #[test]
+    fn takes_the_flags_of_2015() {
+        for args in [
+            ["-dp", "6000", "-cp", "6001"],
+            ["--dataPort", "6000", "--controlPort", "6001"],
+            ["--data-port", "6000", "--control-port", "6001"],
+        ] {
+            let cli = parse(&args).unwrap();
+            assert_eq!((cli.run.data_port, cli.run.control_port), (6000, 6001), "{args:?}");
+        }
+        let cli = parse(&["-dp=6000"]).unwrap();
+        assert_eq!((cli.run.data_port, cli.run.control_port), (6000, 5001));
+    }
+
+    #[test]
+    fn refuses_ports_that_are_none() {
+        assert!(parse(&["--data-port", "0"]).is_err());
+        assert!(parse(&["--data-port", "65536"]).is_err());
+        assert!(parse(&["--legacy-allow", "nowhere"]).is_err());
+    }
+}

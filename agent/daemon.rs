@@ -1,0 +1,149 @@
+//! An agent's life: takes what it needs, brings up what was kept, serves, and leaves nothing behind.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use anyhow::Context;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::agent::config::Config;
+use crate::agent::datapath::Datapath;
+use crate::agent::datapath::stats::AgentStats;
+use crate::agent::os::netlink::Netlink;
+use crate::agent::os::preflight;
+use crate::agent::os::udp::SocketPair;
+use crate::agent::platform::Platform;
+use crate::agent::runtime::Runtime;
+use crate::agent::service::legacy::Legacy;
+use crate::agent::service::listen::{SocketFile, bind_tcp, serve};
+use crate::agent::service::local::{Facts, Local};
+use crate::agent::state::AgentState;
+use crate::agent::store::{Loaded, Store};
+use crate::agent::target::Policy;
+use crate::proto::model::Desired;
+
+/// How long services may take to end.
+const DRAIN: Duration = Duration::from_secs(2);
+/// How many events of the data path wait at most; each of them says the same.
+const EVENTS: usize = 16;
+
+/// Runs until SIGTERM or SIGINT.
+///
+/// # Errors
+/// What is missing or taken, in words.
+#[allow(clippy::disallowed_methods, reason = "the start of the agent is shown in its status")]
+pub async fn run(config: Config) -> anyhow::Result<()> {
+    preflight::check()?;
+    let stop = CancellationToken::new();
+    stop_on_signals(&stop)?;
+    let store = Store::open(&config.state_dir)?;
+    let data = bind_port(config.data_port, "data", "--data-port")?;
+    let control = match config.control_port {
+        Some(port) => Some(bind_port(port, "legacy control", "--control-port, or close it with --no-legacy")?),
+        None => None,
+    };
+    let tcp = match config.grpc_listen {
+        Some(address) => {
+            Some(bind_tcp(address).await.with_context(|| format!("--grpc-listen {address} cannot be had"))?)
+        }
+        None => None,
+    };
+    let socket = SocketFile::bind(&config.socket)?;
+    for words in config.weakened() {
+        tracing::warn!("{words}");
+    }
+    let facts = Facts {
+        started: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default(),
+        data_ports: data.iter().filter_map(|socket| Some(socket.local_addr().ok()?.to_string())).collect(),
+        weakened: config.weakened(),
+    };
+
+    let (events, device_events) = mpsc::channel(EVENTS);
+    let stats = Arc::new(AgentStats::default());
+    let datapath = Datapath::start(data, Arc::clone(&stats), events).context("the data path cannot start")?;
+    let netlink = Netlink::connect().context("netlink cannot be had")?;
+    let platform = Platform::new(netlink, datapath, stats);
+    let policy = Policy { data_port: config.data_port, accept: config.accept_prefixes.clone() };
+    let state = AgentState::new(policy, load(&store)?, tokio::time::Instant::now().into_std());
+    let (mut runtime, agent) = Runtime::new(state, platform, store, device_events);
+    runtime.restore().await.context("the interfaces of this host cannot be read")?;
+
+    let mut services = JoinSet::new();
+    let local = Local::new(agent.clone(), facts, stop.clone());
+    services.spawn(serve(local, socket, tcp, stop.clone()));
+    if let Some(sockets) = control {
+        let legacy = Legacy::new(agent, config.legacy_allow.clone());
+        let stop = stop.clone();
+        services.spawn(async move { legacy.serve(sockets, stop).await.context("the legacy control port ended") });
+    }
+    tracing::info!(
+        data_port = config.data_port,
+        socket = %config.socket.display(),
+        "agent is ready"
+    );
+    let ended = async {
+        tokio::select! {
+            () = stop.cancelled() => Ok(()),
+            Some(ended) = services.join_next() => ended.map_err(anyhow::Error::from).flatten(),
+        }
+    };
+    let (ended_sender, shutdown) = tokio::sync::oneshot::channel::<()>();
+    let running = runtime.run(async move {
+        // A dropped sender means the same as a sent value: stop.
+        let _ = shutdown.await;
+    });
+    let watching = async {
+        let outcome = ended.await;
+        stop.cancel();
+        drop(ended_sender);
+        outcome
+    };
+    let ((), outcome) = tokio::join!(running, watching);
+    let drained = async { while services.join_next().await.is_some() {} };
+    let _ = tokio::time::timeout(DRAIN, drained).await;
+    tracing::info!("agent has ended, and its devices are gone");
+    outcome
+}
+
+fn load(store: &Store) -> anyhow::Result<Desired> {
+    Ok(match store.load()? {
+        Loaded::Kept(desired) => desired,
+        Loaded::SetAside(path, reason) => {
+            tracing::error!(
+                path = %path.display(),
+                %reason,
+                "the kept state cannot be read and was set aside; the agent starts without tunnels"
+            );
+            Desired::default()
+        }
+    })
+}
+
+fn bind_port(port: u16, what: &str, flag: &str) -> anyhow::Result<SocketPair> {
+    SocketPair::bind(port).map_err(|error| match error.kind() {
+        io::ErrorKind::AddrInUse => anyhow::anyhow!(
+            "the {what} port {port}/udp is taken, by another agent or program (`ss -ulnp` names it): \
+             end that, or choose another with {flag}"
+        ),
+        _ => anyhow::anyhow!("the {what} port {port}/udp cannot be had: {error}; choose another with {flag}"),
+    })
+}
+
+#[allow(clippy::disallowed_methods, reason = "the task ends with the process")]
+fn stop_on_signals(stop: &CancellationToken) -> io::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let stop = stop.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        stop.cancel();
+    });
+    Ok(())
+}

@@ -1,0 +1,168 @@
+//! Counters. Each is written by one data thread and read by the runtime.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::proto::model::Traffic;
+
+/// Why a packet or datagram went no further.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(usize)]
+pub enum DropReason {
+    /// A datagram from an address that is no tunnel's remote.
+    UnknownSender,
+    /// A datagram in another framing than its tunnel's, or in none.
+    Framing,
+    /// No well-formed IP packet.
+    Malformed,
+    /// A packet from or to an address that no tunnel may carry: loopback, unspecified, a group as the source, or
+    /// an address of this host as the source.
+    Martian,
+    /// A packet whose source the tunnel's allowed prefixes do not have.
+    SourceNotAllowed,
+    /// A packet to an address to which no tunnel of the device leads.
+    NoTunnel,
+    /// A packet larger than the path carries, which may not be fragmented.
+    TooBig,
+    /// No way to the peer: no route, or no address family.
+    Unreachable,
+    /// A firewall of this host.
+    Firewall,
+    /// The socket stayed full.
+    SocketFull,
+    /// The device is down, or gone.
+    DeviceDown,
+    /// Another refusal of the kernel.
+    Refused,
+}
+
+impl DropReason {
+    /// All reasons, in the order of their counters.
+    pub const ALL: [Self; 12] = [
+        Self::UnknownSender,
+        Self::Framing,
+        Self::Malformed,
+        Self::Martian,
+        Self::SourceNotAllowed,
+        Self::NoTunnel,
+        Self::TooBig,
+        Self::Unreachable,
+        Self::Firewall,
+        Self::SocketFull,
+        Self::DeviceDown,
+        Self::Refused,
+    ];
+
+    /// The reason as counters and metrics name it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::UnknownSender => "unknown_sender",
+            Self::Framing => "framing",
+            Self::Malformed => "malformed",
+            Self::Martian => "martian",
+            Self::SourceNotAllowed => "source_not_allowed",
+            Self::NoTunnel => "no_tunnel",
+            Self::TooBig => "too_big",
+            Self::Unreachable => "unreachable",
+            Self::Firewall => "firewall",
+            Self::SocketFull => "socket_full",
+            Self::DeviceDown => "device_down",
+            Self::Refused => "refused",
+        }
+    }
+}
+
+/// Drops by reason.
+#[derive(Debug, Default)]
+pub struct Drops([AtomicU64; DropReason::ALL.len()]);
+
+impl Drops {
+    /// Counts one.
+    pub fn count(&self, reason: DropReason) {
+        if let Some(counter) = self.0.get(reason as usize) {
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// The reasons with at least one, by name.
+    pub fn read(&self) -> BTreeMap<&'static str, u64> {
+        let counts = self.0.iter().map(|counter| counter.load(Ordering::Relaxed));
+        DropReason::ALL.iter().zip(counts).filter(|(_, n)| *n > 0).map(|(r, n)| (r.name(), n)).collect()
+    }
+}
+
+/// One direction of a tunnel.
+#[derive(Debug, Default)]
+pub struct Direction {
+    packets: AtomicU64,
+    bytes: AtomicU64,
+    /// Packets not carried.
+    pub drops: Drops,
+}
+
+impl Direction {
+    /// Counts a packet of `bytes` bytes that was carried.
+    pub fn count(&self, bytes: usize) {
+        self.packets.fetch_add(1, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// The counters as they are.
+    pub fn read(&self) -> Traffic {
+        Traffic {
+            packets: self.packets.load(Ordering::Relaxed),
+            bytes: self.bytes.load(Ordering::Relaxed),
+            drops: self.drops.read(),
+        }
+    }
+}
+
+/// A tunnel's counters. They outlive every table, and changes of the tunnel.
+#[derive(Debug, Default)]
+pub struct TunnelStats {
+    /// From this host to the peer.
+    pub sent: Direction,
+    /// From the peer to this host.
+    pub received: Direction,
+    /// Milliseconds since boot; 0 is never.
+    last_received: AtomicU64,
+}
+
+impl TunnelStats {
+    /// Notes that a packet was received `since_boot`.
+    pub fn mark_received(&self, since_boot: Duration) {
+        let millis = u64::try_from(since_boot.as_millis()).unwrap_or(u64::MAX).max(1);
+        self.last_received.store(millis, Ordering::Relaxed);
+    }
+
+    /// When the last packet was received, as time since boot.
+    pub fn last_received(&self) -> Option<Duration> {
+        match self.last_received.load(Ordering::Relaxed) {
+            0 => None,
+            millis => Some(Duration::from_millis(millis)),
+        }
+    }
+}
+
+/// What belongs to no tunnel.
+#[derive(Debug, Default)]
+pub struct AgentStats {
+    datagrams: AtomicU64,
+    /// Datagrams at the data port that belong to no tunnel.
+    pub datagrams_dropped: Drops,
+    /// Packets from devices that belong to no tunnel.
+    pub packets_dropped: Drops,
+}
+
+impl AgentStats {
+    /// Counts a datagram that arrived at the data port.
+    pub fn count_datagram(&self) {
+        self.datagrams.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Datagrams that arrived at the data port.
+    pub fn datagrams(&self) -> u64 {
+        self.datagrams.load(Ordering::Relaxed)
+    }
+}

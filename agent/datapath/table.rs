@@ -1,0 +1,170 @@
+//! Which tunnel a packet takes, and which tunnel a datagram belongs to.
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use prefix_trie::joint::{JointPrefixMap, JointPrefixSet};
+
+use super::stats::{DropReason, TunnelStats};
+use crate::agent::os::tun::TunDevice;
+use crate::agent::packet::parse::Packet;
+use crate::agent::target::{ForwardingDevice, ForwardingTunnel};
+use crate::proto::model::TunnelName;
+
+/// An open device with the number that tells it from an earlier one of its name.
+#[derive(Debug, Clone)]
+pub struct OpenDevice {
+    /// Unique in the agent's life; never 0.
+    pub id: u64,
+    /// The device.
+    pub tun: Arc<TunDevice>,
+}
+
+/// All devices and tunnels that carry packets.
+#[derive(Debug, Default)]
+pub struct Table {
+    devices: Vec<Device>,
+    by_endpoint: HashMap<(IpAddr, u16), Place>,
+    by_address: HashMap<IpAddr, Place>,
+}
+
+/// Where a tunnel is in the table.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    device: usize,
+    tunnel: usize,
+}
+
+/// A device and the tunnels on it.
+#[derive(Debug)]
+pub struct Device {
+    /// The open device.
+    pub open: OpenDevice,
+    addresses: BTreeSet<IpAddr>,
+    tunnels: Vec<Tunnel>,
+    choice: Choice,
+}
+
+/// How a packet of a device finds its tunnel.
+#[derive(Debug)]
+enum Choice {
+    /// The device has one peer, and everything goes to it.
+    Whole(usize),
+    /// The longest prefix that has the destination, the best of those that share it.
+    ByPrefix(JointPrefixMap<IpNet, usize>),
+}
+
+/// A tunnel as packets see it.
+#[derive(Debug)]
+pub struct Tunnel {
+    /// Where its datagrams go.
+    pub endpoint: SocketAddr,
+    /// Whether packets go behind four bytes of packet information.
+    pub packet_information: bool,
+    /// The largest packet that is sent whole, in bytes.
+    pub mtu: u16,
+    /// The largest packet that TCP connections are told of, in bytes.
+    pub tcp_mtu: u16,
+    /// Its counters.
+    pub stats: Arc<TunnelStats>,
+    /// `None`: every source may come from the peer.
+    allowed: Option<JointPrefixSet<IpNet>>,
+}
+
+impl Table {
+    /// Adds a device with its tunnels; `stats` has the counters of each.
+    pub fn add(
+        &mut self,
+        open: OpenDevice,
+        forwarding: &ForwardingDevice,
+        mut stats: impl FnMut(&TunnelName) -> Arc<TunnelStats>,
+    ) {
+        let device = self.devices.len();
+        let mut tunnels = Vec::with_capacity(forwarding.tunnels.len());
+        let mut prefixes: JointPrefixMap<IpNet, (u32, usize)> = JointPrefixMap::new();
+        for (name, wanted) in &forwarding.tunnels {
+            let tunnel = tunnels.len();
+            let place = Place { device, tunnel };
+            let endpoint = wanted.endpoint;
+            self.by_endpoint.insert((endpoint.ip(), endpoint.port()), place);
+            if !wanted.exact_port {
+                self.by_address.insert(endpoint.ip(), place);
+            }
+            for allowed in &wanted.allowed_prefixes {
+                let best = prefixes.get(&allowed.prefix).is_none_or(|(other, _)| allowed.preference < *other);
+                if best {
+                    prefixes.insert(allowed.prefix, (allowed.preference, tunnel));
+                }
+            }
+            tunnels.push(Tunnel::new(wanted, stats(name)));
+        }
+        let whole = tunnels.iter().position(|tunnel| tunnel.allowed.is_none());
+        let choice = match whole {
+            Some(tunnel) => Choice::Whole(tunnel),
+            None => Choice::ByPrefix(prefixes.iter().map(|(prefix, (_, tunnel))| (prefix, *tunnel)).collect()),
+        };
+        self.devices.push(Device { open, addresses: forwarding.addresses.clone(), tunnels, choice });
+    }
+
+    /// All devices.
+    pub fn devices(&self) -> &[Device] {
+        &self.devices
+    }
+
+    /// The tunnel that a datagram from `source` belongs to, and its device.
+    pub fn sender(&self, source: SocketAddr) -> Option<(&Device, &Tunnel)> {
+        let exact = self.by_endpoint.get(&(source.ip(), source.port()));
+        let place = exact.or_else(|| self.by_address.get(&source.ip()))?;
+        let device = self.devices.get(place.device)?;
+        Some((device, device.tunnels.get(place.tunnel)?))
+    }
+}
+
+impl Device {
+    /// The tunnel that a packet to `destination` takes.
+    pub fn tunnel_to(&self, destination: IpAddr) -> Option<&Tunnel> {
+        let tunnel = match &self.choice {
+            Choice::Whole(tunnel) => *tunnel,
+            Choice::ByPrefix(prefixes) => *prefixes.get_lpm(&IpNet::from(destination))?.1,
+        };
+        self.tunnels.get(tunnel)
+    }
+
+    /// Judges a packet that came from the peer of `tunnel`.
+    pub fn admit(&self, tunnel: &Tunnel, packet: &Packet<'_>) -> Result<(), DropReason> {
+        let (source, destination) = (packet.source(), packet.destination());
+        let no_source = source.is_multicast() || is_never_carried(source) || self.addresses.contains(&source);
+        if no_source || is_never_carried(destination) {
+            return Err(DropReason::Martian);
+        }
+        match &tunnel.allowed {
+            Some(allowed) if allowed.get_lpm(&IpNet::from(source)).is_none() => {
+                Err(DropReason::SourceNotAllowed)
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+}
+
+impl Tunnel {
+    fn new(wanted: &ForwardingTunnel, stats: Arc<TunnelStats>) -> Self {
+        let prefixes = &wanted.allowed_prefixes;
+        let allowed = prefixes.iter().map(|allowed| allowed.prefix).collect();
+        Self {
+            endpoint: wanted.endpoint,
+            packet_information: wanted.packet_information,
+            mtu: wanted.mtu.get(),
+            tcp_mtu: wanted.tcp_mtu.get(),
+            stats,
+            allowed: (!prefixes.is_empty()).then_some(allowed),
+        }
+    }
+}
+
+/// Addresses that never leave a host (RFC 1122 section 3.2.1.3, RFC 4291 section 2.5).
+fn is_never_carried(address: IpAddr) -> bool {
+    let broadcast = matches!(address, IpAddr::V4(v4) if v4.is_broadcast());
+    address.is_loopback() || address.is_unspecified() || broadcast
+}

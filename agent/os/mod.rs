@@ -1,0 +1,8 @@
+//! The operating system: devices, netlink, sockets, readiness. The only place with unsafe code.
+
+pub mod clock;
+pub mod epoll;
+pub mod netlink;
+pub mod preflight;
+pub mod tun;
+pub mod udp;

@@ -1,0 +1,167 @@
+//! UDP sockets on the underlay.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::os::fd::AsRawFd;
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::epoll::wait_writable;
+
+/// How much the kernel keeps for a data socket in each direction, in bytes.
+const BUFFER: usize = 4 << 20;
+/// How long a full socket may hold up the packets behind it.
+const PATIENCE: Duration = Duration::from_millis(20);
+
+/// The address families that the data port or the control port is open on.
+#[derive(Debug)]
+pub struct SocketPair {
+    /// IPv4.
+    pub v4: Option<UdpSocket>,
+    /// IPv6 alone.
+    pub v6: Option<UdpSocket>,
+}
+
+impl SocketPair {
+    /// Opens `port` on all addresses of every family that the host has, without SO_REUSEPORT: a second agent fails.
+    ///
+    /// # Errors
+    /// `AddrInUse`, or what the kernel says where no family can be had.
+    pub fn bind(port: u16) -> io::Result<Self> {
+        let v4 = bind(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port);
+        let v6 = bind(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port);
+        match (v4, v6) {
+            (Ok(v4), Ok(v6)) => Ok(Self { v4: Some(v4), v6: Some(v6) }),
+            (Ok(v4), Err(error)) if is_absent(&error) => Ok(Self { v4: Some(v4), v6: None }),
+            (Err(error), Ok(v6)) if is_absent(&error) => Ok(Self { v4: None, v6: Some(v6) }),
+            (Err(error), _) | (Ok(_), Err(error)) => Err(error),
+        }
+    }
+
+    /// The sockets that there are.
+    pub fn iter(&self) -> impl Iterator<Item = &UdpSocket> {
+        self.v4.iter().chain(&self.v6)
+    }
+
+    /// Sends one datagram through the socket of the destination's family.
+    ///
+    /// # Errors
+    /// `Unsupported` where the host lacks the family; `WouldBlock` where the socket stays full; otherwise what
+    /// the kernel says.
+    pub fn send(&self, datagram: &[u8], destination: SocketAddr) -> io::Result<()> {
+        let socket = if destination.is_ipv4() { &self.v4 } else { &self.v6 };
+        let socket = socket.as_ref().ok_or(io::ErrorKind::Unsupported)?;
+        match socket.send_to(datagram, destination) {
+            Ok(_) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                wait_writable(socket, PATIENCE)?;
+                socket.send_to(datagram, destination).map(drop)
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Whether the host lacks an address family.
+fn is_absent(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
+}
+
+fn bind(address: IpAddr, port: u16) -> io::Result<UdpSocket> {
+    let socket = Socket::new(Domain::for_address(SocketAddr::new(address, port)), Type::DGRAM, Some(Protocol::UDP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.set_nonblocking(true)?;
+    // The kernel gives what `net.core.[rw]mem_max` allows.
+    socket.set_recv_buffer_size(BUFFER)?;
+    socket.set_send_buffer_size(BUFFER)?;
+    socket.bind(&SocketAddr::new(address, port).into())?;
+    Ok(socket.into())
+}
+
+/// Makes a socket tell with each datagram at which interface it arrived.
+///
+/// # Errors
+/// What the kernel says.
+pub fn tell_interface(socket: &UdpSocket) -> io::Result<()> {
+    let fd = socket2::SockRef::from(socket);
+    if socket.local_addr()?.is_ipv4() {
+        set_option(&fd, libc::IPPROTO_IP, libc::IP_PKTINFO)
+    } else {
+        set_option(&fd, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO)
+    }
+}
+
+#[allow(unsafe_code, reason = "no crate in use sets IP_PKTINFO")]
+fn set_option(socket: &socket2::SockRef<'_>, level: libc::c_int, option: libc::c_int) -> io::Result<()> {
+    let on: libc::c_int = 1;
+    let length = size_of_val(&on) as libc::socklen_t;
+    // SAFETY: the descriptor is open, and the kernel reads `length` bytes at `on`, which is that long.
+    let status =
+        unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const on).cast(), length) };
+    if status < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// A datagram with the place where it arrived.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Arrival {
+    /// Its length in bytes.
+    pub length: usize,
+    /// Who sent it, as far as the datagram says.
+    pub source: SocketAddr,
+    /// The index of the interface at which it arrived, whatever its source claims.
+    pub interface: u32,
+}
+
+/// Receives one datagram from a socket that [`tell_interface`] was called for; a longer one is cut to the buffer.
+///
+/// # Errors
+/// `WouldBlock` where none waits; `InvalidData` where the kernel does not tell the interface.
+#[allow(unsafe_code, reason = "control messages are read with libc's macros")]
+pub fn receive_with_interface(socket: &impl AsRawFd, buffer: &mut [u8]) -> io::Result<Arrival> {
+    /// Room for one `in6_pktinfo`, the larger one, aligned as `cmsghdr` needs it.
+    const CONTROL: usize = 16;
+    let mut control = [0_u64; CONTROL];
+    let mut segment = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    let mut interface = None;
+    // SAFETY: `try_init` hands a zeroed address and its length; the message points at it, at `segment` and at
+    // `control`, which all outlive the call, with their true lengths. `CMSG_*` walk only what the kernel wrote, and
+    // the payload is read unaligned after its level and type said what it is.
+    let ((length, _), source) = unsafe {
+        socket2::SockAddr::try_init(|address, address_length| {
+            let mut message: libc::msghdr = std::mem::zeroed();
+            message.msg_name = address.cast();
+            message.msg_namelen = *address_length;
+            message.msg_iov = &raw mut segment;
+            message.msg_iovlen = 1;
+            message.msg_control = control.as_mut_ptr().cast();
+            message.msg_controllen = size_of_val(&control);
+            let length = libc::recvmsg(socket.as_raw_fd(), &raw mut message, 0);
+            if length < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            *address_length = message.msg_namelen;
+            let mut header = libc::CMSG_FIRSTHDR(&raw const message);
+            while !header.is_null() {
+                let data = libc::CMSG_DATA(header);
+                match ((*header).cmsg_level, (*header).cmsg_type) {
+                    (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
+                        let info: libc::in_pktinfo = data.cast::<libc::in_pktinfo>().read_unaligned();
+                        interface = u32::try_from(info.ipi_ifindex).ok();
+                    }
+                    (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
+                        let info: libc::in6_pktinfo = data.cast::<libc::in6_pktinfo>().read_unaligned();
+                        interface = Some(info.ipi6_ifindex);
+                    }
+                    _ => {}
+                }
+                header = libc::CMSG_NXTHDR(&raw const message, header);
+            }
+            Ok((length.unsigned_abs(), ()))
+        })?
+    };
+    let source = source.as_socket().ok_or(io::ErrorKind::InvalidData)?;
+    Ok(Arrival { length, source, interface: interface.ok_or(io::ErrorKind::InvalidData)? })
+}

@@ -1,0 +1,207 @@
+//! Performs operations on this host: the kernel's interfaces and routes, and the data path.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::agent::datapath::stats::TunnelStats;
+use crate::agent::datapath::table::{OpenDevice, Table};
+use crate::agent::datapath::{Datapath, stats::AgentStats};
+use crate::agent::os::netlink::{Interface, Netlink};
+use crate::agent::os::tun::TunDevice;
+use crate::agent::reconcile::{Actual, ActualRoute, Link, Op, Route};
+use crate::agent::state::OpResult;
+use crate::agent::target::Forwarding;
+use crate::proto::model::{DeviceName, TunnelName};
+
+/// A device that this agent made.
+struct OwnDevice {
+    index: u32,
+    open: OpenDevice,
+}
+
+/// This host as the agent changes it.
+pub struct Platform {
+    netlink: Netlink,
+    datapath: Datapath,
+    agent_stats: Arc<AgentStats>,
+    devices: BTreeMap<DeviceName, OwnDevice>,
+    stats: BTreeMap<TunnelName, Arc<TunnelStats>>,
+    next_id: u64,
+}
+
+impl Platform {
+    /// A host on which this agent has made nothing yet.
+    pub fn new(netlink: Netlink, datapath: Datapath, agent_stats: Arc<AgentStats>) -> Self {
+        Self {
+            netlink,
+            datapath,
+            agent_stats,
+            devices: BTreeMap::new(),
+            stats: BTreeMap::new(),
+            next_id: 1,
+        }
+    }
+
+    /// What belongs to no tunnel.
+    pub fn agent_stats(&self) -> &AgentStats {
+        &self.agent_stats
+    }
+
+    /// A tunnel's counters.
+    pub fn stats(&self, tunnel: &TunnelName) -> Option<&TunnelStats> {
+        self.stats.get(tunnel).map(Arc::as_ref)
+    }
+
+    /// Forgets the counters of tunnels that are not wanted any more.
+    pub fn retain_stats(&mut self, mut wanted: impl FnMut(&TunnelName) -> bool) {
+        self.stats.retain(|tunnel, _| wanted(tunnel));
+    }
+
+    /// Performs an operation. [`Op::Resolve`] is not among those that a host is asked for.
+    pub async fn perform(&mut self, op: &Op) -> OpResult {
+        let done = match op {
+            Op::Observe => return self.observe().await.map_or_else(failed, OpResult::Observed),
+            Op::MeasurePaths(addresses) => return self.measure(addresses).await,
+            Op::Resolve(_) => Ok(()),
+            Op::Publish(forwarding) => {
+                self.publish(forwarding);
+                Ok(())
+            }
+            Op::CreateDevice(name) => self.create(name).await,
+            Op::DeleteDevice(name) => self.delete(name).await,
+            Op::SetMtu(name, mtu) => match self.index(name) {
+                Ok(index) => self.netlink.set_mtu(index, *mtu).await,
+                Err(error) => Err(error),
+            },
+            Op::AddAddress(name, address) => match self.index(name) {
+                Ok(index) => self.netlink.add_address(index, *address).await,
+                Err(error) => Err(error),
+            },
+            Op::RemoveAddress(name, address) => match self.index(name) {
+                Ok(index) => self.netlink.remove_address(index, *address).await,
+                Err(error) => Err(error),
+            },
+            Op::SetUp(name) => match self.index(name) {
+                Ok(index) => self.netlink.set_up(index).await,
+                Err(error) => Err(error),
+            },
+            Op::AddRoute(route) => self.add_route(route).await,
+            Op::ChangeRoute(route) => match self.index(&route.device) {
+                Ok(index) => self.netlink.change_route(index, route).await,
+                Err(error) => Err(error),
+            },
+            Op::RemoveRoute(route) => self.remove_route(route).await,
+        };
+        match done {
+            Ok(()) => OpResult::Done,
+            Err(error) => OpResult::Failed(in_words(op, &error)),
+        }
+    }
+
+    /// What the kernel holds. A device that someone else removed is let go.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub async fn observe(&mut self) -> io::Result<Actual> {
+        let interfaces = self.netlink.interfaces().await?;
+        let routes = self.netlink.own_routes(&interfaces).await?;
+        self.devices.retain(|name, device| {
+            interfaces.get(name.as_str()).is_some_and(|interface| interface.index == device.index)
+        });
+        let own = |name: &str| self.devices.iter().any(|(own, _)| own.as_str() == name);
+        let links = interfaces.into_iter().map(|(name, Interface { up, mtu, addresses, .. })| {
+            let ours = own(&name);
+            (name, Link { ours, up, mtu, addresses })
+        });
+        Ok(Actual { links: links.collect(), routes })
+    }
+
+    async fn measure(&self, addresses: &[IpAddr]) -> OpResult {
+        let interfaces = match self.netlink.interfaces().await {
+            Ok(interfaces) => interfaces,
+            Err(error) => return failed(error),
+        };
+        let mut measured = BTreeMap::new();
+        for address in addresses {
+            let mtu = self.netlink.path_mtu(*address, &interfaces).await;
+            measured.insert(*address, mtu.map_err(|error| error.to_string()));
+        }
+        OpResult::Measured(measured)
+    }
+
+    fn publish(&mut self, forwarding: &Forwarding) {
+        let mut table = Table::default();
+        for (name, device) in forwarding {
+            if let Some(own) = self.devices.get(name) {
+                let stats = &mut self.stats;
+                table.add(own.open.clone(), device, |tunnel| {
+                    Arc::clone(stats.entry(tunnel.clone()).or_default())
+                });
+            }
+        }
+        self.datapath.publish(table);
+    }
+
+    async fn create(&mut self, name: &DeviceName) -> io::Result<()> {
+        let tun = TunDevice::create(name)?;
+        let index = self.netlink.index_of(name).await?;
+        self.netlink.prepare(name, index).await?;
+        let open = OpenDevice { id: self.next_id, tun: Arc::new(tun) };
+        self.next_id += 1;
+        self.devices.insert(name.clone(), OwnDevice { index, open });
+        Ok(())
+    }
+
+    async fn delete(&mut self, name: &DeviceName) -> io::Result<()> {
+        let index = self.index(name)?;
+        // Data threads may hold the device for one more round; its name must be free now.
+        self.netlink.delete(index).await?;
+        self.devices.remove(name);
+        Ok(())
+    }
+
+    async fn add_route(&self, route: &Route) -> io::Result<()> {
+        self.netlink.add_route(self.index(&route.device)?, route).await
+    }
+
+    async fn remove_route(&self, route: &ActualRoute) -> io::Result<()> {
+        let name = route.device.parse().map_err(io::Error::other)?;
+        self.netlink.remove_route(self.index(&name)?, route).await
+    }
+
+    fn index(&self, name: &DeviceName) -> io::Result<u32> {
+        self.devices.get(name).map(|device| device.index).ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+}
+
+fn failed(error: io::Error) -> OpResult {
+    OpResult::Failed(error.to_string())
+}
+
+/// What failed, why, and what to do where that can be told.
+fn in_words(op: &Op, error: &io::Error) -> String {
+    match (op, error.raw_os_error()) {
+        (Op::CreateDevice(name), Some(libc::EBUSY)) => {
+            format!("device {name} is held by another process: end it, or choose another device name")
+        }
+        (Op::CreateDevice(name), _) => format!("device {name} cannot be made: {error}"),
+        (Op::SetMtu(name, mtu), _) => format!("device {name} does not take mtu {mtu}: {error}"),
+        (Op::AddAddress(name, address), _) => format!("device {name} does not take {address}: {error}"),
+        (Op::RemoveAddress(name, address), _) => format!("device {name} does not lose {address}: {error}"),
+        (Op::SetUp(name), _) => format!("device {name} does not come up: {error}"),
+        (Op::DeleteDevice(name), _) => format!("device {name} cannot be removed: {error}"),
+        (Op::AddRoute(route), Some(libc::EEXIST)) => format!(
+            "this host has another route to {}: remove it (`ip route show {}`) or the tunnel's",
+            route.prefix, route.prefix
+        ),
+        (Op::AddRoute(route) | Op::ChangeRoute(route), _) => {
+            format!("the kernel does not take the route to {}: {error}", route.prefix)
+        }
+        (
+            Op::Observe | Op::MeasurePaths(_) | Op::Resolve(_) | Op::Publish(_) | Op::RemoveRoute(_),
+            _,
+        ) => error.to_string(),
+    }
+}

@@ -1,0 +1,167 @@
+//! The control port of 2015: one JSON datagram asks, one answers.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+use tokio::io::Interest;
+use tokio_util::sync::CancellationToken;
+
+use crate::agent::os::udp::{Arrival, SocketPair, receive_with_interface, tell_interface};
+use crate::agent::runtime::AgentHandle;
+use crate::proto::command::Outcome;
+use crate::proto::legacy::{self, Answer};
+use crate::proto::model::Owner;
+
+/// The longest datagram.
+const BUFFER: usize = 1 << 16;
+/// The loopback interface has this number in every network namespace (`LOOPBACK_IFINDEX` of the kernel).
+const LOOPBACK: u32 = 1;
+/// How often one log line about ignored datagrams is written.
+const LOG_EVERY: Duration = Duration::from_secs(10);
+
+/// The control port, and whom it heeds.
+pub struct Legacy {
+    agent: AgentHandle,
+    allow: Vec<IpNet>,
+}
+
+impl Legacy {
+    /// A control port for `agent` that heeds this host and senders in `allow`.
+    pub fn new(agent: AgentHandle, allow: Vec<IpNet>) -> Self {
+        Self { agent, allow }
+    }
+
+    /// Answers on every socket until `stop`.
+    ///
+    /// # Errors
+    /// Where a socket cannot be prepared.
+    pub async fn serve(self, sockets: SocketPair, stop: CancellationToken) -> io::Result<()> {
+        let SocketPair { v4, v6 } = sockets;
+        let serve = async |socket: Option<UdpSocket>| match socket {
+            Some(socket) => self.serve_on(socket).await,
+            None => std::future::pending().await,
+        };
+        tokio::select! {
+            () = stop.cancelled() => Ok(()),
+            ended = serve(v4) => ended,
+            ended = serve(v6) => ended,
+        }
+    }
+
+    async fn serve_on(&self, socket: UdpSocket) -> io::Result<()> {
+        tell_interface(&socket)?;
+        let socket = tokio::net::UdpSocket::from_std(socket)?;
+        let mut buffer = vec![0; BUFFER];
+        let mut ignored = Ignored::default();
+        loop {
+            socket.readable().await?;
+            let received =
+                socket.try_io(Interest::READABLE, || receive_with_interface(&socket, &mut buffer));
+            // Nothing there, or an error of an earlier reply, which is taken with the reading.
+            let Ok(arrival) = received else { continue };
+            let datagram = buffer.get(..arrival.length).unwrap_or_default();
+            if !self.heeds(&arrival) {
+                ignored.note(arrival.source);
+                continue;
+            }
+            // Off loopback the source may be forged: a longer reply would make this host an amplifier.
+            let longest = (arrival.interface != LOOPBACK).then_some(datagram.len());
+            if let Some(reply) = self.answer(datagram, arrival.source, longest).await
+                && let Err(error) = socket.try_send_to(&reply, arrival.source)
+            {
+                tracing::debug!(source = %arrival.source, %error, "a reply of the control port was not sent");
+            }
+        }
+    }
+
+    /// Whether a datagram came from this host or from a named network. Its source says nothing of this host.
+    fn heeds(&self, arrival: &Arrival) -> bool {
+        let source = arrival.source.ip();
+        arrival.interface == LOOPBACK
+            || (!source.is_loopback() && self.allow.iter().any(|prefix| prefix.contains(&source)))
+    }
+
+    async fn answer(&self, datagram: &[u8], source: SocketAddr, longest: Option<usize>) -> Option<Vec<u8>> {
+        let request = match legacy::parse(datagram) {
+            Ok(request) => request,
+            Err(malformed) => {
+                tracing::warn!(%source, %malformed, "a control datagram was refused");
+                return legacy::malformed_reply(&malformed, longest);
+            }
+        };
+        let mut answers = Vec::with_capacity(request.entries.len());
+        let mut refused = 0_usize;
+        for entry in request.entries {
+            let outcome = match entry.command {
+                Ok(command) => self.agent.execute(command, Owner::Local).await,
+                Err(error) => Err(error),
+            };
+            let answer = match outcome {
+                Ok(outcome) => answer_of(outcome),
+                Err(error) => Answer::Error(error.describe(legacy::field_name(error.field))),
+            };
+            if let Answer::Error(words) = &answer {
+                refused += 1;
+                if refused == 1 {
+                    tracing::warn!(%source, tunnel = %entry.key, %words, "a control command was refused");
+                }
+            }
+            answers.push((entry.key, answer));
+        }
+        legacy::reply(&answers, longest)
+    }
+}
+
+fn answer_of(outcome: Outcome) -> Answer {
+    match outcome {
+        Outcome::Deleted => Answer::Ok(Vec::new()),
+        Outcome::Added { status, mut notes } => {
+            use crate::proto::model::TunnelState;
+            match status.state {
+                TunnelState::Failed(reason) => {
+                    Answer::Error(format!("is kept and tried again, but cannot carry packets: {reason}"))
+                }
+                TunnelState::Waiting(Some(reason)) => {
+                    notes.insert(0, reason);
+                    Answer::Ok(notes)
+                }
+                TunnelState::Waiting(None) | TunnelState::Passing => Answer::Ok(notes),
+            }
+        }
+    }
+}
+
+/// Datagrams that were ignored, for a log line now and then.
+#[derive(Default)]
+struct Ignored {
+    count: u64,
+    logged: Option<Instant>,
+    by_source: BTreeMap<IpAddr, u64>,
+}
+
+/// More sources than this are not kept apart.
+const SOURCES: usize = 8;
+
+impl Ignored {
+    #[allow(clippy::disallowed_methods, reason = "only to limit the log")]
+    fn note(&mut self, source: SocketAddr) {
+        self.count += 1;
+        if self.by_source.len() < SOURCES || self.by_source.contains_key(&source.ip()) {
+            *self.by_source.entry(source.ip()).or_default() += 1;
+        }
+        let now = Instant::now();
+        if self.logged.is_some_and(|logged| now.duration_since(logged) < LOG_EVERY) {
+            return;
+        }
+        let sources: Vec<String> = self.by_source.keys().map(ToString::to_string).collect();
+        tracing::warn!(
+            count = self.count,
+            sources = sources.join(", "),
+            "control datagrams from other hosts were ignored: start the agent with --legacy-allow CIDR to heed them"
+        );
+        *self = Self { logged: Some(now), ..Self::default() };
+    }
+}

@@ -1,0 +1,152 @@
+//! Where TunnelService is heard: always a Unix socket, and a loopback TCP address when asked for.
+
+use std::fs::DirBuilder;
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::Mode;
+use rustix::process::umask;
+use tokio::net::{TcpListener, UnixListener};
+use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+use tonic::transport::server::Router;
+
+use super::local::Local;
+use crate::proto::v1;
+use crate::proto::v1::tunnel_service_server::TunnelServiceServer;
+
+/// The group whose members may steer the agent.
+const GROUP: &str = "tunmesh";
+
+/// A socket of ours in the file system, removed with this value.
+#[derive(Debug)]
+pub struct SocketFile {
+    path: PathBuf,
+    listener: Option<UnixListener>,
+}
+
+/// Why the Unix socket cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum SocketError {
+    /// Another agent answers on it.
+    #[error("the socket {0} is in use by another agent: give this one its own --socket")]
+    Taken(PathBuf),
+    /// The file system refuses.
+    #[error("the socket {0} cannot be made: {1}; give another path with --socket")]
+    Io(PathBuf, io::Error),
+}
+
+impl SocketFile {
+    /// Binds `path`: root's, and the group's where the host has it, 0660 in a directory of 0750.
+    ///
+    /// # Errors
+    /// Where another agent has it, or the file system refuses.
+    pub fn bind(path: &Path) -> Result<Self, SocketError> {
+        let io = |error| SocketError::Io(path.to_owned(), error);
+        let group = group_id(GROUP);
+        if let Some(directory) = path.parent().filter(|directory| !directory.exists()) {
+            DirBuilder::new().recursive(true).mode(0o750).create(directory).map_err(io)?;
+            chown(directory, None, group).map_err(io)?;
+        }
+        if path.exists() {
+            if UnixStream::connect(path).is_ok() {
+                return Err(SocketError::Taken(path.to_owned()));
+            }
+            // Whoever made it was killed.
+            std::fs::remove_file(path).map_err(io)?;
+        }
+        // Born closed to others: a permission that is set afterwards leaves a moment.
+        let before = umask(Mode::from_raw_mode(0o117));
+        let bound = UnixListener::bind(path);
+        umask(before);
+        let listener = bound.map_err(io)?;
+        chown(path, None, group).map_err(io)?;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660)).map_err(io)?;
+        Ok(Self { path: path.to_owned(), listener: Some(listener) })
+    }
+
+    /// The listener, once.
+    pub fn take(&mut self) -> Option<UnixListenerStream> {
+        self.listener.take().map(UnixListenerStream::new)
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// The number of a group in `/etc/group`, `group(5)`.
+fn group_id(name: &str) -> Option<u32> {
+    let groups = std::fs::read_to_string("/etc/group").ok()?;
+    groups.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        (fields.next()? == name).then(|| fields.nth(1)?.parse().ok())?
+    })
+}
+
+/// Everything that is served on both.
+async fn router(service: Local) -> Result<Router, tonic_reflection::server::Error> {
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(v1::DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            // grpcurl shows the details of an error only if it can look up their types.
+            .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
+            .with_service_name("tunmesh.v1.TunnelService")
+            .with_service_name("grpc.health.v1.Health")
+    };
+    let (reporter, health) = tonic_health::server::health_reporter();
+    reporter.set_serving::<TunnelServiceServer<Local>>().await;
+    Ok(Server::builder()
+        .add_service(TunnelServiceServer::new(service))
+        .add_service(health)
+        .add_service(reflection().build_v1()?)
+        .add_service(reflection().build_v1alpha()?))
+}
+
+/// Serves on the socket, and on `tcp` where it is given, until `stop`.
+///
+/// # Errors
+/// Where a listener fails.
+pub async fn serve(
+    service: Local,
+    mut socket: SocketFile,
+    tcp: Option<TcpListener>,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let unix = match socket.take() {
+        Some(listener) => {
+            router(service.clone()).await?.serve_with_incoming_shutdown(listener, stop.clone().cancelled_owned())
+        }
+        None => return Ok(()),
+    };
+    match tcp {
+        Some(listener) => {
+            let listener = TcpListenerStream::new(listener);
+            let tcp = router(service).await?.serve_with_incoming_shutdown(listener, stop.cancelled_owned());
+            tokio::try_join!(unix, tcp)?;
+        }
+        None => unix.await?,
+    }
+    Ok(())
+}
+
+/// Binds the TCP address for TunnelService.
+///
+/// # Errors
+/// `InvalidInput` for an address that is not a loopback one; otherwise what the kernel says.
+pub async fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
+    if !address.ip().is_loopback() {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "without certificates only a loopback address may be listened on, as 127.0.0.1:5002",
+        ));
+    }
+    TcpListener::bind(address).await
+}

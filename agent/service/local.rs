@@ -1,0 +1,216 @@
+//! TunnelService: convert, ask the agent, convert back.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::task::TaskTracker;
+use tokio_util::sync::CancellationToken;
+use tonic::{Code, Request, Response, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+
+use crate::agent::runtime::AgentHandle;
+use crate::proto::command::{Command, CommandError, ErrorKind, Field, Outcome};
+use crate::proto::convert;
+use crate::proto::model::{Invalid, Owner};
+use crate::proto::v1;
+use crate::proto::v1::tunnel_service_server::TunnelService;
+
+/// How often a watch looks where it does not say.
+const INTERVAL: Duration = Duration::from_secs(1);
+const INTERVAL_LEAST: Duration = Duration::from_millis(100);
+const INTERVAL_MOST: Duration = Duration::from_secs(3600);
+
+/// What does not change while the agent runs.
+#[derive(Debug, Clone)]
+pub struct Facts {
+    /// When the agent started, as time since the Unix epoch.
+    pub started: Duration,
+    /// Where datagrams are received.
+    pub data_ports: Vec<String>,
+    /// Weaker settings that were asked for by name.
+    pub weakened: Vec<String>,
+}
+
+/// The service of one agent.
+#[derive(Debug, Clone)]
+pub struct Local {
+    agent: AgentHandle,
+    facts: Arc<Facts>,
+    watches: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl Local {
+    /// A service for `agent`; its watches end with `stop`.
+    pub fn new(agent: AgentHandle, facts: Facts, stop: CancellationToken) -> Self {
+        Self { agent, facts: Arc::new(facts), watches: TaskTracker::new(), stop }
+    }
+
+    async fn tunnels(&self) -> Result<Vec<v1::TunnelStatus>, Status> {
+        let tunnels = self.agent.tunnels().await.map_err(|error| status(&error))?;
+        Ok(tunnels.into_iter().map(Into::into).collect())
+    }
+}
+
+/// A refused command as gRPC says it: the field, the value and the remedy, also as google.rpc.BadRequest.
+fn status(error: &CommandError) -> Status {
+    let code = match error.kind {
+        ErrorKind::Invalid => Code::InvalidArgument,
+        ErrorKind::NotFound => Code::NotFound,
+        ErrorKind::AlreadyExists => Code::AlreadyExists,
+        ErrorKind::Clash => Code::FailedPrecondition,
+        ErrorKind::NotAccepted => Code::PermissionDenied,
+        ErrorKind::Unsupported => Code::Unimplemented,
+        ErrorKind::Storage => Code::Internal,
+        ErrorKind::Unavailable => Code::Unavailable,
+    };
+    let field = convert::field_name(error.field);
+    let message = error.describe(&field);
+    let details = ErrorDetails::with_bad_request_violation(field, error.describe("the value"));
+    Status::with_error_details(code, message, details)
+}
+
+#[tonic::async_trait]
+impl TunnelService for Local {
+    async fn add_tunnel(
+        &self,
+        request: Request<v1::AddTunnelRequest>,
+    ) -> Result<Response<v1::AddTunnelResponse>, Status> {
+        let command = convert::add_tunnel(request.into_inner()).map_err(|error| status(&error))?;
+        match self.agent.execute(command, Owner::Local).await.map_err(|error| status(&error))? {
+            Outcome::Added { status, notes } => {
+                Ok(Response::new(v1::AddTunnelResponse { status: Some((*status).into()), notes }))
+            }
+            Outcome::Deleted => Err(Status::aborted("the tunnel was deleted at the same time")),
+        }
+    }
+
+    async fn delete_tunnel(
+        &self,
+        request: Request<v1::DeleteTunnelRequest>,
+    ) -> Result<Response<v1::DeleteTunnelResponse>, Status> {
+        let name = convert::tunnel_name(&request.into_inner().name).map_err(|error| status(&error))?;
+        let deleted = self.agent.execute(Command::Delete { name }, Owner::Local).await;
+        deleted.map_err(|error| status(&error))?;
+        Ok(Response::new(v1::DeleteTunnelResponse {}))
+    }
+
+    async fn get_tunnel(
+        &self,
+        request: Request<v1::GetTunnelRequest>,
+    ) -> Result<Response<v1::GetTunnelResponse>, Status> {
+        let name = convert::tunnel_name(&request.into_inner().name).map_err(|error| status(&error))?;
+        let tunnels = self.agent.tunnels().await.map_err(|error| status(&error))?;
+        let Some(found) = tunnels.into_iter().find(|tunnel| tunnel.name == name) else {
+            let unknown = Invalid::new("is no tunnel of this agent", "list the tunnels for their names");
+            return Err(status(&CommandError::new(ErrorKind::NotFound, Field::Name, name, unknown)));
+        };
+        Ok(Response::new(v1::GetTunnelResponse { status: Some(found.into()) }))
+    }
+
+    async fn list_tunnels(
+        &self,
+        _: Request<v1::ListTunnelsRequest>,
+    ) -> Result<Response<v1::ListTunnelsResponse>, Status> {
+        Ok(Response::new(v1::ListTunnelsResponse { tunnels: self.tunnels().await? }))
+    }
+
+    type WatchTunnelsStream = ReceiverStream<Result<v1::WatchTunnelsResponse, Status>>;
+
+    async fn watch_tunnels(
+        &self,
+        request: Request<v1::WatchTunnelsRequest>,
+    ) -> Result<Response<Self::WatchTunnelsStream>, Status> {
+        let interval = interval(request.into_inner().interval).map_err(|error| status(&error))?;
+        // One message waits at most: a slow reader gets fewer, and each has all that changed since the last.
+        let (sender, receiver) = tokio::sync::mpsc::channel(1);
+        let service = self.clone();
+        let stop = self.stop.clone();
+        self.watches.spawn(async move {
+            let watch = service.watch(interval, &sender);
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = sender.closed() => {}
+                Err(error) = watch => {
+                    let _ = sender.send(Err(error)).await;
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    async fn get_status(
+        &self,
+        _: Request<v1::GetStatusRequest>,
+    ) -> Result<Response<v1::GetStatusResponse>, Status> {
+        let tunnels = self.tunnels().await?;
+        let counters = self.agent.counters().await.map_err(|error| status(&error))?;
+        let failed = tunnels.iter().filter(|tunnel| tunnel.state() == v1::tunnel_status::State::Failed);
+        let findings = tokio::task::spawn_blocking(crate::agent::check::forwarding).await.unwrap_or_default();
+        Ok(Response::new(v1::GetStatusResponse {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            started: Some(convert::timestamp(self.facts.started)),
+            data_ports: self.facts.data_ports.clone(),
+            tunnels: u32::try_from(tunnels.len()).unwrap_or(u32::MAX),
+            failed_tunnels: u32::try_from(failed.count()).unwrap_or(u32::MAX),
+            datagrams_received: counters.datagrams,
+            datagrams_dropped: convert::drops(counters.datagrams_dropped),
+            packets_dropped: convert::drops(counters.packets_dropped),
+            findings: findings.iter().map(ToString::to_string).collect(),
+            weakened: self.facts.weakened.clone(),
+        }))
+    }
+}
+
+impl Local {
+    /// Sends the tunnels, then what changes, until the reader or the agent goes away.
+    async fn watch(
+        &self,
+        interval: Duration,
+        sender: &tokio::sync::mpsc::Sender<Result<v1::WatchTunnelsResponse, Status>>,
+    ) -> Result<(), Status> {
+        let mut known = BTreeMap::new();
+        let mut ticks = tokio::time::interval(interval);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut first = true;
+        loop {
+            ticks.tick().await;
+            let now: BTreeMap<String, v1::TunnelStatus> = self
+                .tunnels()
+                .await?
+                .into_iter()
+                .map(|status| (status.tunnel.as_ref().map_or_else(String::new, |t| t.name.clone()), status))
+                .collect();
+            let changed = now.iter().filter(|(name, status)| known.get(*name) != Some(*status));
+            let changed: Vec<_> = changed.map(|(_, status)| status.clone()).collect();
+            let removed: Vec<_> = known.keys().filter(|name| !now.contains_key(*name)).cloned().collect();
+            if first || !changed.is_empty() || !removed.is_empty() {
+                let message = v1::WatchTunnelsResponse { changed, removed };
+                if sender.send(Ok(message)).await.is_err() {
+                    return Ok(());
+                }
+            }
+            first = false;
+            known = now;
+        }
+    }
+}
+
+fn interval(wanted: Option<pbjson_types::Duration>) -> Result<Duration, CommandError> {
+    let Some(wanted) = wanted else { return Ok(INTERVAL) };
+    let seconds = u64::try_from(wanted.seconds);
+    let nanos = u32::try_from(wanted.nanos);
+    let interval = match (seconds, nanos) {
+        (Ok(seconds), Ok(nanos)) if nanos < 1_000_000_000 => Some(Duration::new(seconds, nanos)),
+        (Ok(_) | Err(_), Ok(_) | Err(_)) => None,
+    };
+    interval.filter(|interval| (INTERVAL_LEAST..=INTERVAL_MOST).contains(interval)).ok_or_else(|| {
+        CommandError::invalid(
+            Field::Interval,
+            format!("{}.{:09}s", wanted.seconds, wanted.nanos),
+            Invalid::new("is out of range", "use 0.1s to 3600s"),
+        )
+    })
+}
