@@ -43,7 +43,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let store = Store::open(&config.state_dir)?;
     let data = bind_port(config.data_port, "data", "--data-port")?;
     let control = match config.control_port {
-        Some(port) => Some(bind_port(port, "legacy control", "--control-port, or close it with --no-legacy")?),
+        Some(port) => {
+            Some(bind_port(port, "legacy control", "--control-port, or close it with --no-legacy")?)
+        }
         None => None,
     };
     let tcp = match config.grpc_listen {
@@ -78,7 +80,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     if let Some(sockets) = control {
         let legacy = Legacy::new(agent, config.legacy_allow.clone());
         let stop = stop.clone();
-        services.spawn(async move { legacy.serve(sockets, stop).await.context("the legacy control port ended") });
+        services
+            .spawn(async move { legacy.serve(sockets, stop).await.context("the legacy control port ended") });
     }
     tracing::info!(
         data_port = config.data_port,

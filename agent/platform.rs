@@ -34,14 +34,7 @@ pub struct Platform {
 impl Platform {
     /// A host on which this agent has made nothing yet.
     pub fn new(netlink: Netlink, datapath: Datapath, agent_stats: Arc<AgentStats>) -> Self {
-        Self {
-            netlink,
-            datapath,
-            agent_stats,
-            devices: BTreeMap::new(),
-            stats: BTreeMap::new(),
-            next_id: 1,
-        }
+        Self { netlink, datapath, agent_stats, devices: BTreeMap::new(), stats: BTreeMap::new(), next_id: 1 }
     }
 
     /// What belongs to no tunnel.
@@ -199,9 +192,8 @@ fn in_words(op: &Op, error: &io::Error) -> String {
         (Op::AddRoute(route) | Op::ChangeRoute(route), _) => {
             format!("the kernel does not take the route to {}: {error}", route.prefix)
         }
-        (
-            Op::Observe | Op::MeasurePaths(_) | Op::Resolve(_) | Op::Publish(_) | Op::RemoveRoute(_),
-            _,
-        ) => error.to_string(),
+        (Op::Observe | Op::MeasurePaths(_) | Op::Resolve(_) | Op::Publish(_) | Op::RemoveRoute(_), _) => {
+            error.to_string()
+        }
     }
 }

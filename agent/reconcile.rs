@@ -62,11 +62,7 @@ impl Route {
     }
 
     fn as_actual(&self) -> ActualRoute {
-        ActualRoute {
-            prefix: self.prefix,
-            device: self.device.to_string(),
-            mtu: self.mtu.map(u32::from),
-        }
+        ActualRoute { prefix: self.prefix, device: self.device.to_string(), mtu: self.mtu.map(u32::from) }
     }
 }
 
@@ -233,7 +229,8 @@ fn add_routes(actual: &Actual, _: &Forwarding, target: &Target, held: &Held) -> 
     });
     possible
         .filter_map(|route| {
-            let there = actual.routes.range(least_route(route)..).take_while(|there| route.leads_where(there));
+            let there =
+                actual.routes.range(least_route(route)..).take_while(|there| route.leads_where(there));
             match there.clone().next() {
                 None => Some(Op::AddRoute(route.clone())),
                 Some(_) if there.clone().any(|there| route.matches(there)) => None,

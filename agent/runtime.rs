@@ -184,9 +184,7 @@ impl Runtime {
         self.state.commit(change, now());
         self.settle().await;
         Ok(match self.status(&tunnel) {
-            Some(status) => {
-                Outcome::Added { status: Box::new(status), notes: self.state.notes(&tunnel) }
-            }
+            Some(status) => Outcome::Added { status: Box::new(status), notes: self.state.notes(&tunnel) },
             None => Outcome::Deleted,
         })
     }

@@ -12,8 +12,7 @@ use crate::agent::reconcile::{self, Actual, Held, Op, Route};
 use crate::agent::target::{self, Facts, Forwarding, Policy, Target};
 use crate::proto::command::{Command, CommandError, ErrorKind, Field, TunnelSpec};
 use crate::proto::model::{
-    Desired, Device, DeviceName, Host, Invalid, Owner, Traffic, Tunnel, TunnelName, TunnelState,
-    TunnelStatus,
+    Desired, Device, DeviceName, Host, Invalid, Owner, Traffic, Tunnel, TunnelName, TunnelState, TunnelStatus,
 };
 
 /// How often the kernel's state is read again, and compared.
@@ -304,8 +303,7 @@ impl AgentState {
             return Some(Op::MeasurePaths(unmeasured));
         }
         let held = self.held();
-        self.queue =
-            reconcile::next_ops(&self.facts.actual, &self.published, &self.target, &held).into();
+        self.queue = reconcile::next_ops(&self.facts.actual, &self.published, &self.target, &held).into();
         if self.queue.is_empty() {
             // What is not held and needs no operation has come right.
             self.failed_devices.retain(|device, _| held.devices.contains(device));
@@ -422,7 +420,11 @@ impl AgentState {
         TunnelStatus {
             name: name.clone(),
             tunnel: tunnel.clone(),
-            addresses: self.desired.devices.get(&tunnel.device).map_or_else(Vec::new, |d| d.addresses.clone()),
+            addresses: self
+                .desired
+                .devices
+                .get(&tunnel.device)
+                .map_or_else(Vec::new, |d| d.addresses.clone()),
             state: self.tunnel_state(name, tunnel),
             endpoint: self.target.endpoints.get(name).copied(),
             device_mtu: device.map(|device| device.mtu),
@@ -440,9 +442,10 @@ impl AgentState {
         if let Some(failure) = self.failed_devices.get(&tunnel.device) {
             return TunnelState::Failed(failure.reason.clone());
         }
-        let mut routes = self.failed_routes.iter().filter(|(route, _)| {
-            route.device == tunnel.device && tunnel.routes.contains(&route.prefix)
-        });
+        let mut routes = self
+            .failed_routes
+            .iter()
+            .filter(|(route, _)| route.device == tunnel.device && tunnel.routes.contains(&route.prefix));
         if let Some((route, failure)) = routes.next() {
             return TunnelState::Failed(format!("route {}: {}", route.prefix, failure.reason));
         }
@@ -458,12 +461,7 @@ impl AgentState {
 }
 
 /// Puts a tunnel into the wanted state.
-fn add(
-    desired: &mut Desired,
-    spec: &TunnelSpec,
-    replace: bool,
-    owner: Owner,
-) -> Result<(), CommandError> {
+fn add(desired: &mut Desired, spec: &TunnelSpec, replace: bool, owner: Owner) -> Result<(), CommandError> {
     let known = desired.tunnels.get(&spec.name);
     if known.is_some_and(|known| known.owner != owner) {
         return Err(foreign_owner(Field::Name, &spec.name));
@@ -487,7 +485,10 @@ fn add(
                 Field::Name,
                 &spec.name,
                 Invalid::new(
-                    format!("is known with another content (remote {}, device {})", known.remote, known.device),
+                    format!(
+                        "is known with another content (remote {}, device {})",
+                        known.remote, known.device
+                    ),
                     "set replace to change it in place, or choose another name",
                 ),
             ));
@@ -564,4 +565,3 @@ fn foreign_owner(field: Field, name: impl std::fmt::Display) -> CommandError {
         Invalid::new("is the other owner's", "change it where it was made, or choose another name"),
     )
 }
-

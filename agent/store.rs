@@ -9,7 +9,7 @@ use crate::proto::model::Desired;
 
 /// The first word of the file, with the version of its format.
 const FORMAT: &str = "tunmesh-agent-state 1";
-const FILE: &str = "state.json";
+const FILE: &str = "state";
 const LOCK: &str = "lock";
 
 /// A state directory that this process alone uses.
@@ -32,7 +32,9 @@ pub enum Loaded {
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// Another process uses it.
-    #[error("the state directory {0} is in use by another agent (pid {1}): give this one its own --state-dir")]
+    #[error(
+        "the state directory {0} is in use by another agent (pid {1}): give this one its own --state-dir"
+    )]
     Taken(PathBuf, String),
     /// The file system refuses.
     #[error("the state directory {0} cannot be used: {1}; give another with --state-dir")]

@@ -164,11 +164,7 @@ pub fn build(desired: &Desired, facts: &Facts, policy: &Policy) -> Target {
 }
 
 /// Where the tunnel's datagrams go; `None` while its host name is not resolved.
-fn endpoint(
-    tunnel: &Tunnel,
-    facts: &Facts,
-    policy: &Policy,
-) -> Result<Option<SocketAddr>, CommandError> {
+fn endpoint(tunnel: &Tunnel, facts: &Facts, policy: &Policy) -> Result<Option<SocketAddr>, CommandError> {
     let Remote { host, port } = &tunnel.remote;
     let address = match host {
         Host::Address(address) => *address,
@@ -442,21 +438,14 @@ fn check_endpoint(
 ) -> Result<(), CommandError> {
     let address = endpoint.ip();
     let fault = |problem: String, remedy: &str| {
-        Err(CommandError::new(
-            ErrorKind::Clash,
-            Field::Remote,
-            &tunnel.remote,
-            Invalid::new(problem, remedy),
-        ))
+        Err(CommandError::new(ErrorKind::Clash, Field::Remote, &tunnel.remote, Invalid::new(problem, remedy)))
     };
     let here = address.is_loopback() || foreign.addresses.contains(&address);
     if here && endpoint.port() == policy.data_port {
         return fault("is this host itself".to_owned(), "name the host at the other end");
     }
-    let other = claims
-        .remotes
-        .get(&(address, tunnel.remote.port))
-        .or_else(|| claims.endpoints.get(&endpoint));
+    let other =
+        claims.remotes.get(&(address, tunnel.remote.port)).or_else(|| claims.endpoints.get(&endpoint));
     if let Some(other) = other {
         return fault(
             format!("({endpoint}) is already the remote of tunnel {other}"),
@@ -484,7 +473,8 @@ fn place(
     let packet_information = tunnel.framing == Framing::Pi;
     let v6 = endpoint.is_some_and(|endpoint| endpoint.is_ipv6());
     let route_mtu = endpoint.and_then(|endpoint| facts.path_mtus.get(&endpoint.ip())?.as_ref().ok().copied());
-    let overhead = if v6 { OVERHEAD_V6 } else { OVERHEAD_V4 } + if packet_information { OVERHEAD_PI } else { 0 };
+    let overhead =
+        if v6 { OVERHEAD_V6 } else { OVERHEAD_V4 } + if packet_information { OVERHEAD_PI } else { 0 };
     let path = Mtu::clamped(route_mtu.unwrap_or(Mtu::ETHERNET.into()).saturating_sub(overhead));
     if route_mtu.is_some() {
         target.path_mtus.insert(name.clone(), path);

@@ -6,8 +6,8 @@ use ipnet::IpNet;
 
 use super::command::{Command, CommandError, Field, TunnelSpec};
 use super::model::{
-    AllowedPrefix, DeviceName, Framing, Invalid, Mtu, Owner, PublicKey, Remote, Traffic, TunnelName, TunnelState,
-    TunnelStatus, parse_interface_address, parse_network,
+    AllowedPrefix, DeviceName, Framing, Invalid, Mtu, Owner, PublicKey, Remote, Traffic, TunnelName,
+    TunnelState, TunnelStatus, parse_interface_address, parse_network,
 };
 use super::v1;
 
@@ -105,7 +105,10 @@ fn mtu(bytes: u32) -> Result<Option<Mtu>, CommandError> {
 
 fn remote(text: &str) -> Result<Remote, CommandError> {
     if text.is_empty() {
-        return Err(CommandError::missing(Field::Remote, "give the peer's address or host name, as 172.100.1.2"));
+        return Err(CommandError::missing(
+            Field::Remote,
+            "give the peer's address or host name, as 172.100.1.2",
+        ));
     }
     parse(Field::Remote, text)
 }
@@ -119,7 +122,10 @@ fn framing(tunnel: &v1::Tunnel) -> Result<Framing, CommandError> {
         CommandError::invalid(
             Field::PeerPublicKey,
             key,
-            Invalid::new("has no use in a tunnel that is not encrypted", "leave it out, or write framing WIREGUARD"),
+            Invalid::new(
+                "has no use in a tunnel that is not encrypted",
+                "leave it out, or write framing WIREGUARD",
+            ),
         )
     };
     use v1::tunnel::Framing as Wire;
@@ -160,8 +166,8 @@ fn allowed_prefixes(wanted: &[v1::AllowedPrefix]) -> Result<Vec<AllowedPrefix>, 
 fn routes(texts: &[String]) -> Result<Vec<IpNet>, CommandError> {
     let mut routes = Vec::with_capacity(texts.len());
     for (position, text) in texts.iter().enumerate() {
-        let route =
-            parse_network(text).map_err(|fault| CommandError::invalid(Field::Route(position), text, fault))?;
+        let route = parse_network(text)
+            .map_err(|fault| CommandError::invalid(Field::Route(position), text, fault))?;
         routes.push(route);
     }
     routes.sort_unstable();
@@ -176,9 +182,7 @@ fn texts<T: ToString>(values: &[T]) -> Vec<String> {
 impl From<TunnelStatus> for v1::TunnelStatus {
     fn from(status: TunnelStatus) -> Self {
         let (state, reason) = match status.state {
-            TunnelState::Waiting(reason) => {
-                (v1::tunnel_status::State::Waiting, reason.unwrap_or_default())
-            }
+            TunnelState::Waiting(reason) => (v1::tunnel_status::State::Waiting, reason.unwrap_or_default()),
             TunnelState::Passing => (v1::tunnel_status::State::Passing, String::new()),
             TunnelState::Failed(reason) => (v1::tunnel_status::State::Failed, reason),
         };

@@ -79,7 +79,12 @@ const ACCEPT: [&str; 5] = ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100
 #[derive(Debug, Args)]
 struct SocketArgs {
     /// Unix socket of TunnelService
-    #[arg(long, env = "TUNMESH_SOCKET", value_name = "PATH", default_value = "/run/tunmesh-agent/agent.sock")]
+    #[arg(
+        long,
+        env = "TUNMESH_SOCKET",
+        value_name = "PATH",
+        default_value = "/run/tunmesh-agent/agent.sock"
+    )]
     socket: PathBuf,
 }
 
@@ -108,7 +113,8 @@ enum LogFormat {
 pub fn modern(args: impl Iterator<Item = String>) -> impl Iterator<Item = String> {
     const FLAGS: [(&str, &str); 2] = [("-dp", "--data-port"), ("-cp", "--control-port")];
     args.map(|arg| {
-        let (flag, value) = arg.split_once('=').map_or((arg.as_str(), None), |(flag, value)| (flag, Some(value)));
+        let (flag, value) =
+            arg.split_once('=').map_or((arg.as_str(), None), |(flag, value)| (flag, Some(value)));
         match (FLAGS.iter().find(|(old, _)| *old == flag), value) {
             (Some((_, new)), Some(value)) => format!("{new}={value}"),
             (Some((_, new)), None) => (*new).to_owned(),
@@ -168,7 +174,9 @@ fn log(format: LogFormat) {
         .from_env_lossy();
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match format {
-        LogFormat::Text => builder.with_target(false).init(),
+        LogFormat::Text => {
+            builder.with_target(false).with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init();
+        }
         LogFormat::Json => builder.json().init(),
     }
 }

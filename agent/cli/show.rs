@@ -33,7 +33,12 @@ pub(super) fn check(format: Format) -> anyhow::Result<ExitCode> {
                     Severity::Note => "note",
                     Severity::Problem => "PROBLEM",
                 };
-                vec![finding.subject.to_owned(), mark.to_owned(), finding.found.clone(), finding.remedy.clone()]
+                vec![
+                    finding.subject.to_owned(),
+                    mark.to_owned(),
+                    finding.found.clone(),
+                    finding.remedy.clone(),
+                ]
             }),
         )
     })?;
@@ -49,7 +54,11 @@ fn status_table(status: &v1::GetStatusResponse) -> String {
         vec!["tunnels".to_owned(), format!("{} ({} failed)", status.tunnels, status.failed_tunnels)],
         vec![
             "datagrams".to_owned(),
-            format!("{} received, of no tunnel: {}", status.datagrams_received, reasons(&status.datagrams_dropped)),
+            format!(
+                "{} received, of no tunnel: {}",
+                status.datagrams_received,
+                reasons(&status.datagrams_dropped)
+            ),
         ],
         vec!["packets".to_owned(), format!("of no tunnel: {}", reasons(&status.packets_dropped))],
     ];
@@ -64,7 +73,8 @@ fn tunnels_table(answer: &v1::ListTunnelsResponse) -> String {
     }
     let rows = answer.tunnels.iter().map(|status| {
         let tunnel = status.tunnel.clone().unwrap_or_default();
-        let (sent, received) = (status.sent.clone().unwrap_or_default(), status.received.clone().unwrap_or_default());
+        let (sent, received) =
+            (status.sent.clone().unwrap_or_default(), status.received.clone().unwrap_or_default());
         let framing = tunnel.framing().as_str_name().to_lowercase();
         vec![
             tunnel.name,
@@ -79,7 +89,17 @@ fn tunnels_table(answer: &v1::ListTunnelsResponse) -> String {
         ]
     });
     columns(
-        &["name", "device", "address", "endpoint", "framing", "mtu/path", "state", "sent / drops", "received / drops"],
+        &[
+            "name",
+            "device",
+            "address",
+            "endpoint",
+            "framing",
+            "mtu/path",
+            "state",
+            "sent / drops",
+            "received / drops",
+        ],
         rows,
     )
 }
@@ -88,7 +108,10 @@ fn state(status: &v1::TunnelStatus) -> String {
     use v1::tunnel_status::State;
     match status.state() {
         State::Passing => {
-            format!("passing, last packet {} ago", status.last_received.as_ref().map_or_else(String::new, age))
+            format!(
+                "passing, last packet {} ago",
+                status.last_received.as_ref().map_or_else(String::new, age)
+            )
         }
         State::Waiting if status.reason.is_empty() => "waiting for a first packet".to_owned(),
         State::Waiting => format!("waiting: {}", status.reason),
@@ -107,7 +130,8 @@ fn reasons(drops: &HashMap<String, u64>) -> String {
 
 #[allow(clippy::disallowed_methods, reason = "an age for people, counted by the clock of the one who looks")]
 fn age(time: &pbjson_types::Timestamp) -> String {
-    let then = Duration::new(u64::try_from(time.seconds).unwrap_or(0), u32::try_from(time.nanos).unwrap_or(0));
+    let then =
+        Duration::new(u64::try_from(time.seconds).unwrap_or(0), u32::try_from(time.nanos).unwrap_or(0));
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let seconds = now.saturating_sub(then).as_secs();
     match seconds {

@@ -149,7 +149,8 @@ impl Egress {
                 self.count(tunnel, length, sent);
             }
             Verdict::Refuse(tunnel, reason) => {
-                let drops = tunnel.map_or(&self.shared.stats.packets_dropped, |tunnel| &tunnel.stats.sent.drops);
+                let drops =
+                    tunnel.map_or(&self.shared.stats.packets_dropped, |tunnel| &tunnel.stats.sent.drops);
                 drops.count(reason);
                 let answer = match tunnel {
                     Some(tunnel) => icmp::too_big(&packet, tunnel.mtu),

@@ -103,7 +103,9 @@ impl Table {
         let whole = tunnels.iter().position(|tunnel| tunnel.allowed.is_none());
         let choice = match whole {
             Some(tunnel) => Choice::Whole(tunnel),
-            None => Choice::ByPrefix(prefixes.iter().map(|(prefix, (_, tunnel))| (prefix, *tunnel)).collect()),
+            None => {
+                Choice::ByPrefix(prefixes.iter().map(|(prefix, (_, tunnel))| (prefix, *tunnel)).collect())
+            }
         };
         self.devices.push(Device { open, addresses: forwarding.addresses.clone(), tunnels, choice });
     }

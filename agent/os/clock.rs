@@ -7,5 +7,8 @@ use rustix::time::{ClockId, clock_gettime};
 /// Time since boot, suspended time included (`CLOCK_BOOTTIME` of `clock_gettime(2)`): it never jumps.
 pub fn since_boot() -> Duration {
     let time = clock_gettime(ClockId::Boottime);
-    Duration::new(u64::try_from(time.tv_sec).unwrap_or_default(), u32::try_from(time.tv_nsec).unwrap_or_default())
+    Duration::new(
+        u64::try_from(time.tv_sec).unwrap_or_default(),
+        u32::try_from(time.tv_nsec).unwrap_or_default(),
+    )
 }

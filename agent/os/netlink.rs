@@ -11,7 +11,8 @@ use rtnetlink::packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags, LinkMessage,
 };
 use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType,
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope,
+    RouteType,
 };
 use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
 use tokio::task::JoinHandle;
@@ -213,8 +214,7 @@ impl Netlink {
     /// # Errors
     /// What the kernel says.
     pub async fn add_address(&self, index: u32, address: IpNet) -> io::Result<()> {
-        let mut request =
-            self.handle.address().add(index, address.addr(), address.prefix_len()).replace();
+        let mut request = self.handle.address().add(index, address.addr(), address.prefix_len()).replace();
         if address.addr().is_ipv6() {
             // A tun device has no neighbours that could have the address, too.
             request.message_mut().header.flags |= AddressHeaderFlags::Nodad;

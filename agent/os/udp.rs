@@ -69,7 +69,8 @@ fn is_absent(error: &io::Error) -> bool {
 }
 
 fn bind(address: IpAddr, port: u16) -> io::Result<UdpSocket> {
-    let socket = Socket::new(Domain::for_address(SocketAddr::new(address, port)), Type::DGRAM, Some(Protocol::UDP))?;
+    let socket =
+        Socket::new(Domain::for_address(SocketAddr::new(address, port)), Type::DGRAM, Some(Protocol::UDP))?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }

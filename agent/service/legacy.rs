@@ -58,8 +58,7 @@ impl Legacy {
         let mut ignored = Ignored::default();
         loop {
             socket.readable().await?;
-            let received =
-                socket.try_io(Interest::READABLE, || receive_with_interface(&socket, &mut buffer));
+            let received = socket.try_io(Interest::READABLE, || receive_with_interface(&socket, &mut buffer));
             // Nothing there, or an error of an earlier reply, which is taken with the reading.
             let Ok(arrival) = received else { continue };
             let datagram = buffer.get(..arrival.length).unwrap_or_default();

@@ -121,9 +121,9 @@ pub async fn serve(
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let unix = match socket.take() {
-        Some(listener) => {
-            router(service.clone()).await?.serve_with_incoming_shutdown(listener, stop.clone().cancelled_owned())
-        }
+        Some(listener) => router(service.clone())
+            .await?
+            .serve_with_incoming_shutdown(listener, stop.clone().cancelled_owned()),
         None => return Ok(()),
     };
     match tcp {
