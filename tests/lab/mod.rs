@@ -1,0 +1,49 @@
+//! A laboratory of network namespaces: hosts, links, agents and traffic, for tests that need a real kernel.
+//!
+//! It needs root, iproute2, iputils-ping and grpcurl; `scripts/test` installs what is missing. A [`Lab`] removes
+//! its namespaces when it is dropped, and what a killed run left behind when it is made.
+
+#![allow(dead_code, unused_imports, reason = "each test binary uses its own part of the laboratory")]
+#![allow(unreachable_pub, reason = "a module of a test binary has no outside")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a laboratory that fails ends its test")]
+#![allow(clippy::print_stderr, reason = "a failing test shows the agents' logs")]
+#![allow(clippy::disallowed_methods, reason = "real processes are waited for in real time")]
+
+mod agent;
+mod hosts;
+mod peer2015;
+mod tools;
+mod traffic;
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+pub use agent::{AGENT, Agent, CONTROLLER, StartError};
+pub use hosts::{Failed, Family, Host, Lab, ThreeHosts};
+pub use peer2015::Peer2015;
+pub use tools::{GrpcError, grpcurl, grpcurl_at, legacy_add, legacy_send};
+pub use traffic::{PingReport, Pinger, ping, ping_ok, transfer, try_transfer};
+
+/// What an ordinary step may take on a busy machine.
+pub const SOON: Duration = Duration::from_secs(10);
+
+/// Waits until `condition` holds; panics when `deadline` has passed without `what`.
+pub fn wait_until(deadline: Duration, what: &str, condition: impl FnMut() -> bool) {
+    assert!(holds_within(deadline, condition), "not within {deadline:?}: {what}");
+}
+
+/// Whether `condition` comes to hold within `deadline`.
+pub fn holds_within(deadline: Duration, mut condition: impl FnMut() -> bool) -> bool {
+    /// Short beside every deadline, long beside what a look costs.
+    const PAUSE: Duration = Duration::from_millis(20);
+    let start = Instant::now();
+    loop {
+        if condition() {
+            return true;
+        }
+        if start.elapsed() > deadline {
+            return false;
+        }
+        thread::sleep(PAUSE);
+    }
+}

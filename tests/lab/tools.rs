@@ -1,0 +1,101 @@
+//! The tools that an operator uses: grpcurl, and datagrams to the legacy control port.
+
+use std::net::{Ipv4Addr, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+use std::{env, str};
+
+use serde_json::{Value, json};
+use tonic::Code;
+
+use super::{Agent, Host};
+
+/// Where an agent takes the JSON datagrams of 2015.
+const LEGACY_PORT: u16 = 5001;
+
+/// A call that was refused.
+#[derive(Debug, Clone)]
+pub struct GrpcError {
+    /// The gRPC code.
+    pub code: Code,
+    /// What went wrong, in words.
+    pub message: String,
+    /// The rich error's parts as JSON; none: the error is plain.
+    pub details: Vec<Value>,
+}
+
+/// Calls a method of an agent with the real grpcurl, as `grpcurl(&agent, "tunmesh.v1.TunnelService/GetStatus",
+/// &json!({}))`.
+pub fn grpcurl(agent: &Agent, method: &str, request: &Value) -> Result<Value, GrpcError> {
+    grpcurl_at(&agent.socket(), method, request)
+}
+
+/// Calls a method at a Unix socket with the real grpcurl.
+pub fn grpcurl_at(socket: &Path, method: &str, request: &Value) -> Result<Value, GrpcError> {
+    let output = Command::new(grpcurl_path())
+        .args(["-plaintext", "-unix", "-authority", "localhost", "-format-error", "-max-time", "20"])
+        .args(["-d", &request.to_string()])
+        .arg(socket)
+        .arg(method)
+        .output()
+        .expect("grpcurl starts");
+    let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
+    if output.status.success() {
+        return Ok(serde_json::from_str(stdout)
+            .unwrap_or_else(|error| panic!("{method} {request}: grpcurl printed {stdout:?}: {error}")));
+    }
+    Err(error(stderr)
+        .unwrap_or_else(|| panic!("{method} {request}: grpcurl ended with {}\n{stderr}", output.status)))
+}
+
+/// Reads google.rpc.Status as JSON, which `-format-error` prints. Errors of grpcurl itself have another form.
+fn error(stderr: &str) -> Option<GrpcError> {
+    let mut status: Value = serde_json::from_str(stderr).ok()?;
+    let code = i32::try_from(status["code"].as_i64()?).ok()?;
+    let message = status["message"].as_str().unwrap_or_default().to_owned();
+    let details = status["details"].as_array_mut().map(std::mem::take).unwrap_or_default();
+    Some(GrpcError { code: Code::from_i32(code), message, details })
+}
+
+fn text(bytes: &[u8]) -> &str {
+    str::from_utf8(bytes).expect("grpcurl prints text")
+}
+
+fn grpcurl_path() -> PathBuf {
+    let path = env::var_os("TUNMESH_GRPCURL").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools/grpcurl/bin/grpcurl"),
+        PathBuf::from,
+    );
+    assert!(path.exists(), "no grpcurl at {}: run scripts/test, which installs it", path.display());
+    path
+}
+
+/// Sends a datagram to the legacy control port from the host itself; the reply, if one comes within 2 s.
+pub fn legacy_send(host: &Host, datagram: &[u8]) -> Option<Value> {
+    let mut buffer = vec![0; 1 << 16];
+    let length = host.enter(|| {
+        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port of the host");
+        socket.set_read_timeout(Some(Duration::from_secs(2))).expect("a timeout");
+        socket.connect((Ipv4Addr::LOCALHOST, LEGACY_PORT)).expect("the host has loopback");
+        socket.send(datagram).and_then(|_| socket.recv(&mut buffer)).ok()
+    })?;
+    let reply = &buffer[..length];
+    Some(serde_json::from_slice(reply).unwrap_or_else(|e| panic!("{}: {e}", reply.escape_ascii())))
+}
+
+/// Adds a tunnel over the legacy port as the client of 2015 does, and returns the reply; panics where none comes.
+pub fn legacy_add(host: &Host, name: &str, tunnel_ip: &str, remote: &str, mtu: u16) -> Value {
+    let datagram = json!({
+        "op": "add",
+        "tunnel": [{
+            "name": name,
+            "tunnelIP": tunnel_ip,
+            "netmask": "255.255.255.252",
+            "mtu": mtu,
+            "remoteServer": remote,
+        }],
+    });
+    legacy_send(host, datagram.to_string().as_bytes())
+        .unwrap_or_else(|| panic!("no reply on {} to {datagram}", host.role()))
+}
