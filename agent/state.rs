@@ -4,7 +4,7 @@
 //! [`AgentState::handle_op_result`] before asking again, and call [`AgentState::handle_timeout`] when
 //! [`AgentState::poll_timeout`] says so. `now` never goes back.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -476,9 +476,12 @@ fn add(desired: &mut Desired, spec: &TunnelSpec, replace: bool, owner: Owner) ->
         routes: spec.routes.clone(),
         owner,
     };
-    let same_device = desired.devices.get(&spec.device) == Some(&device);
+    let same_device = desired
+        .devices
+        .get(&spec.device)
+        .is_some_and(|known| known.owner == device.owner && is_same_set(&known.addresses, &device.addresses));
     match known {
-        Some(known) if *known == tunnel && same_device => return Ok(()),
+        Some(known) if is_same(known, &tunnel) && same_device => return Ok(()),
         Some(known) if !replace => {
             return Err(CommandError::new(
                 ErrorKind::AlreadyExists,
@@ -497,6 +500,19 @@ fn add(desired: &mut Desired, spec: &TunnelSpec, replace: bool, owner: Owner) ->
     }
     desired.set(&spec.name, tunnel, device);
     Ok(())
+}
+
+/// Whether two tunnels mean the same: in their lists the order says nothing.
+fn is_same(one: &Tunnel, other: &Tunnel) -> bool {
+    let Tunnel { device, mtu, remote, framing, allowed_prefixes, routes, owner } = one;
+    (device, mtu, remote, framing, owner)
+        == (&other.device, &other.mtu, &other.remote, &other.framing, &other.owner)
+        && is_same_set(allowed_prefixes, &other.allowed_prefixes)
+        && is_same_set(routes, &other.routes)
+}
+
+fn is_same_set<T: Ord>(one: &[T], other: &[T]) -> bool {
+    one.iter().collect::<BTreeSet<_>>() == other.iter().collect::<BTreeSet<_>>()
 }
 
 /// The device that a tunnel asks for: the one that it names, or with its addresses a new one.
@@ -522,7 +538,7 @@ fn device_for(
     if known.owner != owner {
         return Err(foreign_owner(Field::Device, &spec.device));
     }
-    if spec.addresses.is_empty() || spec.addresses == known.addresses {
+    if spec.addresses.is_empty() || is_same_set(&spec.addresses, &known.addresses) {
         return Ok(known.clone());
     }
     let alone = desired.tunnels_on(&spec.device).all(|(name, _)| *name == spec.name);

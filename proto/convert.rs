@@ -2,8 +2,6 @@
 
 use std::str::FromStr;
 
-use ipnet::IpNet;
-
 use super::command::{Command, CommandError, Field, TunnelSpec};
 use super::model::{
     AllowedPrefix, DeviceName, Framing, Invalid, Mtu, Owner, PublicKey, Remote, Traffic, TunnelName,
@@ -55,12 +53,12 @@ fn tunnel_spec(tunnel: &v1::Tunnel) -> Result<TunnelSpec, CommandError> {
     Ok(TunnelSpec {
         device: device_name(&name, &tunnel.device)?,
         name,
-        addresses: addresses(&tunnel.addresses)?,
+        addresses: list(&tunnel.addresses, Field::Address, parse_interface_address)?,
         mtu: mtu(tunnel.mtu)?,
         remote: remote(&tunnel.remote)?,
         framing: framing(tunnel)?,
         allowed_prefixes: allowed_prefixes(&tunnel.allowed_prefixes)?,
-        routes: routes(&tunnel.routes)?,
+        routes: list(&tunnel.routes, Field::Route, parse_network)?,
     })
 }
 
@@ -84,16 +82,22 @@ fn device_name(tunnel: &TunnelName, device: &str) -> Result<DeviceName, CommandE
     })
 }
 
-fn addresses(texts: &[String]) -> Result<Vec<IpNet>, CommandError> {
-    let mut addresses = Vec::with_capacity(texts.len());
+/// Parses each text of a list in which nothing may stand twice; `field` is that of a position.
+fn list<T: PartialEq>(
+    texts: &[String],
+    field: fn(usize) -> Field,
+    parse: fn(&str) -> Result<T, Invalid>,
+) -> Result<Vec<T>, CommandError> {
+    let mut values = Vec::with_capacity(texts.len());
     for (position, text) in texts.iter().enumerate() {
-        let address = parse_interface_address(text)
-            .map_err(|fault| CommandError::invalid(Field::Address(position), text, fault))?;
-        addresses.push(address);
+        let invalid = |fault| CommandError::invalid(field(position), text, fault);
+        let value = parse(text).map_err(invalid)?;
+        if values.contains(&value) {
+            return Err(invalid(Invalid::new("stands twice", "give it once")));
+        }
+        values.push(value);
     }
-    addresses.sort_unstable();
-    addresses.dedup();
-    Ok(addresses)
+    Ok(values)
 }
 
 fn mtu(bytes: u32) -> Result<Option<Mtu>, CommandError> {
@@ -155,24 +159,11 @@ fn allowed_prefixes(wanted: &[v1::AllowedPrefix]) -> Result<Vec<AllowedPrefix>, 
         let invalid = |fault| CommandError::invalid(Field::AllowedPrefix(position), text, fault);
         let prefix = parse_network(text).map_err(invalid)?;
         if allowed.iter().any(|other| other.prefix == prefix) {
-            return Err(invalid(Invalid::new("stands twice", "give each prefix once")));
+            return Err(invalid(Invalid::new("stands twice", "give it once")));
         }
         allowed.push(AllowedPrefix { prefix, preference: *preference });
     }
-    allowed.sort_unstable();
     Ok(allowed)
-}
-
-fn routes(texts: &[String]) -> Result<Vec<IpNet>, CommandError> {
-    let mut routes = Vec::with_capacity(texts.len());
-    for (position, text) in texts.iter().enumerate() {
-        let route = parse_network(text)
-            .map_err(|fault| CommandError::invalid(Field::Route(position), text, fault))?;
-        routes.push(route);
-    }
-    routes.sort_unstable();
-    routes.dedup();
-    Ok(routes)
 }
 
 fn texts<T: ToString>(values: &[T]) -> Vec<String> {

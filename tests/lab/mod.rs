@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 pub use agent::{AGENT, Agent, CONTROLLER, StartError};
 pub use hosts::{Failed, Family, Host, Lab, ThreeHosts};
 pub use peer2015::Peer2015;
-pub use tools::{GrpcError, grpcurl, grpcurl_at, legacy_add, legacy_send};
+pub use tools::{GrpcError, grpcurl, grpcurl_at, grpcurl_path, legacy_add, legacy_send};
 pub use traffic::{PingReport, Pinger, ping, ping_ok, transfer, try_transfer};
 
 /// What an ordinary step may take on a busy machine.

@@ -62,7 +62,8 @@ fn text(bytes: &[u8]) -> &str {
     str::from_utf8(bytes).expect("grpcurl prints text")
 }
 
-fn grpcurl_path() -> PathBuf {
+/// The real grpcurl; panics where it is missing.
+pub fn grpcurl_path() -> PathBuf {
     let path = env::var_os("TUNMESH_GRPCURL").map_or_else(
         || Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools/grpcurl/bin/grpcurl"),
         PathBuf::from,
