@@ -1,0 +1,187 @@
+//! Every datagram and packet is accounted for: what comes in is what goes out and what is dropped, by reason.
+
+mod lab;
+
+use std::net::UdpSocket;
+
+use lab::{Agent, Host, Lab, SOON, grpcurl, ping, ping_ok, transfer, wait_until};
+use serde_json::{Value, json};
+
+const ADD: &str = "tunmesh.v1.TunnelService/AddTunnel";
+const GET: &str = "tunmesh.v1.TunnelService/GetTunnel";
+const STATUS: &str = "tunmesh.v1.TunnelService/GetStatus";
+
+fn number(value: &Value) -> u64 {
+    value.as_str().map_or(0, |text| text.parse().unwrap())
+}
+
+fn sum(drops: &Value) -> u64 {
+    drops.as_object().into_iter().flatten().map(|(_, count)| number(count)).sum()
+}
+
+/// Datagrams that the kernel gave to sockets of the host, and those it dropped for want of room.
+fn kernel_datagrams(host: &Host) -> (u64, u64) {
+    let text = host.run(["cat", "/proc/net/snmp"]);
+    let mut lines = text.lines().filter(|line| line.starts_with("Udp:"));
+    let (names, values) = (lines.next().unwrap(), lines.next().unwrap());
+    let value = |name: &str| {
+        let position = names.split(' ').position(|other| other == name).unwrap();
+        values.split(' ').nth(position).unwrap().parse::<u64>().unwrap()
+    };
+    (value("InDatagrams"), value("RcvbufErrors"))
+}
+
+/// Packets that the kernel took from the agent, and that it gave to the agent.
+fn kernel_packets(host: &Host, device: &str) -> (u64, u64) {
+    let stats = host.ip_json(["-s", "link", "show", "dev", device])[0]["stats64"].clone();
+    let of = |direction: &str| stats[direction]["packets"].as_u64().unwrap();
+    (of("rx"), of("tx"))
+}
+
+struct Pair {
+    _lab: Lab,
+    host: Host,
+    other: Host,
+    agent: Agent,
+    _their: Agent,
+}
+
+fn pair() -> Pair {
+    let lab = Lab::new();
+    let (host, other) = (lab.host("host"), lab.host("other"));
+    lab.link(&host, "172.100.1.1/24", &other, "172.100.1.2/24");
+    let (agent, their) = (Agent::start(&host, &[]), Agent::start(&other, &[]));
+    let tunnel = |own: u8, peer: u8, remote: &str| {
+        json!({"tunnel": {"name": "link", "addresses": [format!("10.0.1.{own}/24")], "remote": remote, "mtu": 1400,
+               "framing": "RAW", "allowedPrefixes": [{"prefix": format!("10.0.1.{peer}/32")}]}})
+    };
+    // The tunnel is the address's, whatever its port: the flood below comes from other ones.
+    grpcurl(&agent, ADD, &tunnel(1, 2, "172.100.1.2")).unwrap();
+    grpcurl(&their, ADD, &tunnel(2, 1, "172.100.1.1")).unwrap();
+    Pair { _lab: lab, host, other, agent, _their: their }
+}
+
+/// Sends every first byte with every length up to `longest`, padded with seeded noise. Returns how many.
+fn flood(from: &Host, longest: usize) -> u64 {
+    from.enter(|| {
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        let mut seed = 1_u32;
+        let mut sent = 0;
+        for length in 0..=longest {
+            for first in 0..=255_u8 {
+                let mut datagram: Vec<u8> = (0..length)
+                    .map(|_| {
+                        seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                        (seed >> 24) as u8
+                    })
+                    .collect();
+                if let Some(byte) = datagram.first_mut() {
+                    *byte = first;
+                }
+                socket.send_to(&datagram, "172.100.1.1:5000").unwrap();
+                sent += 1;
+            }
+        }
+        sent
+    })
+}
+
+#[test]
+fn a_flood_of_garbage_adds_up() {
+    let Pair { host, other, agent, .. } = &mut pair();
+    let (before, dropped_before) = kernel_datagrams(host);
+    let mut sent = flood(other, 120);
+    // Packets that begin well: from a martian source, from one that is not allowed, from its own address, to nobody.
+    let packet = |source: [u8; 4], destination: [u8; 4]| {
+        let mut bytes = Vec::new();
+        etherparse::PacketBuilder::ipv4(source, destination, 64)
+            .udp(1, 2)
+            .write(&mut bytes, b"data")
+            .unwrap();
+        bytes
+    };
+    let mine = [10, 0, 1, 1];
+    let well_formed = [
+        packet([10, 0, 1, 2], mine),
+        packet([127, 0, 0, 1], mine),
+        packet([224, 0, 0, 1], mine),
+        packet([10, 0, 1, 9], mine),
+        packet(mine, mine),
+        packet([10, 0, 1, 2], [127, 0, 0, 1]),
+    ];
+    other.enter(|| {
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        for bytes in &well_formed {
+            socket.send_to(bytes, "172.100.1.1:5000").unwrap();
+            let framed = [&[0, 0, 8, 0][..], bytes].concat();
+            socket.send_to(&framed, "172.100.1.1:5000").unwrap();
+            // Said to be IPv6, which it is not.
+            let wrong = [&[0, 0, 0x86, 0xdd][..], bytes].concat();
+            socket.send_to(&wrong, "172.100.1.1:5000").unwrap();
+            // Cut, and longer than it says.
+            socket.send_to(&bytes[..bytes.len() - 1], "172.100.1.1:5000").unwrap();
+            socket.send_to(&[bytes, &b"padding"[..]].concat(), "172.100.1.1:5000").unwrap();
+            sent += 5;
+        }
+    });
+    // From a stranger, too.
+    other.address(&other.device_to(host), "172.100.1.66/24");
+    other.enter(|| {
+        let socket = UdpSocket::bind("172.100.1.66:0").unwrap();
+        for bytes in &well_formed {
+            socket.send_to(bytes, "172.100.1.1:5000").unwrap();
+            sent += 1;
+        }
+    });
+
+    let status = || grpcurl(agent, STATUS, &json!({})).unwrap();
+    wait_until(SOON, "all datagrams that the kernel has are received", || {
+        let (now, dropped) = kernel_datagrams(host);
+        now - before + (dropped - dropped_before) == sent
+            && number(&status()["datagramsReceived"]) == now - before
+    });
+    let total = status();
+    let link = grpcurl(agent, GET, &json!({"name": "link"})).unwrap()["status"].clone();
+    let received = number(&total["datagramsReceived"]);
+    let accounted = sum(&total["datagramsDropped"])
+        + number(&link["received"]["packets"])
+        + sum(&link["received"]["drops"]);
+    assert_eq!(received, accounted, "{total} {link}");
+    let (into_kernel, _) = kernel_packets(host, "link");
+    assert_eq!(number(&link["received"]["packets"]), into_kernel, "{link}");
+    for reason in ["framing", "malformed", "martian", "source_not_allowed"] {
+        assert!(number(&link["received"]["drops"][reason]) > 0, "nothing was {reason}: {link}");
+    }
+    assert_eq!(number(&total["datagramsDropped"]["unknown_sender"]), well_formed.len() as u64);
+    assert!(agent.alive());
+}
+
+#[test]
+fn packets_from_a_device_add_up() {
+    let Pair { host, other, agent, .. } = &pair();
+    ping_ok(host, "10.0.1.2");
+    transfer(host, other, "10.0.1.2", 5_000_000);
+    transfer(other, host, "10.0.1.1", 5_000_000);
+    // To nobody; too big for the path, with and without leave to fragment.
+    ping(host, "10.0.1.77", &[]);
+    host.run(["ip", "link", "set", "dev", "link", "mtu", "4000"]);
+    assert!(!ping(host, "10.0.1.2", &["-M", "do", "-s", "3000"]));
+    assert!(ping(host, "10.0.1.2", &["-M", "dont", "-s", "3000"]), "an echo in fragments");
+    // The peer gone, and the way to it.
+    host.run(["ip", "link", "set", &host.device_to(other), "down"]);
+    ping(host, "10.0.1.2", &[]);
+
+    let (into_kernel, from_kernel) = kernel_packets(host, "link");
+    let total = grpcurl(agent, STATUS, &json!({})).unwrap();
+    let link = grpcurl(agent, GET, &json!({"name": "link"})).unwrap()["status"].clone();
+    let sent = number(&link["sent"]["packets"]) + sum(&link["sent"]["drops"]);
+    assert_eq!(from_kernel, sent + sum(&total["packetsDropped"]), "{total} {link}");
+    for reason in ["too_big", "unreachable"] {
+        assert!(number(&link["sent"]["drops"][reason]) > 0, "nothing was {reason}: {link}");
+    }
+    let no_tunnel = number(&total["packetsDropped"]["no_tunnel"]);
+    assert!(no_tunnel > 0, "{total}");
+    // What the kernel got beside the peer's packets are the answers: one a packet that had no way or was too big.
+    let answers = no_tunnel + number(&link["sent"]["drops"]["too_big"]);
+    assert_eq!(into_kernel, number(&link["received"]["packets"]) + answers, "{total} {link}");
+}

@@ -1,0 +1,234 @@
+//! An agent that ends, however it ends, and starts again.
+
+mod lab;
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use lab::{Agent, Host, Lab, grpcurl, holds_within, legacy_add, ping_ok};
+use serde_json::{Value, json};
+
+const ADD: &str = "tunmesh.v1.TunnelService/AddTunnel";
+
+/// The agent's devices with their addresses, MTU and state, and all routes over them; without numbers that the kernel
+/// gives anew.
+fn actual(host: &Host) -> Value {
+    let mut devices: Vec<Value> = Vec::new();
+    for link in host.ip_json(["addr"]).as_array().unwrap() {
+        let is_device = link["link_type"] == "none";
+        if is_device {
+            let addresses: Vec<String> = link["addr_info"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|address| format!("{}/{}", address["local"].as_str().unwrap(), address["prefixlen"]))
+                .collect();
+            devices.push(json!([link["ifname"], link["mtu"], link["flags"], addresses]));
+        }
+    }
+    let mut routes: Vec<String> = Vec::new();
+    for family in ["-4", "-6"] {
+        let listed = host.run(["ip", family, "-d", "route", "show", "table", "all"]);
+        let of_devices = listed.lines().filter(|line| {
+            devices.iter().any(|device| line.contains(&format!("dev {} ", device[0].as_str().unwrap())))
+        });
+        // The kernel's multicast and link-local defaults follow the device.
+        routes
+            .extend(of_devices.filter(|line| !line.contains("ff00::/8")).map(|line| line.trim().to_owned()));
+    }
+    routes.sort();
+    devices.sort_by_key(Value::to_string);
+    json!([devices, routes])
+}
+
+fn mesh(host: &Host, agent: &Agent) {
+    legacy_add(host, "udp2", "10.0.1.1", "172.100.1.2", 1400);
+    for tunnel in [
+        json!({"name": "udp3", "addresses": ["10.0.3.1/30", "fd00:3::1/64"], "remote": "172.100.1.3", "framing": "RAW",
+               "mtu": 1280, "routes": ["192.168.3.0/24", "fd00:33::/64"]}),
+        json!({"name": "shared-4", "device": "mesh0", "addresses": ["10.9.0.1/24"], "remote": "172.100.1.4",
+               "framing": "RAW", "allowedPrefixes": [{"prefix": "10.9.0.4/32"}, {"prefix": "192.168.4.0/24"}],
+               "routes": ["192.168.4.0/24"]}),
+        json!({"name": "shared-5", "device": "mesh0", "remote": "172.100.1.5:6000", "framing": "PI", "mtu": 1300,
+               "allowedPrefixes": [{"prefix": "10.9.0.5/32"}, {"prefix": "192.168.5.0/24"}],
+               "routes": ["192.168.5.0/24"]}),
+    ] {
+        grpcurl(agent, ADD, &json!({ "tunnel": tunnel })).unwrap();
+    }
+}
+
+fn two_hosts() -> (Lab, Host, Host) {
+    let lab = Lab::new();
+    let (host, other) = (lab.host("host"), lab.host("other"));
+    lab.link(&host, "172.100.1.1/24", &other, "172.100.1.2/24");
+    (lab, host, other)
+}
+
+#[test]
+fn killed_twenty_times_it_comes_back_as_it_was() {
+    let (_lab, host, other) = two_hosts();
+    let mut agent = Agent::start(&host, &[]);
+    mesh(&host, &agent);
+    let their = Agent::start(&other, &[]);
+    legacy_add(&other, "udp1", "10.0.1.2", "172.100.1.1", 1400);
+    let wanted = actual(&host);
+    assert_eq!(wanted[0].as_array().unwrap().len(), 3, "{wanted}");
+    let foreign = host.run(["ip", "-4", "route", "show", "dev", &host.device_to(&other)]);
+    for round in 0..20 {
+        agent.kill9();
+        let start = Instant::now();
+        agent.restart();
+        let converged = holds_within(Duration::from_secs(2), || actual(&host) == wanted);
+        assert!(converged, "round {round}: {} is not {wanted}", actual(&host));
+        assert!(start.elapsed() < Duration::from_secs(2), "round {round} took {:?}", start.elapsed());
+    }
+    ping_ok(&host, "10.0.1.2");
+    assert_eq!(host.run(["ip", "-4", "route", "show", "dev", &host.device_to(&other)]), foreign);
+    drop(their);
+}
+
+#[test]
+fn terminated_it_leaves_nothing_and_remembers_everything() {
+    let (_lab, host, other) = two_hosts();
+    let before = (host.ip_json(["addr"]), host.ip_json(["route", "show", "table", "all"]));
+    let mut agent = Agent::start(&host, &[]);
+    mesh(&host, &agent);
+    let wanted = actual(&host);
+    let socket = agent.socket();
+    assert!(agent.terminate().success());
+    assert_eq!((host.ip_json(["addr"]), host.ip_json(["route", "show", "table", "all"])), before);
+    assert!(!socket.exists(), "the socket is left");
+    // What is wanted changed while nobody ran: nothing of it comes back.
+    agent.restart();
+    assert_eq!(actual(&host), wanted);
+    grpcurl(&agent, "tunmesh.v1.TunnelService/DeleteTunnel", &json!({"name": "udp3"})).unwrap();
+    let changed = actual(&host);
+    assert_ne!(changed, wanted);
+    agent.kill9();
+    agent.restart();
+    assert!(holds_within(Duration::from_secs(2), || actual(&host) == changed), "{}", actual(&host));
+    drop(other);
+}
+
+#[test]
+fn a_foreign_device_of_the_same_name_costs_its_tunnel_alone() {
+    let (_lab, host, other) = two_hosts();
+    let mut agent = Agent::start(&host, &[]);
+    mesh(&host, &agent);
+    let wanted = actual(&host);
+    agent.kill9();
+    for foreign in [&["type", "bridge"][..], &["tuntap"]] {
+        let name = "udp3";
+        if foreign == ["tuntap"] {
+            host.run(["ip", "tuntap", "add", "dev", name, "mode", "tun"]);
+        } else {
+            host.run([&["ip", "link", "add", name][..], foreign].concat());
+        }
+        let theirs = host.ip_json(["addr", "show", "dev", name]);
+        agent.restart();
+        let states = || -> Vec<(String, String)> {
+            let listed = grpcurl(&agent, "tunmesh.v1.TunnelService/ListTunnels", &json!({})).unwrap();
+            let tunnels = listed["tunnels"].as_array().unwrap().iter();
+            tunnels
+                .map(|status| {
+                    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+                    (text(&status["tunnel"]["name"]), text(&status["state"]) + &text(&status["reason"]))
+                })
+                .collect()
+        };
+        for (tunnel, state) in states() {
+            if tunnel == name {
+                assert!(state.starts_with("FAILED") && state.contains(name), "{state}");
+            } else {
+                assert_eq!(state, "WAITING", "{tunnel}");
+            }
+        }
+        assert_eq!(host.ip_json(["addr", "show", "dev", name]), theirs, "the foreign device was touched");
+        host.run(["ip", "link", "del", name]);
+        assert!(
+            holds_within(Duration::from_secs(10), || actual(&host) == wanted),
+            "it does not come when it can"
+        );
+        agent.kill9();
+    }
+    drop(other);
+}
+
+#[test]
+fn a_corrupt_state_file_is_set_aside() {
+    let (_lab, host, _other) = two_hosts();
+    let mut agent = Agent::start(&host, &[]);
+    mesh(&host, &agent);
+    let path = agent.state_dir().join("state");
+    let good = fs::read(&path).unwrap();
+    let half = good[..good.len() / 2].to_vec();
+    let changed = String::from_utf8(good.clone()).unwrap().replace("172.100.1.3", "172.100.1.9").into_bytes();
+    for (round, corrupt) in [half, changed, vec![0; 4096], Vec::new()].into_iter().enumerate() {
+        agent.terminate();
+        fs::write(&path, &corrupt).unwrap();
+        agent.restart();
+        let log = agent.log();
+        assert!(log.contains("set aside") && log.contains(&format!("corrupt-{round}")), "{log}");
+        assert_eq!(fs::read(agent.state_dir().join(format!("state.corrupt-{round}"))).unwrap(), corrupt);
+        assert_eq!(actual(&host)[0], json!([]));
+        legacy_add(&host, "udp2", "10.0.1.1", "172.100.1.2", 1400);
+    }
+}
+
+#[test]
+fn a_second_agent_says_what_is_taken() {
+    let (_lab, host, _other) = two_hosts();
+    let mut first = Agent::start(&host, &[]);
+    mesh(&host, &first);
+    let wanted = actual(&host);
+    let socket = first.socket();
+    let (socket, state) = (socket.to_str().unwrap(), first.state_dir());
+    let state = state.to_str().unwrap();
+    let other_state = tempfile::tempdir().unwrap();
+    let other_state = other_state.path().to_str().unwrap();
+    for (arguments, words) in [
+        (vec!["--socket", "/tmp/tunmesh-other.sock", "--state-dir", state], vec![state, "--state-dir"]),
+        (
+            vec!["--socket", "/tmp/tunmesh-other.sock", "--state-dir", other_state],
+            vec!["5000", "--data-port"],
+        ),
+        (
+            vec!["--socket", "/tmp/tunmesh-other.sock", "--state-dir", other_state, "--data-port", "6000"],
+            vec!["5001", "--control-port"],
+        ),
+        (
+            vec!["--socket", socket, "--state-dir", other_state, "--data-port", "6000", "--no-legacy"],
+            vec![socket, "--socket"],
+        ),
+    ] {
+        let refused = host.try_run([&[lab::AGENT][..], &arguments].concat()).unwrap_err().to_string();
+        for word in words {
+            assert!(refused.contains(word), "{arguments:?}: {word:?} is not in {refused}");
+        }
+        assert!(first.alive());
+    }
+    assert_eq!(actual(&host), wanted);
+    grpcurl(&first, "tunmesh.v1.TunnelService/GetStatus", &json!({})).unwrap();
+}
+
+#[test]
+fn nothing_acknowledged_is_lost() {
+    let (_lab, host, _other) = two_hosts();
+    let mut agent = Agent::start(&host, &[]);
+    for n in 1..=30_u32 {
+        let reply = legacy_add(
+            &host,
+            &format!("udp{n}"),
+            &format!("10.1.{n}.1"),
+            &format!("172.100.1.{}", 100 + n),
+            1400,
+        );
+        assert!(reply[format!("udp{n}")].as_str().unwrap().starts_with("ok"), "{reply}");
+        if n % 5 == 0 {
+            agent.kill9();
+            agent.restart();
+            let listed = grpcurl(&agent, "tunmesh.v1.TunnelService/ListTunnels", &json!({})).unwrap();
+            assert_eq!(listed["tunnels"].as_array().unwrap().len(), n as usize);
+        }
+    }
+}
