@@ -1,1 +1,3 @@
 //! The controller: holds the mesh that is wanted, and the operator's commands.
+
+pub mod cli;

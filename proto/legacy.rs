@@ -25,6 +25,9 @@ const NETMASK: &str = "netmask";
 const MTU: &str = "mtu";
 const REMOTE_SERVER: &str = "remoteServer";
 
+/// The control port: where servers of 2015 and agents take these datagrams unless told otherwise.
+pub const CONTROL_PORT: u16 = 5001;
+
 /// What an absent `mtu` means.
 const DEFAULT_MTU: Mtu = Mtu::ETHERNET;
 /// What an absent `netmask` means, as a prefix length: 255.255.255.252, and two bits of host in IPv6 too.

@@ -48,7 +48,7 @@ struct RunArgs {
           value_parser = clap::value_parser!(u16).range(1..))]
     data_port: u16,
     /// UDP port of the legacy control protocol
-    #[arg(long, alias = "controlPort", env = "TUNMESH_CONTROL_PORT", default_value_t = 5001,
+    #[arg(long, alias = "controlPort", env = "TUNMESH_CONTROL_PORT", default_value_t = crate::proto::legacy::CONTROL_PORT,
           value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     control_port: u16,
     /// Who beside this host may steer the agent over the legacy port, unauthenticated; may be repeated
