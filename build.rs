@@ -19,9 +19,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     fs::write(out.join("tunmesh.bin"), &encoded)?;
     tonic_prost_build::configure()
         .compile_well_known_types(true)
+        .btree_map(".")
         .extern_path(".google.protobuf", "::pbjson_types")
         .compile_fds(descriptors)?;
     // JSON as protobuf defines it, so that every command prints what grpcurl prints.
-    pbjson_build::Builder::new().register_descriptors(&encoded)?.build(&[".tunmesh"])?;
+    pbjson_build::Builder::new().register_descriptors(&encoded)?.btree_map(["."]).build(&[".tunmesh"])?;
     Ok(())
 }

@@ -127,12 +127,15 @@ fn load(store: &Store) -> anyhow::Result<Desired> {
 }
 
 fn bind_port(port: u16, what: &str, flag: &str) -> anyhow::Result<SocketPair> {
-    SocketPair::bind(port).map_err(|error| match error.kind() {
-        io::ErrorKind::AddrInUse => anyhow::anyhow!(
-            "the {what} port {port}/udp is taken, by another agent or program (`ss -ulnp` names it): \
-             end that, or choose another with {flag}"
-        ),
-        _ => anyhow::anyhow!("the {what} port {port}/udp cannot be had: {error}; choose another with {flag}"),
+    SocketPair::bind(port).map_err(|error| {
+        if error.kind() == io::ErrorKind::AddrInUse {
+            anyhow::anyhow!(
+                "the {what} port {port}/udp is taken, by another agent or program (`ss -ulnp` names it): \
+                 end that, or choose another with {flag}"
+            )
+        } else {
+            anyhow::anyhow!("the {what} port {port}/udp cannot be had: {error}; choose another with {flag}")
+        }
     })
 }
 

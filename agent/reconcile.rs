@@ -127,13 +127,15 @@ pub struct Held {
     pub routes: BTreeSet<Route>,
 }
 
+/// A part of the way to the target, as far as it can be gone now.
+type Step = fn(&Actual, &Forwarding, &Target, &Held) -> Vec<Op>;
+
 /// The next operations towards the target; none where the actual state is the target but for what is held.
 ///
 /// Order: routes go before what they lead to; the data path lets go of a device before it is deleted, and knows
 /// a device before routes lead to it. So each step is a batch of its own, and the caller asks again after it.
 pub fn next_ops(actual: &Actual, published: &Forwarding, target: &Target, held: &Held) -> Vec<Op> {
-    let steps: [fn(&Actual, &Forwarding, &Target, &Held) -> Vec<Op>; 5] =
-        [remove_routes, publish, delete_devices, make_devices, add_routes];
+    let steps: [Step; 5] = [remove_routes, publish, delete_devices, make_devices, add_routes];
     steps
         .iter()
         .map(|step| step(actual, published, target, held))

@@ -23,7 +23,7 @@ const QUEUE: usize = 64;
 
 /// What the agent is asked for.
 enum Request {
-    Execute(Command, Owner, oneshot::Sender<Result<Outcome, CommandError>>),
+    Execute(Box<Command>, Owner, oneshot::Sender<Result<Outcome, CommandError>>),
     Tunnels(oneshot::Sender<Vec<TunnelStatus>>),
     Counters(oneshot::Sender<Counters>),
 }
@@ -58,7 +58,7 @@ impl AgentHandle {
     /// # Errors
     /// Why the command was refused; nothing changed.
     pub async fn execute(&self, command: Command, owner: Owner) -> Result<Outcome, CommandError> {
-        self.ask(|reply| Request::Execute(command, owner, reply)).await?
+        self.ask(|reply| Request::Execute(Box::new(command), owner, reply)).await?
     }
 
     /// All tunnels as they are, by name.

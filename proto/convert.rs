@@ -222,7 +222,9 @@ impl From<Traffic> for v1::Traffic {
 }
 
 /// Drops by reason, as v1 has them.
-pub fn drops(drops: impl IntoIterator<Item = (&'static str, u64)>) -> std::collections::HashMap<String, u64> {
+pub fn drops(
+    drops: impl IntoIterator<Item = (&'static str, u64)>,
+) -> std::collections::BTreeMap<String, u64> {
     drops.into_iter().map(|(reason, count)| (reason.to_owned(), count)).collect()
 }
 

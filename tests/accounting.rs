@@ -1,5 +1,7 @@
 //! Every datagram and packet is accounted for: what comes in is what goes out and what is dropped, by reason.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a fault ends the test")]
+
 mod lab;
 
 use std::net::UdpSocket;

@@ -1,5 +1,7 @@
 //! The control port of 2015: what it takes, what it refuses, whom it heeds.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a fault ends the test")]
+
 mod lab;
 
 use std::net::UdpSocket;

@@ -1,5 +1,7 @@
 //! `controller legacy` against a socket that plays the agent.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a fault ends the test")]
+
 use std::net::UdpSocket;
 use std::process::{Command, Output};
 use std::thread;

@@ -1,5 +1,7 @@
 //! A tunnel to a server of 2015: it gets what it understands, and nothing else.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a fault ends the test")]
+
 mod lab;
 
 use lab::{Agent, Lab, Peer2015, SOON, legacy_add, ping, ping_ok, transfer, wait_until};

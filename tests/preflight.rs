@@ -1,5 +1,7 @@
 //! An agent on a host that lacks what it needs says so in one line.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a fault ends the test")]
+
 mod lab;
 
 use std::process::Command;

@@ -1,5 +1,8 @@
 //! An agent that ends, however it ends, and starts again.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a fault ends the test")]
+#![allow(clippy::disallowed_methods, reason = "real starts are timed")]
+
 mod lab;
 
 use std::fs;

@@ -1,6 +1,8 @@
 //! The three hosts of the 2015 description, joined in every way an agent can be told of: ping and bulk TCP between
 //! every pair of hosts and between the subnets behind them.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a fault ends the test")]
+
 mod lab;
 
 use lab::{Agent, Family, ThreeHosts, grpcurl, legacy_send, ping_ok, transfer};

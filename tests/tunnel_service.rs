@@ -1,5 +1,7 @@
 //! TunnelService as a user of grpcurl meets it.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a fault ends the test")]
+
 mod lab;
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt};

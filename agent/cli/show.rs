@@ -1,6 +1,6 @@
 //! `agent status`, `agent tunnels` and `agent check`.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
@@ -120,12 +120,11 @@ fn state(status: &v1::TunnelStatus) -> String {
     }
 }
 
-fn reasons(drops: &HashMap<String, u64>) -> String {
+fn reasons(drops: &BTreeMap<String, u64>) -> String {
     if drops.is_empty() {
         return "0".to_owned();
     }
-    let sorted: BTreeMap<&String, &u64> = drops.into_iter().collect();
-    sorted.into_iter().map(|(reason, count)| format!("{count} {reason}")).collect::<Vec<_>>().join(", ")
+    drops.iter().map(|(reason, count)| format!("{count} {reason}")).collect::<Vec<_>>().join(", ")
 }
 
 #[allow(clippy::disallowed_methods, reason = "an age for people, counted by the clock of the one who looks")]

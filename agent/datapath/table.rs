@@ -53,7 +53,7 @@ enum Choice {
     /// The device has one peer, and everything goes to it.
     Whole(usize),
     /// The longest prefix that has the destination, the best of those that share it.
-    ByPrefix(JointPrefixMap<IpNet, usize>),
+    ByPrefix(Box<JointPrefixMap<IpNet, usize>>),
 }
 
 /// A tunnel as packets see it.
@@ -104,7 +104,8 @@ impl Table {
         let choice = match whole {
             Some(tunnel) => Choice::Whole(tunnel),
             None => {
-                Choice::ByPrefix(prefixes.iter().map(|(prefix, (_, tunnel))| (prefix, *tunnel)).collect())
+                let tunnels = prefixes.iter().map(|(prefix, (_, tunnel))| (prefix, *tunnel));
+                Choice::ByPrefix(Box::new(tunnels.collect()))
             }
         };
         self.devices.push(Device { open, addresses: forwarding.addresses.clone(), tunnels, choice });

@@ -51,9 +51,10 @@ impl Drop for Netlink {
 }
 
 fn to_io(error: rtnetlink::Error) -> io::Error {
-    match error {
-        rtnetlink::Error::NetlinkError(message) => message.to_io(),
-        other => io::Error::other(other.to_string()),
+    if let rtnetlink::Error::NetlinkError(message) = &error {
+        message.to_io()
+    } else {
+        io::Error::other(error.to_string())
     }
 }
 
@@ -307,11 +308,12 @@ fn read_own_route(route: &RouteMessage, names: &BTreeMap<u32, &String>) -> Optio
     let (mut address, mut device, mut mtu) = (None, None, None);
     for attribute in &route.attributes {
         if let RouteAttribute::Destination(destination) = attribute {
-            address = match destination {
-                RouteAddress::Inet(v4) => Some(IpAddr::V4(*v4)),
-                RouteAddress::Inet6(v6) => Some(IpAddr::V6(*v6)),
-                _ => None,
-            };
+            if let RouteAddress::Inet(v4) = destination {
+                address = Some(IpAddr::V4(*v4));
+            }
+            if let RouteAddress::Inet6(v6) = destination {
+                address = Some(IpAddr::V6(*v6));
+            }
         }
         if let RouteAttribute::Oif(index) = attribute {
             device = names.get(index);

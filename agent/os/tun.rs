@@ -24,9 +24,8 @@ impl TunDevice {
         config.platform_config(|platform| {
             platform.ensure_root_privileges(false);
         });
-        let device = tun::create(&config).map_err(|error| match error {
-            tun::Error::Io(error) => error,
-            other => io::Error::other(other.to_string()),
+        let device = tun::create(&config).map_err(|error| {
+            if let tun::Error::Io(error) = error { error } else { io::Error::other(error.to_string()) }
         })?;
         device.set_nonblock()?;
         // SAFETY: `into_raw_fd` gives up ownership, so the descriptor is open and no one else closes it.

@@ -13,7 +13,6 @@ const SYN: u8 = 0x02;
 const OPTION_END: u8 = 0;
 const OPTION_NOP: u8 = 1;
 const OPTION_MSS: u8 = 2;
-const OPTION_MSS_LENGTH: u8 = 4;
 
 /// Lowers the MSS option of a TCP SYN or SYN-ACK to what `mtu` carries: `mtu` − 40 for IPv4, − 60 for IPv6, at least 1.
 /// Returns whether the packet changed.
@@ -35,7 +34,7 @@ pub fn clamp(packet: &mut [u8], mtu: u16) -> bool {
         }
         let length = options.get(at + 1).map_or(0, |length| usize::from(*length));
         let Some(option) = options.get_mut(at..at + length).filter(|option| option.len() >= 2) else { break };
-        if let [OPTION_MSS, OPTION_MSS_LENGTH, high, low] = option {
+        if let [OPTION_MSS, _, high, low] = option {
             let old = u16::from_be_bytes([*high, *low]);
             if old > limit {
                 [*high, *low] = limit.to_be_bytes();

@@ -150,16 +150,21 @@ impl Args {
     }
 
     fn exchange(&self, server: SocketAddr, datagram: &[u8]) -> Result<Option<Vec<u8>>, Error> {
-        let failed = |error: io::Error| match error.kind() {
-            io::ErrorKind::ConnectionRefused => Error::Failed(format!(
-                "nothing listens on the control port {server}: start the agent, or give its port with -p"
-            )),
-            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Error::Failed(format!(
-                "no reply from {server} within {} s: an agent heeds only its own host (127.0.0.1) and the networks \
-                 of its --legacy-allow; a server of 2015 never replies (--no-reply)",
-                self.timeout.as_secs_f64()
-            )),
-            _ => Error::Failed(format!("{server}: {error}")),
+        let failed = |error: io::Error| {
+            let silent = [io::ErrorKind::WouldBlock, io::ErrorKind::TimedOut].contains(&error.kind());
+            Error::Failed(if error.kind() == io::ErrorKind::ConnectionRefused {
+                format!(
+                    "nothing listens on the control port {server}: start the agent, or give its port with -p"
+                )
+            } else if silent {
+                format!(
+                    "no reply from {server} within {} s: an agent heeds only its own host (127.0.0.1) and the \
+                     networks of its --legacy-allow; a server of 2015 never replies (--no-reply)",
+                    self.timeout.as_secs_f64()
+                )
+            } else {
+                format!("{server}: {error}")
+            })
         };
         let any = if server.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
         let socket = UdpSocket::bind(any).map_err(failed)?;

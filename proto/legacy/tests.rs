@@ -341,7 +341,9 @@ fn requests_are_those_of_2015() {
 
 #[test]
 fn replies_are_read() {
-    let cases: [(&str, &[(&str, &str)], bool); 6] = [
+    /// A reply, its entries, and whether all of them are done.
+    type Case = (&'static str, &'static [(&'static str, &'static str)], bool);
+    let cases: [Case; 6] = [
         (r#"{"udp2": "ok"}"#, &[("udp2", "ok")], true),
         (r#"{"udp3": "ok; note", "udp2": "ok"}"#, &[("udp2", "ok"), ("udp3", "ok; note")], true),
         (r#"{"udp2": "ok", "udp3": "mtu is bad"}"#, &[("udp2", "ok"), ("udp3", "mtu is bad")], false),

@@ -73,7 +73,7 @@ fn only_copied_options_go_on_later_fragments() {
     const RECORD_ROUTE: [u8; 7] = [7, 7, 4, 0, 0, 0, 0];
     const SECURITY: [u8; 3] = [130, 3, 9];
     const LOOSE_ROUTE: [u8; 7] = [131, 7, 4, 10, 0, 0, 9];
-    let mut options = [&RECORD_ROUTE[..], &[1], &SECURITY, &[1], &LOOSE_ROUTE, &[0], &SECURITY].concat();
+    let mut options = [&RECORD_ROUTE[..], &[1], &SECURITY, &[1], &LOOSE_ROUTE, &[0, 2], &SECURITY].concat();
     options.resize(24, 0);
     let fragments = cut(&packet(header_with(&options), &[0; 200]), 100);
     let [first, later @ ..] = &fragments[..] else { panic!("no fragments") };
@@ -116,6 +116,17 @@ fn a_fragment_reaches_to_the_end_of_a_datagram_and_not_beyond() {
     assert_eq!(cut(&bytes, 100).len(), 3);
     let beyond = packet(with_offset(last / 8), &vec![0; 201 + usize::from(last % 8)]);
     assert!(cut(&beyond, 100).is_empty());
+}
+
+#[test]
+fn fragments_are_as_few_as_can_be() {
+    let lengths = |payload: usize, mtu| -> Vec<usize> {
+        cut(&packet(header_with(&[]), &vec![0; payload]), mtu).iter().map(Vec::len).collect()
+    };
+    assert_eq!(lengths(80, 100), [100]);
+    assert_eq!(lengths(81, 100), [100, 21]);
+    assert_eq!(lengths(240, 100), [100, 100, 100]);
+    assert_eq!(lengths(80 + 83, 103), [100, 103]);
 }
 
 #[test]

@@ -81,7 +81,7 @@ fn leaves_room_for_the_headers() {
 }
 
 #[test]
-fn malformed_options_are_the_last() {
+fn malformed_options_and_the_end_are_the_last() {
     for options in [
         &[2, 0, 0xff, 0xff][..],
         &[2, 1, 0xff, 0xff],
@@ -92,7 +92,7 @@ fn malformed_options_are_the_last() {
         &[3, 41, 2, 4, 0xff, 0xff],
         &[1, 2, 4, 0xff],
         &[1, 1, 1, 2],
-        &[0, 0, 2, 4, 0xff, 0xff],
+        &[0, 2, 2, 4, 0xff, 0xff],
     ] {
         assert!(is_left_alone(&v4_syn(options)), "{options:?}");
         assert!(is_left_alone(&v6_syn(options)), "{options:?}");
@@ -116,6 +116,10 @@ fn a_header_that_is_not_whole_is_left_alone() {
     let mut short = syn.clone();
     short[20 + 12] = 0x40;
     assert!(is_left_alone(&short), "data offset below 20 bytes");
+
+    let mut udp = syn.clone();
+    udp[9] = 17;
+    assert!(is_left_alone(&udp), "another protocol");
 
     let mut later = syn.clone();
     later[7] = 1;

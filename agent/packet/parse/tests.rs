@@ -76,6 +76,7 @@ fn only_the_first_fragment_has_the_transport_header() {
     check(&v4(0x4000), true, true, Some(20));
     check(&v4(0x2000), false, true, Some(20));
     check(&v4(0x0001), false, false, None);
+    check(&v4(0x1000), false, false, None);
     check(&v4(0x3fff), false, false, None);
 
     let fragment = |high, low| (protocol::FRAGMENT, [0, 0xff, high, low, 0, 0, 0, 0]);
