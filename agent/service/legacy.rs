@@ -159,7 +159,8 @@ impl Ignored {
         tracing::warn!(
             count = self.count,
             sources = sources.join(", "),
-            "control datagrams from other hosts were ignored: start the agent with --legacy-allow CIDR to heed them"
+            "control datagrams that did not come through loopback were ignored: on this host use 127.0.0.1, for others \
+             start the agent with --legacy-allow CIDR"
         );
         *self = Self { logged: Some(now), ..Self::default() };
     }
