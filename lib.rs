@@ -6,7 +6,7 @@
 //! *Pure* files take time as an argument and return values. They use std's collections, [`proto`] and `tracing`;
 //! no tokio, tonic, tun, file, clock or randomness (a seed is an argument). They are all of `proto/` (of which
 //! only `proto/mod.rs` and `proto/convert.rs` see the generated protobuf code), and of the agent `reconcile.rs`,
-//! `state.rs` and `packet/`.
+//! `state.rs`, `target.rs` and `packet/`.
 //!
 //! `agent/runtime.rs` is the one task that owns the agent's state: it reads the clock and performs the effects.
 //! `agent/datapath/` moves packets on threads of its own. `agent/os/` holds the system calls and the only unsafe

@@ -84,8 +84,9 @@ pub fn forwarding() -> Vec<Finding> {
 
 fn look_at_forwarding() -> Vec<Finding> {
     vec![
-        ip_forward("forwarding of IPv4", "net.ipv4.ip_forward"),
-        ip_forward("forwarding of IPv6", "net.ipv6.conf.all.forwarding"),
+        ip_forward("forwarding of IPv4", "net.ipv4.ip_forward", Severity::Problem),
+        // Most meshes carry IPv4 alone.
+        ip_forward("forwarding of IPv6", "net.ipv6.conf.all.forwarding", Severity::Note),
         rp_filter(),
         forward_policy(),
     ]
@@ -96,11 +97,11 @@ fn sysctl(name: &str) -> Option<String> {
     fs::read_to_string(path).ok().map(|text| text.trim().to_owned())
 }
 
-fn ip_forward(subject: &'static str, name: &str) -> Finding {
+fn ip_forward(subject: &'static str, name: &str, severity: Severity) -> Finding {
     match sysctl(name).as_deref() {
         Some("0") => Finding::new(
             subject,
-            Severity::Problem,
+            severity,
             "is off: subnets behind this host cannot be reached through it",
             format!("sysctl -w {name}=1"),
         ),

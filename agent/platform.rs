@@ -101,7 +101,12 @@ impl Platform {
         let interfaces = self.netlink.interfaces().await?;
         let routes = self.netlink.own_routes(&interfaces).await?;
         self.devices.retain(|name, device| {
-            interfaces.get(name.as_str()).is_some_and(|interface| interface.index == device.index)
+            let is_there =
+                interfaces.get(name.as_str()).is_some_and(|interface| interface.index == device.index);
+            if !is_there {
+                tracing::warn!(device = %name, "device was removed by others; it is made again");
+            }
+            is_there
         });
         let own = |name: &str| self.devices.iter().any(|(own, _)| own.as_str() == name);
         let links = interfaces.into_iter().map(|(name, Interface { up, mtu, addresses, .. })| {

@@ -207,20 +207,12 @@ fn change_device(name: &DeviceName, device: &TargetDevice, link: &Link) -> Vec<O
     // New addresses first: with its last address a device loses its routes, also those of others.
     let missing = device.addresses.difference(&link.addresses);
     ops.extend(missing.map(|address| Op::AddAddress(name.clone(), *address)));
-    let foreign = link.addresses.difference(&device.addresses).filter(|address| !is_link_local(address));
+    let foreign = link.addresses.difference(&device.addresses);
     ops.extend(foreign.map(|address| Op::RemoveAddress(name.clone(), *address)));
     if !link.up {
         ops.push(Op::SetUp(name.clone()));
     }
     ops
-}
-
-/// Whether the kernel gives an address like this one to every interface by itself.
-fn is_link_local(address: &IpNet) -> bool {
-    match address {
-        IpNet::V4(_) => false,
-        IpNet::V6(v6) => v6.addr().is_unicast_link_local(),
-    }
 }
 
 fn add_routes(actual: &Actual, _: &Forwarding, target: &Target, held: &Held) -> Vec<Op> {

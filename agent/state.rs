@@ -329,8 +329,9 @@ impl AgentState {
     fn handle_done(&mut self, op: Op) {
         reconcile::apply(&mut self.facts.actual, &op);
         match op {
-            // Without `promote_secondaries` the kernel removes all addresses of the network with its first.
-            Op::RemoveAddress(..) => self.observe = true,
+            // The kernel may have done more: without `promote_secondaries` it removes all addresses of the network
+            // with its first, and a device whose MTU comes to carry IPv6 gets a link-local address.
+            Op::RemoveAddress(..) | Op::SetMtu(..) => self.observe = true,
             Op::Publish(forwarding) => self.published = forwarding,
             Op::Observe
             | Op::Resolve(_)
@@ -338,7 +339,6 @@ impl AgentState {
             | Op::RemoveRoute(_)
             | Op::DeleteDevice(_)
             | Op::CreateDevice(_)
-            | Op::SetMtu(..)
             | Op::AddAddress(..)
             | Op::SetUp(_)
             | Op::AddRoute(_)

@@ -471,7 +471,7 @@ pub enum TunnelState {
     Waiting(Option<String>),
     /// Packets have been received.
     Passing,
-    /// Cannot carry packets, in words why; it is tried again.
+    /// Something that it needs cannot be had, in words what; it is tried again.
     Failed(String),
 }
 

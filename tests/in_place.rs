@@ -145,6 +145,22 @@ fn routes_of_others_stay_when_an_address_changes() {
 }
 
 #[test]
+fn an_mtu_that_comes_to_carry_ipv6_brings_no_address() {
+    let lab = Lab::new();
+    let (host, other) = (lab.host("host"), lab.host("other"));
+    lab.link(&host, "172.100.1.1/24", &other, "172.100.1.2/24");
+    let agent = Agent::start(&host, &[]);
+    for mtu in [1200, 1500, 1279, 1280] {
+        set(
+            &agent,
+            json!({"name": "udp2", "addresses": ["10.0.1.1/30"], "remote": "172.100.1.2", "framing": "PI", "mtu": mtu}),
+        );
+        let link = host.ip_json(["addr", "show", "dev", "udp2"])[0].clone();
+        assert_eq!((&link["mtu"], link["addr_info"].as_array().unwrap().len()), (&json!(mtu), 1), "{link}");
+    }
+}
+
+#[test]
 fn a_device_that_others_delete_comes_back() {
     let lab = Lab::new();
     let (host, other) = (lab.host("host"), lab.host("other"));

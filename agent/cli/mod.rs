@@ -55,7 +55,7 @@ struct RunArgs {
     #[arg(long, env = "TUNMESH_LEGACY_ALLOW", value_name = "CIDR", value_delimiter = ',')]
     legacy_allow: Vec<IpNet>,
     /// Close the legacy control port
-    #[arg(long, env = "TUNMESH_NO_LEGACY")]
+    #[arg(long, env = "TUNMESH_NO_LEGACY", value_parser = clap::builder::FalseyValueParser::new())]
     no_legacy: bool,
     /// Where overlay addresses, allowed prefixes and routes may lie; may be repeated
     #[arg(long, env = "TUNMESH_ACCEPT_PREFIX", value_name = "CIDR", value_delimiter = ',', default_values = ACCEPT)]

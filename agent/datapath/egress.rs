@@ -116,7 +116,7 @@ impl Egress {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) => {
                     // Level-triggered, a dead descriptor would be reported for ever.
-                    tracing::warn!(%error, "a device cannot be read any more");
+                    tracing::debug!(%error, "a device cannot be read any more");
                     let _ = self.epoll.remove(&*device.open.tun);
                     let _ = self.shared.events.try_send(DatapathEvent::DeviceGone);
                     return;

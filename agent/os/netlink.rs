@@ -167,21 +167,26 @@ impl Netlink {
     /// # Errors
     /// What the kernel says.
     pub async fn prepare(&self, name: &DeviceName, index: u32) -> io::Result<()> {
-        // In a request of its own, before the device is up: otherwise a link-local address appears, and chatter
-        // to multicast groups with it. Hosts without IPv6 have nothing to set.
-        let quiet = vec![AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)])];
-        let message = LinkUnspec::new_with_index(index)
-            .append_extra_attribute(LinkAttribute::AfSpecUnspec(quiet))
-            .build();
-        match self.handle.link().set(message).execute().await.map_err(to_io) {
-            Err(error) if error.raw_os_error() != Some(libc::EAFNOSUPPORT) => return Err(error),
-            Ok(()) | Err(_) => {}
-        }
+        self.quiet(index).await?;
         // Otherwise the kernel takes all addresses of a network away with the first. Where /proc/sys is read-only
         // the next reading shows what is missing.
         let path = format!("/proc/sys/net/ipv4/conf/{name}/promote_secondaries");
         let _ = std::fs::write(path, "1");
         Ok(())
+    }
+
+    /// Has the kernel choose no address of its own for an interface: with it would come chatter to multicast groups.
+    async fn quiet(&self, index: u32) -> io::Result<()> {
+        // In a request of its own, before the device is up: later, or with other changes, it comes too late.
+        let quiet = vec![AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)])];
+        let message = LinkUnspec::new_with_index(index)
+            .append_extra_attribute(LinkAttribute::AfSpecUnspec(quiet))
+            .build();
+        match self.handle.link().set(message).execute().await.map_err(to_io) {
+            // Hosts without IPv6, and interfaces with too small an MTU for it, have nothing to set.
+            Err(error) if error.raw_os_error() != Some(libc::EAFNOSUPPORT) => Err(error),
+            Ok(()) | Err(_) => Ok(()),
+        }
     }
 
     /// Removes an interface.
@@ -198,7 +203,9 @@ impl Netlink {
     /// What the kernel says.
     pub async fn set_mtu(&self, index: u32, mtu: Mtu) -> io::Result<()> {
         let message = LinkUnspec::new_with_index(index).mtu(mtu.into()).build();
-        self.handle.link().set(message).execute().await.map_err(to_io)
+        self.handle.link().set(message).execute().await.map_err(to_io)?;
+        // Below 1280 an interface loses its IPv6 settings; above it gets new ones.
+        self.quiet(index).await
     }
 
     /// Brings an interface up.

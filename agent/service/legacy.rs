@@ -105,7 +105,7 @@ impl Legacy {
             if let Answer::Error(words) = &answer {
                 refused += 1;
                 if refused == 1 {
-                    tracing::warn!(%source, tunnel = %entry.key, %words, "a control command was refused");
+                    tracing::warn!(%source, tunnel = %entry.key, %words, "a control command was refused or cannot be done yet");
                 }
             }
             answers.push((entry.key, answer));
