@@ -534,3 +534,6 @@ fn route(target: &mut Target, desired: &Desired) {
     }
     target.routes = mtus.into_iter().map(|((prefix, device), mtu)| Route { prefix, device, mtu }).collect();
 }
+
+#[cfg(test)]
+mod tests;
