@@ -581,3 +581,6 @@ fn foreign_owner(field: Field, name: impl std::fmt::Display) -> CommandError {
         Invalid::new("is the other owner's", "change it where it was made, or choose another name"),
     )
 }
+
+#[cfg(test)]
+mod tests;

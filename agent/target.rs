@@ -142,19 +142,17 @@ pub fn build(desired: &Desired, facts: &Facts, policy: &Policy) -> Target {
     for name in &desired.seniority {
         let Some(tunnel) = desired.tunnels.get(name) else { continue };
         let Some(device) = desired.devices.get(&tunnel.device) else { continue };
-        let endpoint = match endpoint(tunnel, facts, policy) {
-            Ok(endpoint) => endpoint,
-            Err(fault) => {
-                target.faults.insert(name.clone(), fault);
-                continue;
-            }
+        // What does not resolve now may do so later: until then the tunnel keeps what else is its own.
+        let (endpoint, unresolved) = match endpoint(tunnel, facts, policy) {
+            Ok(endpoint) => (endpoint, None),
+            Err(fault) => (None, Some(fault)),
         };
         if let Some(endpoint) = endpoint {
             target.endpoints.insert(name.clone(), endpoint);
         }
-        match claim(&mut claims, &foreign, policy, name, tunnel, device, endpoint) {
-            Ok(()) => place(&mut target, facts, name, tunnel, device, endpoint),
-            Err(fault) => {
+        match (claim(&mut claims, &foreign, policy, name, tunnel, device, endpoint), unresolved) {
+            (Ok(()), None) => place(&mut target, facts, name, tunnel, device, endpoint),
+            (Err(fault), _) | (Ok(()), Some(fault)) => {
                 target.faults.insert(name.clone(), fault);
             }
         }
@@ -536,3 +534,6 @@ fn route(target: &mut Target, desired: &Desired) {
     }
     target.routes = mtus.into_iter().map(|((prefix, device), mtu)| Route { prefix, device, mtu }).collect();
 }
+
+#[cfg(test)]
+mod tests;

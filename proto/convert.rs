@@ -235,3 +235,6 @@ pub fn timestamp(since_epoch: std::time::Duration) -> pbjson_types::Timestamp {
         nanos: i32::try_from(since_epoch.subsec_nanos()).unwrap_or_default(),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -510,3 +510,6 @@ pub struct TunnelStatus {
     /// When the last packet was received, as time since the Unix epoch.
     pub last_received: Option<std::time::Duration>,
 }
+
+#[cfg(test)]
+mod tests;

@@ -171,3 +171,6 @@ fn is_never_carried(address: IpAddr) -> bool {
     let broadcast = matches!(address, IpAddr::V4(v4) if v4.is_broadcast());
     address.is_loopback() || address.is_unspecified() || broadcast
 }
+
+#[cfg(test)]
+mod tests;

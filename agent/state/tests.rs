@@ -1,0 +1,487 @@
+mod kernel;
+mod model;
+
+use std::collections::BTreeSet;
+
+use ipnet::IpNet;
+
+use self::kernel::Event;
+use self::model::{Bench, Failing};
+use super::*;
+use crate::proto::model::{AllowedPrefix, Framing};
+
+fn net(text: &str) -> IpNet {
+    text.parse().unwrap()
+}
+
+fn policy() -> Policy {
+    let accept = ["10.0.0.0/8", "192.168.0.0/16", "fc00::/7"];
+    Policy { data_port: 5000, accept: accept.into_iter().map(net).collect() }
+}
+
+/// A tunnel as it is mostly asked for.
+fn spec(name: &str, device: &str, addresses: &[&str], remote: &str) -> TunnelSpec {
+    TunnelSpec {
+        name: name.parse().unwrap(),
+        device: device.parse().unwrap(),
+        addresses: addresses.iter().copied().map(net).collect(),
+        mtu: None,
+        remote: remote.parse().unwrap(),
+        framing: Framing::Raw,
+        allowed_prefixes: Vec::new(),
+        routes: Vec::new(),
+    }
+}
+
+fn add(tunnel: TunnelSpec) -> Command {
+    Command::Add { tunnel, replace: false }
+}
+
+fn allowed(prefix: &str, preference: u32) -> Vec<AllowedPrefix> {
+    vec![AllowedPrefix { prefix: net(prefix), preference }]
+}
+
+/// A tunnel of which every part is free.
+fn free() -> TunnelSpec {
+    spec("new", "dnew", &["10.30.0.1/24"], "10.20.0.9")
+}
+
+/// A refusal: what there is, what is asked for, and what the answer says.
+struct Refusal {
+    given: Vec<TunnelSpec>,
+    asked: TunnelSpec,
+    kind: ErrorKind,
+    field: Field,
+    /// The value, and then the words that say what is wrong and what to do.
+    says: [&'static str; 3],
+}
+
+#[test]
+#[allow(clippy::too_many_lines, reason = "a table")]
+fn refusals_name_field_value_and_remedy() {
+    use ErrorKind::{AlreadyExists, Clash, Invalid, NotAccepted, Unsupported};
+    let a = || spec("a", "d0", &["10.31.0.1/24"], "10.20.0.5");
+    let shared = || TunnelSpec { allowed_prefixes: allowed("10.40.0.0/16", 3), ..a() };
+    let routed = || TunnelSpec { routes: vec![net("10.50.0.0/16")], ..a() };
+    let route = |route: &str| TunnelSpec { routes: vec![net(route)], ..free() };
+    let refusal = |given: &[TunnelSpec], asked, kind, field, says| Refusal {
+        given: given.to_vec(),
+        asked,
+        kind,
+        field,
+        says,
+    };
+    let key = "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=".parse().unwrap();
+    let table = [
+        refusal(
+            &[a()],
+            TunnelSpec { name: a().name, ..free() },
+            AlreadyExists,
+            Field::Name,
+            ["a", "remote 10.20.0.5, device d0", "set replace"],
+        ),
+        refusal(
+            &[a()],
+            TunnelSpec { device: a().device, allowed_prefixes: allowed("10.41.0.0/16", 0), ..free() },
+            Clash,
+            Field::Device,
+            ["d0", "has other addresses (10.31.0.1/24)", "leave the addresses out"],
+        ),
+        refusal(
+            &[a()],
+            TunnelSpec { remote: a().remote, ..free() },
+            Clash,
+            Field::Remote,
+            ["10.20.0.5", "is already the remote of tunnel a", "name another host"],
+        ),
+        refusal(
+            &[a()],
+            TunnelSpec { remote: "10.20.0.5:5000".parse().unwrap(), ..free() },
+            Clash,
+            Field::Remote,
+            ["10.20.0.5:5000", "is already the remote of tunnel a", "name another host"],
+        ),
+        refusal(
+            &[],
+            TunnelSpec { remote: "10.9.0.9".parse().unwrap(), ..free() },
+            Clash,
+            Field::Remote,
+            ["10.9.0.9", "is this host itself", "the other end"],
+        ),
+        refusal(
+            &[a()],
+            TunnelSpec { addresses: vec![net("10.31.0.2/24")], ..free() },
+            Clash,
+            Field::Address(0),
+            ["10.31.0.2/24", "is already on device d0 (tunnel a)", "choose another network"],
+        ),
+        refusal(
+            &[shared()],
+            TunnelSpec {
+                device: a().device,
+                addresses: Vec::new(),
+                allowed_prefixes: allowed("10.40.0.0/16", 3),
+                ..free()
+            },
+            Clash,
+            Field::AllowedPrefix(0),
+            ["10.40.0.0/16", "that of tunnel a with the same preference, 3", "another preference"],
+        ),
+        refusal(
+            &[shared()],
+            TunnelSpec { allowed_prefixes: allowed("10.40.0.0/16", 4), ..free() },
+            Clash,
+            Field::AllowedPrefix(0),
+            ["10.40.0.0/16", "is already on device d0 (tunnel a)", "choose another prefix"],
+        ),
+        refusal(
+            &[routed()],
+            route("10.50.0.0/16"),
+            Clash,
+            Field::Route(0),
+            ["10.50.0.0/16", "is already on device d0 (tunnel a)", "choose another network"],
+        ),
+        refusal(
+            &[],
+            TunnelSpec { device: "eth0".parse().unwrap(), ..free() },
+            Clash,
+            Field::Device,
+            ["eth0", "that the agent did not make", "choose another name"],
+        ),
+        refusal(
+            &[],
+            TunnelSpec { addresses: vec![net("10.30.0.1/24"), net("10.9.3.1/24")], ..free() },
+            Clash,
+            Field::Address(1),
+            [
+                "10.9.3.1/24",
+                "lies in 10.9.0.0/16, to which this host is connected through eth0",
+                "choose a network",
+            ],
+        ),
+        refusal(
+            &[],
+            route("10.9.0.0/16"),
+            Clash,
+            Field::Route(0),
+            ["10.9.0.0/16", "this host is connected through eth0", "choose a network"],
+        ),
+        refusal(
+            &[],
+            route("10.20.0.0/16"),
+            Clash,
+            Field::Route(0),
+            ["10.20.0.0/16", "covers 10.20.0.9, the tunnel's own endpoint", "choose a network without it"],
+        ),
+        refusal(
+            &[],
+            TunnelSpec { addresses: vec![net("10.20.0.1/24")], ..free() },
+            Clash,
+            Field::Address(0),
+            ["10.20.0.1/24", "covers 10.20.0.9, the tunnel's own endpoint", "choose a network without it"],
+        ),
+        refusal(
+            &[a()],
+            route("10.20.0.5/32"),
+            Clash,
+            Field::Route(0),
+            ["10.20.0.5/32", "covers 10.20.0.5, the endpoint of tunnel a", "choose a network without it"],
+        ),
+        refusal(
+            &[routed()],
+            TunnelSpec { remote: "10.50.3.1".parse().unwrap(), ..free() },
+            Clash,
+            Field::Remote,
+            ["10.50.3.1", "lies in 10.50.0.0/16, which tunnel a carries", "take that network from the other"],
+        ),
+        refusal(
+            &[],
+            route("0.0.0.0/0"),
+            NotAccepted,
+            Field::Route(0),
+            ["0.0.0.0/0", "is a default route", "name the networks behind the peer"],
+        ),
+        refusal(
+            &[],
+            route("::/0"),
+            NotAccepted,
+            Field::Route(0),
+            ["::/0", "is a default route", "name the networks behind the peer"],
+        ),
+        refusal(
+            &[],
+            route("172.30.0.0/16"),
+            NotAccepted,
+            Field::Route(0),
+            ["172.30.0.0/16", "(10.0.0.0/8, 192.168.0.0/16, fc00::/7)", "--accept-prefix 172.30.0.0/16"],
+        ),
+        refusal(
+            &[],
+            route("8.0.0.0/5"),
+            NotAccepted,
+            Field::Route(0),
+            ["8.0.0.0/5", "lies in none of the networks", "--accept-prefix 8.0.0.0/5"],
+        ),
+        refusal(
+            &[],
+            TunnelSpec { addresses: vec![net("172.30.0.1/24")], ..free() },
+            NotAccepted,
+            Field::Address(0),
+            ["172.30.0.1/24", "lies in none of the networks", "--accept-prefix 172.30.0.0/24"],
+        ),
+        refusal(
+            &[],
+            TunnelSpec { allowed_prefixes: allowed("2001:db8::/32", 0), ..free() },
+            NotAccepted,
+            Field::AllowedPrefix(0),
+            ["2001:db8::/32", "lies in none of the networks", "--accept-prefix 2001:db8::/32"],
+        ),
+        refusal(
+            &[],
+            TunnelSpec { allowed_prefixes: allowed("10.40.0.0/16", 0), ..route("10.41.0.0/16") },
+            Invalid,
+            Field::Route(0),
+            ["10.41.0.0/16", "lies in none of the tunnel's allowed prefixes", "add it to them"],
+        ),
+        refusal(
+            &[],
+            TunnelSpec { addresses: vec![net("fd00::1/64")], mtu: Some(1279.try_into().unwrap()), ..free() },
+            Invalid,
+            Field::Mtu,
+            ["1279", "is too small for IPv6 addresses", "at least 1280"],
+        ),
+        refusal(
+            &[],
+            TunnelSpec { framing: Framing::Wireguard(key), ..free() },
+            Unsupported,
+            Field::Framing,
+            ["WIREGUARD", "is not available in this version", "write RAW or PI"],
+        ),
+        refusal(
+            &[a()],
+            TunnelSpec {
+                device: a().device,
+                addresses: Vec::new(),
+                allowed_prefixes: allowed("10.40.0.0/16", 0),
+                ..free()
+            },
+            Clash,
+            Field::Device,
+            ["d0", "carries everything to the peer of tunnel a", "name another device"],
+        ),
+        refusal(
+            &[shared()],
+            TunnelSpec { device: a().device, addresses: Vec::new(), ..free() },
+            Clash,
+            Field::AllowedPrefixes,
+            ["d0", "is shared with tunnel a", "say with allowed prefixes"],
+        ),
+        refusal(
+            &[],
+            TunnelSpec { addresses: Vec::new(), ..free() },
+            Invalid,
+            Field::Addresses,
+            ["", "is missing", "device dnew does not exist yet: give its addresses"],
+        ),
+    ];
+    for Refusal { given, asked, kind, field, says } in table {
+        let mut bench = Bench::new(true);
+        for tunnel in given {
+            bench.command(&add(tunnel), Owner::Local).unwrap();
+        }
+        // The bench checks that a refusal changes nothing.
+        let Err(error) = bench.command(&add(asked.clone()), Owner::Local) else {
+            panic!("accepted {asked:?}");
+        };
+        assert_eq!((error.kind, error.field), (kind, field), "{error:?}");
+        assert_eq!(error.value, says[0]);
+        let words = error.describe(field.name());
+        assert!(says.iter().all(|said| words.contains(said)), "{words}");
+    }
+    Bench::new(true).command(&add(free()), Owner::Local).unwrap();
+}
+
+#[test]
+fn what_is_close_to_a_clash_is_accepted() {
+    let mut bench = Bench::new(true);
+    let a = TunnelSpec {
+        allowed_prefixes: allowed("10.40.0.0/16", 3),
+        ..spec("a", "d0", &["10.31.0.1/24"], "10.20.0.5")
+    };
+    bench.command(&add(a.clone()), Owner::Local).unwrap();
+    let same_prefix =
+        TunnelSpec { allowed_prefixes: allowed("10.40.0.0/16", 4), ..spec("b", "d0", &[], "10.20.0.6") };
+    bench.command(&add(same_prefix), Owner::Local).unwrap();
+    let same_addresses = TunnelSpec {
+        allowed_prefixes: allowed("10.40.7.0/24", 3),
+        ..spec("c", "d0", &["10.31.0.1/24"], "10.20.0.7")
+    };
+    bench.command(&add(same_addresses), Owner::Local).unwrap();
+    // Another process of this host may have another data port.
+    let other_port = spec("d", "d1", &["10.32.0.1/24"], "10.9.0.9:6000");
+    bench.command(&add(other_port), Owner::Local).unwrap();
+    // The kernel prefers the host's own network.
+    let wide =
+        TunnelSpec { routes: vec![net("10.128.0.0/9")], ..spec("e", "d2", &["10.33.0.1/24"], "10.20.0.8") };
+    bench.kernel.happen(&Event::Appears("eth1".to_owned(), net("10.200.0.1/16")));
+    bench.command(&add(wide), Owner::Local).unwrap();
+    assert_eq!(bench.command(&add(a), Owner::Local).unwrap(), [], "the same again");
+    bench.converge();
+    assert_eq!(bench.state.target().faults, BTreeMap::new());
+}
+
+#[test]
+fn owners_leave_each_other_alone() {
+    let mut bench = Bench::new(true);
+    let a = TunnelSpec {
+        allowed_prefixes: allowed("10.40.0.0/16", 0),
+        ..spec("a", "d0", &["10.31.0.1/24"], "10.20.0.5")
+    };
+    bench.command(&add(a.clone()), Owner::Controller).unwrap();
+    let on_its_device =
+        TunnelSpec { allowed_prefixes: allowed("10.41.0.0/16", 0), ..spec("b", "d0", &[], "10.20.0.6") };
+    let delete = Command::Delete { name: a.name.clone() };
+    let commands = [
+        (add(a.clone()), Field::Name, "a"),
+        (Command::Add { tunnel: a, replace: true }, Field::Name, "a"),
+        (delete.clone(), Field::Name, "a"),
+        (add(on_its_device), Field::Device, "d0"),
+    ];
+    for (command, field, value) in commands {
+        let error = bench.command(&command, Owner::Local).unwrap_err();
+        assert_eq!((error.kind, error.field, error.value.as_str()), (ErrorKind::Clash, field, value));
+        let words = error.describe(field.name());
+        assert!(words.contains("is the other owner's; change it where it was made"), "{words}");
+    }
+    bench.command(&delete, Owner::Controller).unwrap();
+    let error = bench.command(&delete, Owner::Controller).unwrap_err();
+    assert_eq!((error.kind, error.field), (ErrorKind::NotFound, Field::Name));
+    assert_eq!(*bench.state.desired(), Desired::default());
+}
+
+#[test]
+fn a_replacement_that_breaks_another_tunnel_is_refused() {
+    let mut bench = Bench::new(true);
+    bench.command(&add(spec("a", "d0", &["10.31.0.1/24"], "10.20.0.5")), Owner::Local).unwrap();
+    let b = spec("b", "d1", &["10.32.0.1/24"], "10.20.0.6");
+    bench.command(&add(b.clone()), Owner::Local).unwrap();
+    let stolen = TunnelSpec { remote: "10.20.0.5".parse().unwrap(), ..b.clone() };
+    let error = bench.command(&Command::Add { tunnel: stolen, replace: true }, Owner::Local).unwrap_err();
+    assert_eq!((error.kind, error.field), (ErrorKind::Clash, Field::Remote));
+    let moved = TunnelSpec { remote: "10.20.0.7".parse().unwrap(), ..b };
+    bench.command(&Command::Add { tunnel: moved, replace: true }, Owner::Local).unwrap();
+}
+
+#[test]
+fn a_change_in_place_keeps_the_device() {
+    let mut bench = Bench::new(true);
+    let a = spec("a", "d0", &["10.31.0.1/24"], "10.20.0.5");
+    bench.command(&add(a.clone()), Owner::Local).unwrap();
+    bench.converge();
+    let changed = TunnelSpec { addresses: vec![net("10.31.0.2/24")], routes: vec![net("10.60.0.0/16")], ..a };
+    let ops = bench.command(&Command::Add { tunnel: changed, replace: true }, Owner::Local).unwrap();
+    let recreates = |op: &Op| matches!(op, Op::CreateDevice(_) | Op::DeleteDevice(_));
+    assert!(!ops.iter().any(recreates), "{ops:?}");
+    bench.converge();
+}
+
+#[test]
+fn a_name_is_asked_for_again_and_a_known_address_is_kept() {
+    let mut bench = Bench::new(true);
+    let (one, other): (IpAddr, IpAddr) = ("10.20.0.5".parse().unwrap(), "10.20.0.6".parse().unwrap());
+    let start = bench.now;
+    bench.command(&add(spec("a", "d0", &["10.31.0.1/24"], "h1")), Owner::Local).unwrap();
+    let endpoint = |bench: &Bench| bench.state.statuses().next().unwrap().endpoint.map(|e| e.ip());
+    let answer = |bench: &mut Bench, answer: Result<Vec<IpAddr>, String>| {
+        assert_eq!(std::mem::take(&mut bench.asked).into_iter().collect::<Vec<_>>(), ["h1"]);
+        bench.state.handle_resolved("h1", answer, bench.now);
+        bench.settle();
+        assert!(bench.asked.is_empty());
+    };
+    /// The next time that the name is asked for, as seconds from `start`.
+    fn asked_at(bench: &mut Bench, start: Instant) -> u64 {
+        while bench.asked.is_empty() {
+            bench.pass();
+        }
+        (bench.now - start).as_secs()
+    }
+    let fails = || Err("it times out".to_owned());
+    answer(&mut bench, fails());
+    assert!(matches!(bench.state.statuses().next().unwrap().state, TunnelState::Failed(reason)
+        if reason.contains("it times out")));
+    assert_eq!(asked_at(&mut bench, start), 5);
+    answer(&mut bench, Ok(Vec::new()));
+    assert_eq!(endpoint(&bench), None);
+    assert_eq!(asked_at(&mut bench, start), 10);
+    answer(&mut bench, Ok(vec![one, other]));
+    assert_eq!(endpoint(&bench), Some(one));
+    assert_eq!(asked_at(&mut bench, start), 70);
+    answer(&mut bench, Ok(vec![other, one]));
+    assert_eq!(endpoint(&bench), Some(one), "still among the answers");
+    assert_eq!(asked_at(&mut bench, start), 130);
+    answer(&mut bench, fails());
+    assert_eq!(endpoint(&bench), Some(one), "the resolver is away");
+    assert_eq!(asked_at(&mut bench, start), 190);
+    answer(&mut bench, Ok(vec![other]));
+    assert_eq!(endpoint(&bench), Some(other), "the peer has moved");
+}
+
+#[test]
+fn a_device_that_fails_is_tried_less_and_less_until_someone_changes_it() {
+    let mut bench = Bench::new(true);
+    let start = bench.now;
+    bench.failing = Failing::one_in(1, &Op::SetUp("d0".parse().unwrap()));
+    let a = spec("a", "d0", &["10.31.0.1/24"], "10.20.0.5");
+    bench.command(&add(a.clone()), Owner::Local).unwrap();
+    let mut tried = vec![0];
+    while tried.len() < 8 {
+        let failures = bench.failable;
+        bench.pass();
+        if bench.failable > failures {
+            tried.push((bench.now - start).as_secs());
+        }
+    }
+    assert_eq!(tried, [0, 1, 3, 7, 15, 31, 61, 91]);
+    let status = bench.state.statuses().next().unwrap();
+    assert_eq!(status.state, TunnelState::Failed("it fails".to_owned()));
+
+    bench.failing = Failing::default();
+    let changed = TunnelSpec { mtu: Some(1400.try_into().unwrap()), ..a };
+    bench.command(&Command::Add { tunnel: changed, replace: true }, Owner::Local).unwrap();
+    assert_eq!(bench.state.statuses().next().unwrap().state, TunnelState::Waiting(None));
+}
+
+#[test]
+fn a_device_that_fails_holds_up_no_other() {
+    let mut bench = Bench::new(true);
+    for (name, device, address, remote) in
+        [("a", "d0", "10.31.0.1/24", "10.20.0.5"), ("b", "d1", "10.32.0.1/24", "10.20.0.6")]
+    {
+        bench.command(&add(spec(name, device, &[address], remote)), Owner::Local).unwrap();
+    }
+    bench.kernel.happen(&Event::Vanishes("d0".to_owned()));
+    bench.kernel.happen(&Event::Vanishes("d1".to_owned()));
+    // The first of the two fails.
+    bench.failing = Failing::one_in(2, &Op::CreateDevice("d0".parse().unwrap()));
+    bench.failable = 1;
+    bench.state.handle_device_event(bench.now);
+    bench.settle();
+    assert_eq!(bench.kernel.our_devices(), BTreeSet::from(["d1"]));
+    assert_eq!(bench.published.keys().map(DeviceName::as_str).collect::<Vec<_>>(), ["d1"]);
+    bench.converge();
+}
+
+#[test]
+fn an_mtu_above_the_path_is_kept_and_said() {
+    let mut bench = Bench::new(true);
+    let a =
+        TunnelSpec { mtu: Some(1500.try_into().unwrap()), ..spec("a", "d0", &["10.31.0.1/24"], "10.20.0.5") };
+    bench.command(&add(a.clone()), Owner::Local).unwrap();
+    let notes = bench.state.notes(&a.name);
+    assert_eq!(notes.len(), 1);
+    assert!(notes[0].starts_with("mtu 1500 is more than the path carries (1472)"), "{notes:?}");
+    assert_eq!(bench.state.status(&a.name).unwrap().device_mtu.map(u32::from), Some(1500));
+    let fits = TunnelSpec { mtu: Some(1472.try_into().unwrap()), ..a.clone() };
+    bench.command(&Command::Add { tunnel: fits, replace: true }, Owner::Local).unwrap();
+    assert_eq!(bench.state.notes(&a.name), [""; 0]);
+}
