@@ -331,6 +331,29 @@ fn what_is_close_to_a_clash_is_accepted() {
 }
 
 #[test]
+fn the_same_in_another_order_is_no_change() {
+    let tunnel = |addresses: &[&str], routes: &[&str]| TunnelSpec {
+        addresses: addresses.iter().copied().map(net).collect(),
+        routes: routes.iter().copied().map(net).collect(),
+        ..free()
+    };
+    let start = Instant::now();
+    let mut state = AgentState::new(policy(), Desired::default(), start);
+    let first = add(tunnel(&["10.30.0.1/24", "10.31.0.1/24"], &["10.50.0.0/16", "10.51.0.0/16"]));
+    let change = state.handle_command(&first, Owner::Local).unwrap();
+    assert!(change.is_change);
+    state.commit(change, start);
+    for same in [
+        tunnel(&["10.31.0.1/24", "10.30.0.1/24"], &["10.51.0.0/16", "10.50.0.0/16"]),
+        tunnel(&[], &["10.51.0.0/16", "10.50.0.0/16"]),
+    ] {
+        assert!(!state.handle_command(&add(same), Owner::Local).unwrap().is_change);
+    }
+    let other = add(tunnel(&["10.31.0.1/24", "10.30.0.1/24"], &["10.51.0.0/16"]));
+    assert_eq!(state.handle_command(&other, Owner::Local).unwrap_err().kind, ErrorKind::AlreadyExists);
+}
+
+#[test]
 fn owners_leave_each_other_alone() {
     let mut bench = Bench::new(true);
     let a = TunnelSpec {
