@@ -397,15 +397,30 @@ fn a_replacement_that_breaks_another_tunnel_is_refused() {
 
 #[test]
 fn a_change_in_place_keeps_the_device() {
+    // Without `promote_secondaries` the old address takes the new one with it.
+    for promotes in [true, false] {
+        let mut bench = Bench::new(promotes);
+        let a = spec("a", "d0", &["10.31.0.1/24"], "10.20.0.5");
+        bench.command(&add(a.clone()), Owner::Local).unwrap();
+        let changed =
+            TunnelSpec { addresses: vec![net("10.31.0.2/24")], routes: vec![net("10.60.0.0/16")], ..a };
+        let ops = bench.command(&Command::Add { tunnel: changed, replace: true }, Owner::Local).unwrap();
+        let recreates = |op: &Op| matches!(op, Op::CreateDevice(_) | Op::DeleteDevice(_));
+        assert!(!ops.iter().any(recreates), "{ops:?}");
+        bench.check_converged();
+    }
+}
+
+#[test]
+fn an_address_of_the_kernel_s_own_choice_stays() {
     let mut bench = Bench::new(true);
-    let a = spec("a", "d0", &["10.31.0.1/24"], "10.20.0.5");
-    bench.command(&add(a.clone()), Owner::Local).unwrap();
-    bench.converge();
-    let changed = TunnelSpec { addresses: vec![net("10.31.0.2/24")], routes: vec![net("10.60.0.0/16")], ..a };
-    let ops = bench.command(&Command::Add { tunnel: changed, replace: true }, Owner::Local).unwrap();
-    let recreates = |op: &Op| matches!(op, Op::CreateDevice(_) | Op::DeleteDevice(_));
-    assert!(!ops.iter().any(recreates), "{ops:?}");
-    bench.converge();
+    bench.command(&add(spec("a", "d0", &["10.31.0.1/24"], "10.20.0.5")), Owner::Local).unwrap();
+    for (address, ops) in [("fe80::1/64", 1), ("fd00:9::1/64", 3)] {
+        bench.kernel.happen(&Event::Gains("d0".to_owned(), net(address)));
+        bench.state.handle_device_event(bench.now);
+        assert_eq!(bench.settle().len(), ops, "{address}");
+    }
+    bench.check_converged();
 }
 
 #[test]

@@ -284,7 +284,8 @@ fn what_does_not_match_is_not_consistent() {
     let mut good = Desired::default();
     good.set(&"a".parse().unwrap(), tunnel("d0"), device());
     good.set(&"b".parse().unwrap(), tunnel("d1"), device());
-    let breaks: [(&str, fn(&mut Desired)); 6] = [
+    type Spoil = fn(&mut Desired);
+    let breaks: [(&str, Spoil); 6] = [
         ("a device without a tunnel", |it| {
             it.devices.insert("d2".parse().unwrap(), device());
         }),

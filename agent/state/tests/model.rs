@@ -381,7 +381,7 @@ impl Bench {
         assert_eq!(self.settle(), [Op::Observe], "converged, and still something to do");
     }
 
-    fn check_converged(&self) {
+    pub(super) fn check_converged(&self) {
         let target = self.state.target();
         let actual = self.kernel.actual();
         let wanted: BTreeSet<&str> = target.devices.keys().map(DeviceName::as_str).collect();
