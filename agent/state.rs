@@ -84,6 +84,8 @@ pub struct AgentState {
     target: Target,
     published: Forwarding,
     lookups: BTreeMap<String, Lookup>,
+    /// The endpoints that were measured since the last audit, and why one has no path.
+    paths: BTreeMap<IpAddr, Option<String>>,
     failed_devices: BTreeMap<DeviceName, Failure>,
     failed_routes: BTreeMap<Route, Failure>,
     queue: VecDeque<Op>,
@@ -102,6 +104,7 @@ impl AgentState {
             target: Target::default(),
             published: Forwarding::new(),
             lookups: BTreeMap::new(),
+            paths: BTreeMap::new(),
             failed_devices: BTreeMap::new(),
             failed_routes: BTreeMap::new(),
             queue: VecDeque::new(),
@@ -171,7 +174,11 @@ impl AgentState {
         let tunnel = match command {
             Command::Add { tunnel, replace } => {
                 add(&mut desired, tunnel, *replace, owner)?;
-                self.check_faults(&desired, &tunnel.name)?;
+                if desired != self.desired {
+                    // What works is not upset by what does not, not even when that could work again.
+                    desired.rank_last(|name| *name != tunnel.name && self.target.faults.contains_key(name));
+                    self.check_faults(&desired, &tunnel.name)?;
+                }
                 tunnel.name.clone()
             }
             Command::Delete { name } => {
@@ -185,9 +192,6 @@ impl AgentState {
 
     /// Refuses a wanted state in which `name`, or because of it another tunnel, cannot be had.
     fn check_faults(&self, desired: &Desired, name: &TunnelName) -> Result<(), CommandError> {
-        if *desired == self.desired {
-            return Ok(());
-        }
         let after = target::build(desired, &self.facts, &self.policy);
         let is_new = |(other, fault): &(&TunnelName, &CommandError)| {
             *other == name || self.target.faults.get(*other) != Some(*fault)
@@ -260,7 +264,7 @@ impl AgentState {
     }
 
     fn audit_at(&self) -> Instant {
-        let no_route = self.facts.path_mtus.values().any(Result::is_err);
+        let no_route = self.paths.values().any(Option::is_some);
         let troubled = no_route || !self.target.faults.is_empty();
         self.audited_at + if troubled { AUDIT_TROUBLED } else { AUDIT }
     }
@@ -271,7 +275,7 @@ impl AgentState {
         if now >= self.audit_at() {
             self.audited_at = now;
             self.observe = true;
-            self.facts.path_mtus.clear();
+            self.paths.clear();
         }
         // What was held may have been held up by something of the host that is gone.
         let is_due = |failure: &Failure| failure.retry_at <= now;
@@ -296,7 +300,7 @@ impl AgentState {
         }
         let endpoints = self.target.endpoints.values().map(SocketAddr::ip);
         let mut unmeasured: Vec<IpAddr> =
-            endpoints.filter(|address| !self.facts.path_mtus.contains_key(address)).collect();
+            endpoints.filter(|address| !self.paths.contains_key(address)).collect();
         if !unmeasured.is_empty() {
             unmeasured.sort_unstable();
             unmeasured.dedup();
@@ -317,13 +321,21 @@ impl AgentState {
         self.now = now;
         match result {
             OpResult::Observed(actual) => self.handle_observed(actual, now),
-            OpResult::Measured(path_mtus) => {
-                self.facts.path_mtus.extend(path_mtus);
-                self.rebuild();
-            }
+            OpResult::Measured(mtus) => self.handle_measured(mtus),
             OpResult::Failed(reason) => self.handle_failure(op, reason, now),
             OpResult::Done => self.handle_done(op),
         }
+    }
+
+    fn handle_measured(&mut self, mtus: BTreeMap<IpAddr, Result<u32, String>>) {
+        for (address, mtu) in mtus {
+            // A path that is away for a moment is likely the same when it is back.
+            self.paths.insert(address, mtu.as_ref().err().cloned());
+            if let Ok(mtu) = mtu {
+                self.facts.path_mtus.insert(address, mtu);
+            }
+        }
+        self.rebuild();
     }
 
     fn handle_done(&mut self, op: Op) {
@@ -364,8 +376,8 @@ impl AgentState {
                 self.facts.actual.routes.remove(&route);
             }
             Op::MeasurePaths(addresses) => {
-                let failed = addresses.into_iter().map(|address| (address, Err(reason.clone())));
-                self.facts.path_mtus.extend(failed);
+                let failed = addresses.into_iter().map(|address| (address, Some(reason.clone())));
+                self.paths.extend(failed);
             }
             // The next audit reads again; until then the last reading stands.
             Op::Observe => self.observe = false,
@@ -409,6 +421,9 @@ impl AgentState {
         self.target = target::build(&self.desired, &self.facts, &self.policy);
         // What is not wanted any more may still fail to go away: it is not tried again at once either.
         let (target, now) = (&self.target, self.now);
+        let used: BTreeSet<IpAddr> = target.endpoints.values().map(SocketAddr::ip).collect();
+        self.paths.retain(|address, _| used.contains(address));
+        self.facts.path_mtus.retain(|address, _| used.contains(address));
         self.failed_devices
             .retain(|device, failure| target.devices.contains_key(device) || failure.retry_at > now);
         self.failed_routes.retain(|route, failure| target.routes.contains(route) || failure.retry_at > now);
@@ -452,7 +467,7 @@ impl AgentState {
         let Some(endpoint) = self.target.endpoints.get(name) else {
             return TunnelState::Waiting(Some(format!("{} is being resolved", tunnel.remote)));
         };
-        if let Some(Err(reason)) = self.facts.path_mtus.get(&endpoint.ip()) {
+        if let Some(Some(reason)) = self.paths.get(&endpoint.ip()) {
             return TunnelState::Failed(format!("no route to {}: {reason}", endpoint.ip()));
         }
         let up = self.facts.actual.links.get(tunnel.device.as_str()).is_some_and(|link| link.ours && link.up);

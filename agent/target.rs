@@ -39,8 +39,8 @@ pub struct Facts {
     pub actual: Actual,
     /// Host names that have been asked for, and what came of it.
     pub resolved: BTreeMap<String, Result<IpAddr, String>>,
-    /// The MTU of the route to each endpoint, in bytes; an error where there is no route.
-    pub path_mtus: BTreeMap<IpAddr, Result<u32, String>>,
+    /// The last known MTU of the route to each endpoint, in bytes.
+    pub path_mtus: BTreeMap<IpAddr, u32>,
 }
 
 /// What the kernel and the data path should hold.
@@ -470,7 +470,7 @@ fn place(
 ) {
     let packet_information = tunnel.framing == Framing::Pi;
     let v6 = endpoint.is_some_and(|endpoint| endpoint.is_ipv6());
-    let route_mtu = endpoint.and_then(|endpoint| facts.path_mtus.get(&endpoint.ip())?.as_ref().ok().copied());
+    let route_mtu = endpoint.and_then(|endpoint| facts.path_mtus.get(&endpoint.ip()).copied());
     let overhead =
         if v6 { OVERHEAD_V6 } else { OVERHEAD_V4 } + if packet_information { OVERHEAD_PI } else { 0 };
     let path = Mtu::clamped(route_mtu.unwrap_or(Mtu::ETHERNET.into()).saturating_sub(overhead));

@@ -436,6 +436,11 @@ impl Desired {
         self.seniority.push(name.clone());
     }
 
+    /// Makes the tunnels that `is_last` names junior to all others; among themselves they keep their order.
+    pub fn rank_last(&mut self, is_last: impl Fn(&TunnelName) -> bool) {
+        self.seniority.sort_by_key(is_last);
+    }
+
     /// Removes a tunnel, and its device with the last tunnel on it. Returns whether there was one.
     pub fn remove(&mut self, name: &TunnelName) -> bool {
         let Some(tunnel) = self.tunnels.remove(name) else { return false };

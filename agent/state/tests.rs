@@ -10,6 +10,11 @@ use self::model::{Bench, Failing};
 use super::*;
 use crate::proto::model::{AllowedPrefix, Framing};
 
+#[allow(clippy::disallowed_methods, reason = "any instant will do to count from")]
+fn start() -> Instant {
+    Instant::now()
+}
+
 fn net(text: &str) -> IpNet {
     text.parse().unwrap()
 }
@@ -337,12 +342,11 @@ fn the_same_in_another_order_is_no_change() {
         routes: routes.iter().copied().map(net).collect(),
         ..free()
     };
-    let start = Instant::now();
-    let mut state = AgentState::new(policy(), Desired::default(), start);
+    let mut state = AgentState::new(policy(), Desired::default(), start());
     let first = add(tunnel(&["10.30.0.1/24", "10.31.0.1/24"], &["10.50.0.0/16", "10.51.0.0/16"]));
     let change = state.handle_command(&first, Owner::Local).unwrap();
     assert!(change.is_change);
-    state.commit(change, start);
+    state.commit(change, start());
     for same in [
         tunnel(&["10.31.0.1/24", "10.30.0.1/24"], &["10.51.0.0/16", "10.50.0.0/16"]),
         tunnel(&[], &["10.51.0.0/16", "10.50.0.0/16"]),
@@ -351,6 +355,56 @@ fn the_same_in_another_order_is_no_change() {
     }
     let other = add(tunnel(&["10.31.0.1/24", "10.30.0.1/24"], &["10.51.0.0/16"]));
     assert_eq!(state.handle_command(&other, Owner::Local).unwrap_err().kind, ErrorKind::AlreadyExists);
+}
+
+/// A host on which others have an interface called `device`.
+fn with_foreign(device: &str) -> Actual {
+    let link = reconcile::Link { ours: false, up: true, mtu: 1500, addresses: BTreeSet::new() };
+    Actual { links: BTreeMap::from([(device.to_owned(), link)]), ..Actual::default() }
+}
+
+#[test]
+fn what_works_is_not_upset_by_what_could_work_again() {
+    let mut state = AgentState::new(policy(), Desired::default(), start());
+    let commit = |state: &mut AgentState, tunnel: TunnelSpec, replace| {
+        let change = state.handle_command(&Command::Add { tunnel, replace }, Owner::Local).unwrap();
+        state.commit(change, start());
+    };
+    let faulty =
+        |state: &AgentState| state.target().faults.keys().map(ToString::to_string).collect::<Vec<_>>();
+    commit(&mut state, spec("old", "d0", &["10.31.0.1/24"], "10.20.0.5"), false);
+    state.handle_observed(with_foreign("d0"), start());
+    assert_eq!(faulty(&state), ["old"]);
+    commit(&mut state, spec("new", "d1", &["10.32.0.1/24"], "10.20.0.5"), false);
+    state.handle_observed(Actual::default(), start());
+    assert_eq!(faulty(&state), ["old"]);
+    // Nor does it stand in the way of a change.
+    let changed = TunnelSpec { mtu: Some(1300.try_into().unwrap()), ..spec("new", "d1", &[], "10.20.0.5") };
+    commit(&mut state, changed, true);
+    assert_eq!(faulty(&state), ["old"]);
+    let desired = state.desired().clone();
+    let restarted = AgentState::new(policy(), desired, start());
+    assert_eq!(faulty(&restarted), ["old"]);
+}
+
+#[test]
+fn a_path_that_is_away_for_a_moment_keeps_its_mtu() {
+    let mut state = AgentState::new(policy(), Desired::default(), start());
+    let change = state.handle_command(&add(free()), Owner::Local).unwrap();
+    state.commit(change, start());
+    let endpoint: IpAddr = "10.20.0.9".parse().unwrap();
+    let measured = |state: &mut AgentState, mtu| {
+        let op = Op::MeasurePaths(vec![endpoint]);
+        state.handle_op_result(op, OpResult::Measured(BTreeMap::from([(endpoint, mtu)])), start());
+    };
+    measured(&mut state, Ok(1400));
+    let before = state.target().clone();
+    measured(&mut state, Err("Network is unreachable".to_owned()));
+    assert_eq!(*state.target(), before);
+    let status = state.status(&"new".parse().unwrap()).unwrap();
+    assert!(matches!(status.state, TunnelState::Failed(reason) if reason.contains("10.20.0.9: Network")));
+    measured(&mut state, Ok(1400));
+    assert_eq!(*state.target(), before);
 }
 
 #[test]
@@ -412,13 +466,14 @@ fn a_change_in_place_keeps_the_device() {
 }
 
 #[test]
-fn an_address_of_the_kernel_s_own_choice_stays() {
+fn an_address_of_others_goes_even_one_of_the_kernel_s_choice() {
     let mut bench = Bench::new(true);
     bench.command(&add(spec("a", "d0", &["10.31.0.1/24"], "10.20.0.5")), Owner::Local).unwrap();
-    for (address, ops) in [("fe80::1/64", 1), ("fd00:9::1/64", 3)] {
+    for address in ["fe80::1/64", "fd00:9::1/64"] {
         bench.kernel.happen(&Event::Gains("d0".to_owned(), net(address)));
         bench.state.handle_device_event(bench.now);
-        assert_eq!(bench.settle().len(), ops, "{address}");
+        let removal = Op::RemoveAddress("d0".parse().unwrap(), net(address));
+        assert_eq!(bench.settle(), [Op::Observe, removal, Op::Observe]);
     }
     bench.check_converged();
 }

@@ -44,7 +44,7 @@ fn desired(tunnels: &[(&str, Tunnel)], addresses: &[&str]) -> Desired {
 
 /// Paths to endpoints, and nothing else.
 fn paths(paths: &[(&str, u32)]) -> Facts {
-    let path_mtus = paths.iter().map(|(address, bytes)| (address.parse().unwrap(), Ok(*bytes))).collect();
+    let path_mtus = paths.iter().map(|(address, bytes)| (address.parse().unwrap(), *bytes)).collect();
     Facts { path_mtus, ..Facts::default() }
 }
 
