@@ -12,7 +12,7 @@ use ipnet::{IpNet, Ipv4Net, ip_mask_to_prefix};
 use serde_json::{Map, Value, json};
 
 use super::command::{Command, CommandError, Field, Outcome, TunnelSpec};
-use super::model::{DeviceName, Framing, Invalid, Mtu, check_interface_address};
+use super::model::{DeviceName, Framing, Invalid, Mtu, TunnelState, check_interface_address};
 
 #[cfg(test)]
 mod tests;
@@ -317,7 +317,13 @@ pub enum Answer {
 impl From<Result<Outcome, CommandError>> for Answer {
     fn from(result: Result<Outcome, CommandError>) -> Self {
         match result {
-            Ok(Outcome::Added { notes, status: _ }) => Self::Ok(notes),
+            Ok(Outcome::Added { status, notes }) => match status.state {
+                TunnelState::Failed(reason) => {
+                    Self::Error(format!("is kept and tried again, but cannot be had yet: {reason}"))
+                }
+                TunnelState::Waiting(reason) => Self::Ok(reason.into_iter().chain(notes).collect()),
+                TunnelState::Passing => Self::Ok(notes),
+            },
             Ok(Outcome::Deleted) => Self::Ok(Vec::new()),
             Err(error) => Self::Error(error.describe(field_name(error.field))),
         }

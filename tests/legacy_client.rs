@@ -78,6 +78,9 @@ fn shows_the_reply_and_has_an_exit_code() {
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output.stdout).contains("udp3"));
 
+    let (_, output) = run(ADD, Some("{\"udp2\": \"\\u001b[2Jcleared\"}"));
+    assert!(text(&output.stdout).contains("u{1b}[2Jcleared"), "{output:?}");
+
     let (_, output) = run(ADD, Some("nonsense"));
     assert_eq!(output.status.code(), Some(1));
 

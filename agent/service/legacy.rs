@@ -11,7 +11,6 @@ use tokio_util::sync::CancellationToken;
 
 use crate::agent::os::udp::{Arrival, SocketPair, receive_with_interface, tell_interface};
 use crate::agent::runtime::AgentHandle;
-use crate::proto::command::Outcome;
 use crate::proto::legacy::{self, Answer};
 use crate::proto::model::Owner;
 
@@ -98,10 +97,7 @@ impl Legacy {
                 Ok(command) => self.agent.execute(command, Owner::Local).await,
                 Err(error) => Err(error),
             };
-            let answer = match outcome {
-                Ok(outcome) => answer_of(outcome),
-                Err(error) => Answer::Error(error.describe(legacy::field_name(error.field))),
-            };
+            let answer = Answer::from(outcome);
             if let Answer::Error(words) = &answer {
                 refused += 1;
                 if refused == 1 {
@@ -111,25 +107,6 @@ impl Legacy {
             answers.push((entry.key, answer));
         }
         legacy::reply(&answers, longest)
-    }
-}
-
-fn answer_of(outcome: Outcome) -> Answer {
-    match outcome {
-        Outcome::Deleted => Answer::Ok(Vec::new()),
-        Outcome::Added { status, mut notes } => {
-            use crate::proto::model::TunnelState;
-            match status.state {
-                TunnelState::Failed(reason) => {
-                    Answer::Error(format!("is kept and tried again, but cannot carry packets: {reason}"))
-                }
-                TunnelState::Waiting(Some(reason)) => {
-                    notes.insert(0, reason);
-                    Answer::Ok(notes)
-                }
-                TunnelState::Waiting(None) | TunnelState::Passing => Answer::Ok(notes),
-            }
-        }
     }
 }
 

@@ -116,14 +116,14 @@ impl Args {
     pub(super) fn run(&self) -> Result<(), Error> {
         let datagram = self.datagram()?;
         let host = self.host.as_ref().or(self.server.as_ref()).map_or("", String::as_str);
-        let server = resolve(host, self.port)?;
-        let reply = self.exchange(server, &datagram)?;
+        let (server, reply) = self.ask(host, &datagram)?;
         let Some(reply) = reply else { return Ok(()) };
         let reply = legacy::parse_reply(&reply)
             .map_err(|error| Error::Failed(format!("{server} answered, but {error}")))?;
         let mut out = io::stdout().lock();
         for (tunnel, words) in &reply.entries {
-            match writeln!(out, "{tunnel}: {words}") {
+            // Whoever answered may be anybody: nothing of it steers the terminal.
+            match writeln!(out, "{}: {}", printable(tunnel), printable(words)) {
                 Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
                     return Err(Error::Failed(error.to_string()));
                 }
@@ -149,44 +149,60 @@ impl Args {
         Ok(legacy::request(&command))
     }
 
-    fn exchange(&self, server: SocketAddr, datagram: &[u8]) -> Result<Option<Vec<u8>>, Error> {
-        let failed = |error: io::Error| {
-            let silent = [io::ErrorKind::WouldBlock, io::ErrorKind::TimedOut].contains(&error.kind());
-            Error::Failed(if error.kind() == io::ErrorKind::ConnectionRefused {
-                format!(
-                    "nothing listens on the control port {server}: start the agent, or give its port with -p"
-                )
-            } else if silent {
-                format!(
-                    "no reply from {server} within {} s: an agent heeds only its own host (127.0.0.1) and the \
-                     networks of its --legacy-allow; a server of 2015 never replies (--no-reply)",
-                    self.timeout.as_secs_f64()
-                )
-            } else {
-                format!("{server}: {error}")
-            })
-        };
+    /// Asks `host` at its first address, and at the next where nothing listens.
+    fn ask(&self, host: &str, datagram: &[u8]) -> Result<(SocketAddr, Option<Vec<u8>>), Error> {
+        let unknown =
+            || Error::Failed(format!("{host:?} does not resolve: give an address, or check the name"));
+        let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+        let servers = (bare, self.port).to_socket_addrs().map_err(|_| unknown())?;
+        let mut refused = unknown();
+        for server in servers {
+            match self.exchange(server, datagram) {
+                Ok(reply) => return Ok((server, reply)),
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                    refused = self.in_words(server, &error);
+                }
+                Err(error) => return Err(self.in_words(server, &error)),
+            }
+        }
+        Err(refused)
+    }
+
+    fn exchange(&self, server: SocketAddr, datagram: &[u8]) -> io::Result<Option<Vec<u8>>> {
         let any = if server.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
-        let socket = UdpSocket::bind(any).map_err(failed)?;
+        let socket = UdpSocket::bind(any)?;
         // Connected, the socket is told where nobody listens.
-        socket.connect(server).map_err(failed)?;
-        socket.set_read_timeout(Some(self.timeout)).map_err(failed)?;
-        socket.send(datagram).map_err(failed)?;
+        socket.connect(server)?;
+        socket.set_read_timeout(Some(self.timeout))?;
+        socket.send(datagram)?;
         if self.no_reply {
             return Ok(None);
         }
         let mut buffer = vec![0; BUFFER];
-        let length = socket.recv(&mut buffer).map_err(failed)?;
+        let length = socket.recv(&mut buffer)?;
         buffer.truncate(length);
         Ok(Some(buffer))
     }
+
+    fn in_words(&self, server: SocketAddr, error: &io::Error) -> Error {
+        let silent = [io::ErrorKind::WouldBlock, io::ErrorKind::TimedOut].contains(&error.kind());
+        Error::Failed(if error.kind() == io::ErrorKind::ConnectionRefused {
+            format!("nothing listens on the control port {server}: start the agent, or give its port with -p")
+        } else if silent {
+            format!(
+                "no reply from {server} within {} s: an agent heeds only its own host (127.0.0.1) and the networks \
+                 of its --legacy-allow; a server of 2015 never replies (--no-reply)",
+                self.timeout.as_secs_f64()
+            )
+        } else {
+            format!("{server}: {error}")
+        })
+    }
 }
 
-fn resolve(host: &str, port: u16) -> Result<SocketAddr, Error> {
-    let unknown =
-        |words: &str| Error::Failed(format!("{host:?} {words}: give an address, or check the name"));
-    let mut addresses = (host, port).to_socket_addrs().map_err(|_| unknown("does not resolve"))?;
-    addresses.next().ok_or_else(|| unknown("has no address"))
+/// A text with its control characters written out.
+fn printable(text: &str) -> String {
+    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
 }
 
 #[cfg(test)]
