@@ -22,12 +22,16 @@ use crate::agent::service::legacy::Legacy;
 use crate::agent::service::listen::{SocketFile, bind_tcp, serve};
 use crate::agent::service::local::{Facts, Local};
 use crate::agent::state::AgentState;
-use crate::agent::store::{Loaded, Store};
+use crate::agent::store::{Loaded, Store, StoreError};
 use crate::agent::target::Policy;
 use crate::proto::model::Desired;
 
 /// How long services may take to end.
 const DRAIN: Duration = Duration::from_secs(2);
+/// How long a start waits for what an agent that was killed still has.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// How often it looks.
+const PAUSE: Duration = Duration::from_millis(50);
 /// How many events of the data path wait at most; each of them says the same.
 const EVENTS: usize = 16;
 
@@ -40,11 +44,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     preflight::check()?;
     let stop = CancellationToken::new();
     stop_on_signals(&stop)?;
-    let store = Store::open(&config.state_dir)?;
-    let data = bind_port(config.data_port, "data", "--data-port")?;
+    let store = patiently(|| Store::open(&config.state_dir), StoreError::is_taken).await?;
+    let data = bind_port(config.data_port, "data", "--data-port").await?;
     let control = match config.control_port {
         Some(port) => {
-            Some(bind_port(port, "legacy control", "--control-port, or close it with --no-legacy")?)
+            Some(bind_port(port, "legacy control", "--control-port, or close it with --no-legacy").await?)
         }
         None => None,
     };
@@ -126,9 +130,24 @@ fn load(store: &Store) -> anyhow::Result<Desired> {
     })
 }
 
-fn bind_port(port: u16, what: &str, flag: &str) -> anyhow::Result<SocketPair> {
-    SocketPair::bind(port).map_err(|error| {
-        if error.kind() == io::ErrorKind::AddrInUse {
+/// Tries again for a while what another process has: the kernel needs time to end an agent with many devices.
+async fn patiently<T, E>(
+    mut attempt: impl FnMut() -> Result<T, E>,
+    is_taken: impl Fn(&E) -> bool,
+) -> Result<T, E> {
+    for _ in 0..PATIENCE.as_millis() / PAUSE.as_millis() {
+        match attempt() {
+            Err(error) if is_taken(&error) => tokio::time::sleep(PAUSE).await,
+            other => return other,
+        }
+    }
+    attempt()
+}
+
+async fn bind_port(port: u16, what: &str, flag: &str) -> anyhow::Result<SocketPair> {
+    let is_taken = |error: &io::Error| error.kind() == io::ErrorKind::AddrInUse;
+    patiently(|| SocketPair::bind(port), is_taken).await.map_err(|error| {
+        if is_taken(&error) {
             anyhow::anyhow!(
                 "the {what} port {port}/udp is taken, by another agent or program (`ss -ulnp` names it): \
                  end that, or choose another with {flag}"

@@ -342,8 +342,12 @@ impl AgentState {
         reconcile::apply(&mut self.facts.actual, &op);
         match op {
             // The kernel may have done more: without `promote_secondaries` it removes all addresses of the network
-            // with its first, and a device whose MTU comes to carry IPv6 gets a link-local address.
-            Op::RemoveAddress(..) | Op::SetMtu(..) => self.observe = true,
+            // with its first.
+            Op::RemoveAddress(..) => self.observe = true,
+            // A device that is up gets a link-local address when its MTU comes to carry IPv6.
+            Op::SetMtu(device, _) => {
+                self.observe |= self.facts.actual.links.get(device.as_str()).is_some_and(|link| link.up);
+            }
             Op::Publish(forwarding) => self.published = forwarding,
             Op::Observe
             | Op::Resolve(_)

@@ -41,6 +41,13 @@ pub enum StoreError {
     Io(PathBuf, io::Error),
 }
 
+impl StoreError {
+    /// Whether another process has it, which may end.
+    pub fn is_taken(&self) -> bool {
+        matches!(self, Self::Taken(..))
+    }
+}
+
 impl Store {
     /// Opens `directory`, made where it is missing, for this process alone.
     ///

@@ -3,13 +3,12 @@
 use std::net::{Ipv4Addr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 use std::{env, str};
 
 use serde_json::{Value, json};
 use tonic::Code;
 
-use super::{Agent, Host};
+use super::{Agent, Host, SOON};
 
 /// Where an agent takes the JSON datagrams of 2015.
 const LEGACY_PORT: u16 = 5001;
@@ -72,12 +71,12 @@ pub fn grpcurl_path() -> PathBuf {
     path
 }
 
-/// Sends a datagram to the legacy control port from the host itself; the reply, if one comes within 2 s.
+/// Sends a datagram to the legacy control port from the host itself; the reply, if one comes soon.
 pub fn legacy_send(host: &Host, datagram: &[u8]) -> Option<Value> {
     let mut buffer = vec![0; 1 << 16];
     let length = host.enter(|| {
         let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port of the host");
-        socket.set_read_timeout(Some(Duration::from_secs(2))).expect("a timeout");
+        socket.set_read_timeout(Some(SOON)).expect("a timeout");
         socket.connect((Ipv4Addr::LOCALHOST, LEGACY_PORT)).expect("the host has loopback");
         socket.send(datagram).and_then(|_| socket.recv(&mut buffer)).ok()
     })?;
