@@ -92,7 +92,7 @@ fn flood(from: &Host, longest: usize) -> u64 {
 fn a_flood_of_garbage_adds_up() {
     let Pair { host, other, agent, .. } = &mut pair();
     let (before, dropped_before) = kernel_datagrams(host);
-    let mut sent = flood(other, 120);
+    let mut sent = flood(other, 1472);
     // Packets that begin well: from a martian source, from one that is not allowed, from its own address, to nobody.
     let packet = |source: [u8; 4], destination: [u8; 4]| {
         let mut bytes = Vec::new();
