@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::agent::config::Config;
 use crate::agent::datapath::Datapath;
 use crate::agent::datapath::stats::AgentStats;
+use crate::agent::os::limits;
 use crate::agent::os::netlink::Netlink;
 use crate::agent::os::preflight;
 use crate::agent::os::udp::SocketPair;
@@ -42,6 +43,7 @@ const EVENTS: usize = 16;
 #[allow(clippy::disallowed_methods, reason = "the start of the agent is shown in its status")]
 pub async fn run(config: Config) -> anyhow::Result<()> {
     preflight::check()?;
+    limits::raise_open_files();
     let stop = CancellationToken::new();
     stop_on_signals(&stop)?;
     let store = patiently(|| Store::open(&config.state_dir), StoreError::is_taken).await?;

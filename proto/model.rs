@@ -50,7 +50,7 @@ fn check_name(text: &str, longest: usize) -> Result<(), Invalid> {
 }
 
 macro_rules! name_type {
-    ($(#[$doc:meta])* $name:ident, $longest:expr) => {
+    ($(#[$doc:meta])* $name:ident, $longest:expr, $reserved:expr) => {
         $(#[$doc])*
         #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[serde(try_from = "String", into = "String")]
@@ -71,6 +71,10 @@ macro_rules! name_type {
 
             fn from_str(text: &str) -> Result<Self, Invalid> {
                 check_name(text, Self::LONGEST)?;
+                let reserved: &[&str] = &$reserved;
+                if reserved.contains(&text) {
+                    return Err(Invalid::new("is a name that the kernel keeps for itself", "use another"));
+                }
                 Ok(Self(text.to_owned()))
             }
         }
@@ -100,12 +104,15 @@ macro_rules! name_type {
 name_type!(
     /// A tunnel's name, unique on its agent.
     TunnelName,
-    63
+    63,
+    []
 );
 name_type!(
-    /// A network interface's name: `IFNAMSIZ` of `linux/if.h` is 16 with the closing zero.
+    /// A network interface's name: `IFNAMSIZ` of `linux/if.h` is 16 with the closing zero. `all` and `default` mean
+    /// every and any interface below `/proc/sys/net`.
     DeviceName,
-    15
+    15,
+    ["all", "default"]
 );
 
 /// The largest packet in bytes, without any framing: 68 (RFC 791) to 65,535.

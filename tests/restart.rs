@@ -215,6 +215,26 @@ fn a_second_agent_says_what_is_taken() {
 }
 
 #[test]
+fn what_cannot_be_kept_is_refused() {
+    let (_lab, host, _other) = two_hosts();
+    let agent = Agent::start(&host, &[]);
+    legacy_add(&host, "udp2", "10.0.1.1", "172.100.1.2", 1400);
+    let before = actual(&host);
+    // No file can be made where a directory is, as on a full disk.
+    let in_the_way = agent.state_dir().join("state.new");
+    fs::create_dir(&in_the_way).unwrap();
+    let reply = legacy_add(&host, "udp3", "10.0.3.1", "172.100.1.3", 1400);
+    assert!(reply["udp3"].as_str().unwrap().contains("disk"), "{reply}");
+    let error =
+        grpcurl(&agent, "tunmesh.v1.TunnelService/DeleteTunnel", &json!({"name": "udp2"})).unwrap_err();
+    assert!(error.message.contains("disk"), "{error:?}");
+    assert_eq!(actual(&host), before);
+    fs::remove_dir(&in_the_way).unwrap();
+    let reply = legacy_add(&host, "udp3", "10.0.3.1", "172.100.1.3", 1400);
+    assert!(reply["udp3"].as_str().unwrap().starts_with("ok"), "{reply}");
+}
+
+#[test]
 fn nothing_acknowledged_is_lost() {
     let (_lab, host, _other) = two_hosts();
     let mut agent = Agent::start(&host, &[]);

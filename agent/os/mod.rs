@@ -2,6 +2,7 @@
 
 pub mod clock;
 pub mod epoll;
+pub mod limits;
 pub mod netlink;
 pub mod preflight;
 pub mod tun;
