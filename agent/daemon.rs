@@ -133,13 +133,18 @@ fn load(store: &Store) -> anyhow::Result<Desired> {
 }
 
 /// Tries again for a while what another process has: the kernel needs time to end an agent with many devices.
-async fn patiently<T, E>(
+async fn patiently<T, E: std::fmt::Display>(
     mut attempt: impl FnMut() -> Result<T, E>,
     is_taken: impl Fn(&E) -> bool,
 ) -> Result<T, E> {
-    for _ in 0..PATIENCE.as_millis() / PAUSE.as_millis() {
+    for round in 0..PATIENCE.as_millis() / PAUSE.as_millis() {
         match attempt() {
-            Err(error) if is_taken(&error) => tokio::time::sleep(PAUSE).await,
+            Err(error) if is_taken(&error) => {
+                if round == 0 {
+                    tracing::info!(%error, "waiting, in case an agent is just ending");
+                }
+                tokio::time::sleep(PAUSE).await;
+            }
             other => return other,
         }
     }

@@ -94,6 +94,29 @@ pub struct Runtime {
     requests: mpsc::Receiver<Request>,
     events: mpsc::Receiver<DatapathEvent>,
     lookups: JoinSet<Resolved>,
+    boot: BootTime,
+}
+
+/// When the host was started, as time since the Unix epoch. Read once: two readings of two clocks are never the same,
+/// and a time that was told must not change.
+struct BootTime(Duration);
+
+impl BootTime {
+    /// The wall clock may be set: then the boot was at another time.
+    const STEP: Duration = Duration::from_secs(1);
+
+    fn read() -> Self {
+        Self(since_epoch().saturating_sub(clock::since_boot()))
+    }
+
+    /// A time since boot as time since the Unix epoch.
+    fn since_epoch(&mut self, since_boot: Duration) -> Duration {
+        let Self(now) = Self::read();
+        if now.abs_diff(self.0) > Self::STEP {
+            self.0 = now;
+        }
+        self.0 + since_boot
+    }
 }
 
 impl Runtime {
@@ -105,8 +128,15 @@ impl Runtime {
         events: mpsc::Receiver<DatapathEvent>,
     ) -> (Self, AgentHandle) {
         let (sender, requests) = mpsc::channel(QUEUE);
-        let runtime =
-            Self { state, platform, store: Arc::new(store), requests, events, lookups: JoinSet::new() };
+        let runtime = Self {
+            state,
+            platform,
+            store: Arc::new(store),
+            requests,
+            events,
+            lookups: JoinSet::new(),
+            boot: BootTime::read(),
+        };
         (runtime, AgentHandle(sender))
     }
 
@@ -235,21 +265,22 @@ impl Runtime {
         });
     }
 
-    fn tunnels(&self) -> Vec<TunnelStatus> {
-        self.state.statuses().map(|status| self.with_counters(status)).collect()
+    fn tunnels(&mut self) -> Vec<TunnelStatus> {
+        let statuses: Vec<TunnelStatus> = self.state.statuses().collect();
+        statuses.into_iter().map(|status| self.with_counters(status)).collect()
     }
 
-    fn status(&self, name: &TunnelName) -> Option<TunnelStatus> {
-        self.state.status(name).map(|status| self.with_counters(status))
+    fn status(&mut self, name: &TunnelName) -> Option<TunnelStatus> {
+        let status = self.state.status(name)?;
+        Some(self.with_counters(status))
     }
 
-    fn with_counters(&self, mut status: TunnelStatus) -> TunnelStatus {
+    fn with_counters(&mut self, mut status: TunnelStatus) -> TunnelStatus {
         let Some(stats) = self.platform.stats(&status.name) else { return status };
         status.sent = stats.sent.read();
         status.received = stats.received.read();
         if let Some(received) = stats.last_received() {
-            let age = clock::since_boot().saturating_sub(received);
-            status.last_received = Some(since_epoch().saturating_sub(age));
+            status.last_received = Some(self.boot.since_epoch(received));
             if status.state == TunnelState::Waiting(None) {
                 status.state = TunnelState::Passing;
             }

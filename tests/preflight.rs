@@ -60,7 +60,12 @@ fn with_a_tun_device_that_is_none() {
 
 #[test]
 fn wrong_use_is_exit_code_2() {
-    for arguments in [&["--data-port", "70000"][..], &["--no-such-flag"], &["--legacy-allow", "x"]] {
+    for arguments in [
+        &["--data-port", "6000", "--control-port", "6000"][..],
+        &["--data-port", "70000"],
+        &["--no-such-flag"],
+        &["--legacy-allow", "x"],
+    ] {
         let output = Command::new(AGENT).args(arguments).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
     }

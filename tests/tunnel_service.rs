@@ -382,7 +382,7 @@ fn the_longest_prefix_and_the_lowest_preference_send() {
 
 #[test]
 fn watches_show_what_changes() {
-    let Setup { host, agent, .. } = &setup(&[]);
+    let Setup { host, other, agent, .. } = &setup(&[]);
     add(agent, tunnel("udp2", 2, "172.100.1.2")).unwrap();
     let socket = agent.socket();
     let mut watch = Command::new(lab::grpcurl_path())
@@ -404,6 +404,20 @@ fn watches_show_what_changes() {
     ping(host, "10.0.2.2", &[]);
     let third = messages.next().unwrap().unwrap();
     assert_eq!(third["changed"][0]["tunnel"]["name"], "udp2", "{third}");
+    // A tunnel that received something once, and nothing since, does not change.
+    other.enter(|| {
+        let packet = etherparse::PacketBuilder::ipv4([10, 0, 2, 2], [10, 0, 2, 1], 64).udp(1, 2);
+        let mut bytes = Vec::new();
+        packet.write(&mut bytes, b"once").unwrap();
+        let socket = std::net::UdpSocket::bind("172.100.1.2:0").unwrap();
+        socket.send_to(&bytes, "172.100.1.1:5000").unwrap();
+    });
+    let received = messages.next().unwrap().unwrap();
+    assert_eq!(received["changed"][0]["state"], "PASSING", "{received}");
+    ping(host, "10.0.3.2", &[]);
+    let other_alone = messages.next().unwrap().unwrap();
+    assert_eq!(other_alone["changed"].as_array().unwrap().len(), 1, "{other_alone}");
+    assert_eq!(other_alone["changed"][0]["tunnel"]["name"], "udp3", "{other_alone}");
     grpcurl(agent, DELETE, &json!({"name": "udp3"})).unwrap();
     let fourth = messages.find(|message| message.as_ref().is_ok_and(|m| m["removed"] != json!(null)));
     assert_eq!(fourth.unwrap().unwrap()["removed"], json!(["udp3"]));

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 
 use crate::agent::config::Config;
@@ -152,6 +152,10 @@ fn block_on<F: Future>(future: F) -> anyhow::Result<F::Output> {
 
 impl RunArgs {
     fn run(self) -> anyhow::Result<()> {
+        if !self.no_legacy && self.data_port == self.control_port {
+            let problem = format!("--data-port and --control-port are both {}", self.data_port);
+            Cli::command().error(clap::error::ErrorKind::ValueValidation, problem).exit();
+        }
         log(self.log_format);
         let config = Config {
             data_port: self.data_port,

@@ -3,7 +3,7 @@
 use std::fs::DirBuilder;
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
@@ -21,6 +21,8 @@ use crate::proto::v1::tunnel_service_server::TunnelServiceServer;
 
 /// The group whose members may steer the agent.
 const GROUP: &str = "tunmesh";
+/// How the socket's directory is made.
+const DIRECTORY_MODE: u32 = 0o750;
 
 /// A socket of ours in the file system, removed with this value.
 #[derive(Debug)]
@@ -48,9 +50,15 @@ impl SocketFile {
     pub fn bind(path: &Path) -> Result<Self, SocketError> {
         let io = |error| SocketError::Io(path.to_owned(), error);
         let group = group_id(GROUP);
-        if let Some(directory) = path.parent().filter(|directory| !directory.exists()) {
-            DirBuilder::new().recursive(true).mode(0o750).create(directory).map_err(io)?;
-            chown(directory, None, group).map_err(io)?;
+        if let Some(directory) = path.parent() {
+            if !directory.exists() {
+                DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(directory).map_err(io)?;
+            }
+            // Also one that an agent made before the host had the group; others' directories have other modes.
+            let metadata = directory.metadata().map_err(io)?;
+            if metadata.mode() & 0o7777 == DIRECTORY_MODE {
+                give_to(group, directory);
+            }
         }
         if path.exists() {
             if UnixStream::connect(path).is_ok() {
@@ -64,7 +72,7 @@ impl SocketFile {
         let bound = UnixListener::bind(path);
         umask(before);
         let listener = bound.map_err(io)?;
-        chown(path, None, group).map_err(io)?;
+        give_to(group, path);
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660)).map_err(io)?;
         Ok(Self { path: path.to_owned(), listener: Some(listener) })
     }
@@ -78,6 +86,17 @@ impl SocketFile {
 impl Drop for SocketFile {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// Lets the group in. Where this user may not, it stays outside.
+fn give_to(group: Option<u32>, path: &Path) {
+    if let Err(error) = chown(path, None, group) {
+        tracing::warn!(
+            path = %path.display(),
+            %error,
+            "members of the group {GROUP} may not steer this agent: run it as root or as a member"
+        );
     }
 }
 

@@ -16,7 +16,7 @@ const BUFFER: usize = 1 << 16;
 
 /// Add or delete a tunnel on an agent, or on a server of 2015, over its legacy control port.
 #[derive(Debug, clap::Args)]
-#[command(after_help = AFTER_HELP)]
+#[command(after_help = AFTER_HELP, override_usage = "controller legacy -s HOST [-o add] -n NAME -t ADDRESS -r HOST [-tm MASK] [-m BYTES] [-p PORT]\n       controller legacy -s HOST -o del -n NAME [-p PORT]")]
 pub struct Args {
     /// The host to tell, by name or address
     #[arg(value_name = "HOST", conflicts_with = "server")]
