@@ -29,8 +29,8 @@ use crate::proto::model::Desired;
 
 /// How long services may take to end.
 const DRAIN: Duration = Duration::from_secs(2);
-/// How long a start waits for what an agent that was killed still has.
-const PATIENCE: Duration = Duration::from_secs(3);
+/// How long a start waits at most for an agent that is ending: a thousand devices take half a minute.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// How often it looks.
 const PAUSE: Duration = Duration::from_millis(50);
 /// How many events of the data path wait at most; each of them says the same.
@@ -46,11 +46,13 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     limits::raise_open_files();
     let stop = CancellationToken::new();
     stop_on_signals(&stop)?;
-    let store = patiently(|| Store::open(&config.state_dir), StoreError::is_taken).await?;
-    let data = bind_port(config.data_port, "data", "--data-port").await?;
+    let store = patiently(|| Store::open(&config.state_dir), StoreError::holder).await?;
+    let predecessor = store.predecessor();
+    let data = bind_port(config.data_port, "data", "--data-port", predecessor).await?;
     let control = match config.control_port {
         Some(port) => {
-            Some(bind_port(port, "legacy control", "--control-port, or close it with --no-legacy").await?)
+            let flag = "--control-port, or close it with --no-legacy";
+            Some(bind_port(port, "legacy control", flag, predecessor).await?)
         }
         None => None,
     };
@@ -132,16 +134,17 @@ fn load(store: &Store) -> anyhow::Result<Desired> {
     })
 }
 
-/// Tries again for a while what another process has: the kernel needs time to end an agent with many devices.
-async fn patiently<T, E: std::fmt::Display>(
+/// Tries again as long as the process that has what is wanted is ending, whose number `holder` tells from the error:
+/// the kernel takes its time to remove the devices of an agent that was killed.
+async fn patiently<T, E>(
     mut attempt: impl FnMut() -> Result<T, E>,
-    is_taken: impl Fn(&E) -> bool,
+    holder: impl Fn(&E) -> Option<u32>,
 ) -> Result<T, E> {
     for round in 0..PATIENCE.as_millis() / PAUSE.as_millis() {
         match attempt() {
-            Err(error) if is_taken(&error) => {
+            Err(error) if holder(&error).is_some_and(is_ending) => {
                 if round == 0 {
-                    tracing::info!(%error, "waiting, in case an agent is just ending");
+                    tracing::info!("waiting for an agent that is ending");
                 }
                 tokio::time::sleep(PAUSE).await;
             }
@@ -151,9 +154,20 @@ async fn patiently<T, E: std::fmt::Display>(
     attempt()
 }
 
-async fn bind_port(port: u16, what: &str, flag: &str) -> anyhow::Result<SocketPair> {
+/// Whether a process has given up its memory already and is about to close its files, `proc_pid_cmdline(5)`.
+fn is_ending(process: u32) -> bool {
+    std::fs::read(format!("/proc/{process}/cmdline")).is_ok_and(|arguments| arguments.is_empty())
+}
+
+async fn bind_port(
+    port: u16,
+    what: &str,
+    flag: &str,
+    predecessor: Option<u32>,
+) -> anyhow::Result<SocketPair> {
     let is_taken = |error: &io::Error| error.kind() == io::ErrorKind::AddrInUse;
-    patiently(|| SocketPair::bind(port), is_taken).await.map_err(|error| {
+    let holder = |error: &io::Error| predecessor.filter(|_| is_taken(error));
+    patiently(|| SocketPair::bind(port), holder).await.map_err(|error| {
         if is_taken(&error) {
             anyhow::anyhow!(
                 "the {what} port {port}/udp is taken, by another agent or program (`ss -ulnp` names it): \

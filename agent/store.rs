@@ -1,7 +1,7 @@
 //! The wanted state on disk, so that a restarted agent needs nobody to tell it.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -16,6 +16,7 @@ const LOCK: &str = "lock";
 #[derive(Debug)]
 pub struct Store {
     directory: PathBuf,
+    predecessor: Option<u32>,
     _lock: File,
 }
 
@@ -35,16 +36,19 @@ pub enum StoreError {
     #[error(
         "the state directory {0} is in use by another agent (pid {1}): give this one its own --state-dir"
     )]
-    Taken(PathBuf, String),
+    Taken(PathBuf, u32),
     /// The file system refuses.
     #[error("the state directory {0} cannot be used: {1}; give another with --state-dir")]
     Io(PathBuf, io::Error),
 }
 
 impl StoreError {
-    /// Whether another process has it, which may end.
-    pub fn is_taken(&self) -> bool {
-        matches!(self, Self::Taken(..))
+    /// The process that has it.
+    pub fn holder(&self) -> Option<u32> {
+        match self {
+            Self::Taken(_, holder) => Some(*holder),
+            Self::Io(..) => None,
+        }
     }
 }
 
@@ -64,18 +68,25 @@ impl Store {
             .mode(0o600)
             .open(directory.join(LOCK))
             .map_err(io)?;
+        let mut holder = String::new();
+        lock.read_to_string(&mut holder).map_err(io)?;
+        let holder = holder.trim().parse().ok();
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                let mut holder = String::new();
-                let _ = lock.read_to_string(&mut holder);
-                return Err(StoreError::Taken(directory.to_owned(), holder.trim().to_owned()));
+                return Err(StoreError::Taken(directory.to_owned(), holder.unwrap_or_default()));
             }
             Err(TryLockError::Error(error)) => return Err(io(error)),
         }
+        lock.rewind().map_err(io)?;
         lock.set_len(0).map_err(io)?;
         writeln!(lock, "{}", std::process::id()).map_err(io)?;
-        Ok(Self { directory: directory.to_owned(), _lock: lock })
+        Ok(Self { directory: directory.to_owned(), predecessor: holder, _lock: lock })
+    }
+
+    /// The process that used the directory last.
+    pub fn predecessor(&self) -> Option<u32> {
+        self.predecessor
     }
 
     /// Reads what was kept. A file that cannot be read is set aside, never deleted.

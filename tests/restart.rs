@@ -91,6 +91,26 @@ fn killed_twenty_times_it_comes_back_as_it_was() {
 }
 
 #[test]
+fn started_while_its_predecessor_is_ending_it_waits() {
+    let (_lab, host, _other) = two_hosts();
+    let mut agent = Agent::start(&host, &[]);
+    for n in 1..=40_u32 {
+        legacy_add(
+            &host,
+            &format!("udp{n}"),
+            &format!("10.1.{n}.1"),
+            &format!("172.100.1.{}", 100 + n),
+            1400,
+        );
+    }
+    let wanted = actual(&host);
+    // The kernel takes its time to remove forty devices, and the next agent does not wait for it.
+    agent.replace9();
+    assert!(holds_within(Duration::from_secs(2), || actual(&host) == wanted), "{}", actual(&host));
+    assert!(agent.alive());
+}
+
+#[test]
 fn terminated_it_leaves_nothing_and_remembers_everything() {
     let (_lab, host, other) = two_hosts();
     let before = (host.ip_json(["addr"]), host.ip_json(["route", "show", "table", "all"]));
