@@ -385,7 +385,7 @@ pub fn reply(answers: &[(String, Answer)], longest: Option<usize>) -> Option<Vec
 fn shorten(words: &str, bytes: usize) -> String {
     const LEAST: &str = "error";
     const ELLIPSIS: &str = "…";
-    if words.len() <= bytes.max(LEAST.len()) {
+    if words.len() <= bytes {
         return words.to_owned();
     }
     let kept = words.floor_char_boundary(bytes.saturating_sub(ELLIPSIS.len()));
