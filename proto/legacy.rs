@@ -454,6 +454,13 @@ pub fn is_done(words: &str) -> bool {
 #[error("the reply is no JSON object of texts")]
 pub struct NotAReply(#[from] serde_json::Error);
 
+/// Whether a datagram reads as a reply, and as no attempt at a request. Two agents that answered each other's replies
+/// would never end.
+pub fn is_reply(datagram: &[u8]) -> bool {
+    parse_reply(datagram)
+        .is_ok_and(|Reply { entries }| !entries.is_empty() && entries.iter().all(|(key, _)| key != OP))
+}
+
 /// Reads a reply.
 ///
 /// # Errors

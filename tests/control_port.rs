@@ -282,6 +282,23 @@ fn heeds_an_allowed_prefix_with_replies_no_longer_than_requests() {
 }
 
 #[test]
+fn replies_are_not_answered() {
+    let Setup { other, .. } = &setup(&["--legacy-allow", "172.100.1.0/24"]);
+    let answer = other.enter(|| {
+        let socket = UdpSocket::bind("0.0.0.0:5001").unwrap();
+        socket.set_read_timeout(Some(SOON)).unwrap();
+        let reply = br#"{"error": "op is missing; give add or del"}"#;
+        for datagram in [&reply[..], br#"{"op": "mul", "tunnel": [{"name": "udp2"}]}"#] {
+            socket.send_to(datagram, "172.100.1.1:5001").unwrap();
+        }
+        let mut buffer = [0; 1 << 10];
+        let length = socket.recv(&mut buffer).expect("an answer to the request");
+        String::from_utf8_lossy(&buffer[..length]).into_owned()
+    });
+    assert!(answer.contains("mul"), "the reply was answered: {answer}");
+}
+
+#[test]
 fn a_forged_loopback_source_is_ignored() {
     for allow in [&[][..], &["--legacy-allow", "127.0.0.0/8"]] {
         let Setup { host, other, agent, .. } = &mut setup(allow);

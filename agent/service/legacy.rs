@@ -87,6 +87,9 @@ impl Legacy {
             Ok(request) => request,
             Err(malformed) => {
                 tracing::warn!(%source, %malformed, "a control datagram was refused");
+                if legacy::is_reply(datagram) {
+                    return None;
+                }
                 return legacy::malformed_reply(&malformed, longest);
             }
         };

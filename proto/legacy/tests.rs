@@ -478,3 +478,28 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn an_answer_to_a_reply_is_never_answered() {
+    for request in [
+        &br#"{"op":"add"}"#[..],
+        br#"{"op":"add","tunnel":"udp2"}"#,
+        br#"{"op":"del","tunnel":[{"name":"udp2"}]}"#,
+        b"{}",
+        b"[]",
+        b"?",
+    ] {
+        assert!(!is_reply(request), "{}", request.escape_ascii());
+    }
+    // Whoever asks chooses the keys of the reply.
+    for key in ["udp2", "error", TUNNEL, OP, "", "{"] {
+        for answer in [Answer::Ok(vec!["note".to_owned()]), Answer::Error("no".repeat(50))] {
+            for longest in [None, Some(60), Some(24)] {
+                let Some(first) = reply(&[(key.to_owned(), answer.clone())], longest) else { continue };
+                let second = parse(&first).map_err(|malformed| malformed_reply(&malformed, None).unwrap());
+                let second = second.expect_err("a reply is no request");
+                assert!(is_reply(&first) || is_reply(&second), "{}", first.escape_ascii());
+            }
+        }
+    }
+}
