@@ -5,9 +5,12 @@
 mod lab;
 
 use std::net::UdpSocket;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::thread;
 use std::time::Duration;
 
-use lab::{Agent, Host, Lab, SOON, holds_within, legacy_send, wait_until};
+use lab::{Agent, Host, Lab, SOON, grpcurl, holds_within, legacy_send, wait_until};
 use serde_json::{Value, json};
 
 /// A host with an agent, and another host on its network.
@@ -296,6 +299,40 @@ fn replies_are_not_answered() {
         String::from_utf8_lossy(&buffer[..length]).into_owned()
     });
     assert!(answer.contains("mul"), "the reply was answered: {answer}");
+}
+
+/// Sends a datagram over and over from `from` while `work` is done.
+fn under_flood<T>(from: &Host, to: &str, datagram: &[u8], work: impl FnOnce() -> T) -> T {
+    let over = AtomicBool::new(false);
+    let sent = AtomicU32::new(0);
+    thread::scope(|scope| {
+        let flood = || {
+            from.enter(|| {
+                let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+                while !over.load(Ordering::Relaxed) {
+                    let _ = socket.send_to(datagram, (to, 5001));
+                    sent.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        };
+        scope.spawn(flood);
+        scope.spawn(flood);
+        wait_until(SOON, "the flood is in full flow", || sent.load(Ordering::Relaxed) > 50_000);
+        // Its end must not wait for a test that fails.
+        let done = catch_unwind(AssertUnwindSafe(work));
+        over.store(true, Ordering::Relaxed);
+        done.unwrap_or_else(|panic| resume_unwind(panic))
+    })
+}
+
+#[test]
+fn a_flood_neither_stops_the_service_nor_fills_the_log() {
+    let Setup { host, other, agent, .. } = &setup(&[]);
+    let list = || grpcurl(agent, "tunmesh.v1.TunnelService/ListTunnels", &json!({})).unwrap();
+    under_flood(other, "172.100.1.1", b"ignored", list);
+    under_flood(host, "127.0.0.1", b"refused", list);
+    let lines = agent.log().lines().count();
+    assert!(lines < 300, "{lines} lines");
 }
 
 #[test]

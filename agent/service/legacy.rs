@@ -55,8 +55,11 @@ impl Legacy {
         let socket = tokio::net::UdpSocket::from_std(socket)?;
         let mut buffer = vec![0; BUFFER];
         let mut ignored = Ignored::default();
+        let mut refused = Refused::default();
         loop {
             socket.readable().await?;
+            // A flood keeps the socket readable: without this no other task of the thread would run until it ends.
+            tokio::task::coop::consume_budget().await;
             let received = socket.try_io(Interest::READABLE, || receive_with_interface(&socket, &mut buffer));
             // Nothing there, or an error of an earlier reply, which is taken with the reading.
             let Ok(arrival) = received else { continue };
@@ -67,7 +70,7 @@ impl Legacy {
             }
             // Off loopback the source may be forged: a longer reply would make this host an amplifier.
             let longest = (arrival.interface != LOOPBACK).then_some(datagram.len());
-            if let Some(reply) = self.answer(datagram, arrival.source, longest).await
+            if let Some(reply) = self.answer(datagram, arrival.source, longest, &mut refused).await
                 && let Err(error) = socket.try_send_to(&reply, arrival.source)
             {
                 tracing::debug!(source = %arrival.source, %error, "a reply of the control port was not sent");
@@ -82,11 +85,19 @@ impl Legacy {
             || (!source.is_loopback() && self.allow.iter().any(|prefix| prefix.contains(&source)))
     }
 
-    async fn answer(&self, datagram: &[u8], source: SocketAddr, longest: Option<usize>) -> Option<Vec<u8>> {
+    async fn answer(
+        &self,
+        datagram: &[u8],
+        source: SocketAddr,
+        longest: Option<usize>,
+        log: &mut Refused,
+    ) -> Option<Vec<u8>> {
         let request = match legacy::parse(datagram) {
             Ok(request) => request,
             Err(malformed) => {
-                tracing::warn!(%source, %malformed, "a control datagram was refused");
+                log.note(|unlogged| {
+                    tracing::warn!(%source, %malformed, unlogged, "a control datagram was refused");
+                });
                 if legacy::is_reply(datagram) {
                     return None;
                 }
@@ -104,12 +115,47 @@ impl Legacy {
             if let Answer::Error(words) = &answer {
                 refused += 1;
                 if refused == 1 {
-                    tracing::warn!(%source, tunnel = %entry.key, %words, "a control command was refused or cannot be done yet");
+                    log.note(|unlogged| {
+                        tracing::warn!(
+                            %source, tunnel = %entry.key, %words, unlogged,
+                            "a control command was refused or cannot be done yet"
+                        );
+                    });
                 }
             }
             answers.push((entry.key, answer));
         }
         legacy::reply(&answers, longest)
+    }
+}
+
+/// The most log lines about refused datagrams in [`LOG_EVERY`].
+const REFUSALS: u32 = 100;
+
+/// Datagrams that were refused: a log line each, but a flood does not fill the disk.
+#[derive(Default)]
+struct Refused {
+    since: Option<Instant>,
+    logged: u32,
+    unlogged: u64,
+}
+
+impl Refused {
+    /// Has a line written by `log`, which is told how many before it were not if any, unless there were too many
+    /// lately.
+    #[allow(clippy::disallowed_methods, reason = "only to limit the log")]
+    fn note(&mut self, log: impl FnOnce(Option<u64>)) {
+        let now = Instant::now();
+        if self.since.is_none_or(|since| now.duration_since(since) >= LOG_EVERY) {
+            (self.since, self.logged) = (Some(now), 0);
+        }
+        if self.logged < REFUSALS {
+            self.logged += 1;
+            let unlogged = std::mem::take(&mut self.unlogged);
+            log((unlogged > 0).then_some(unlogged));
+        } else {
+            self.unlogged += 1;
+        }
     }
 }
 
