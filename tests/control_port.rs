@@ -336,6 +336,17 @@ fn a_flood_neither_stops_the_service_nor_fills_the_log() {
 }
 
 #[test]
+fn a_name_adds_no_line_to_the_log() {
+    let Setup { host, agent, .. } = &setup(&[]);
+    let name = "udp2\nan invented line\u{1b}[31m";
+    let reply = add(host, json!({"name": name, "tunnelIP": "10.0.1.1", "remoteServer": "172.100.1.2"}));
+    assert_refused(&reply, name, &["name"]);
+    let log = agent.log();
+    assert!(log.contains("udp2"), "{log}");
+    assert!(!log.lines().any(|line| line.starts_with("an invented")) && !log.contains('\u{1b}'), "{log}");
+}
+
+#[test]
 fn a_forged_loopback_source_is_ignored() {
     for allow in [&[][..], &["--legacy-allow", "127.0.0.0/8"]] {
         let Setup { host, other, agent, .. } = &mut setup(allow);

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::agent::os::udp::{Arrival, SocketPair, receive_with_interface, tell_interface};
 use crate::agent::runtime::AgentHandle;
 use crate::proto::legacy::{self, Answer};
-use crate::proto::model::Owner;
+use crate::proto::model::{Owner, TunnelName};
 
 /// The longest datagram.
 const BUFFER: usize = 1 << 16;
@@ -115,9 +115,11 @@ impl Legacy {
             if let Answer::Error(words) = &answer {
                 refused += 1;
                 if refused == 1 {
+                    // What a sender calls a tunnel may be anything, line breaks included.
+                    let tunnel: String = entry.key.chars().take(TunnelName::LONGEST).collect();
                     log.note(|unlogged| {
                         tracing::warn!(
-                            %source, tunnel = %entry.key, %words, unlogged,
+                            %source, ?tunnel, %words, unlogged,
                             "a control command was refused or cannot be done yet"
                         );
                     });
