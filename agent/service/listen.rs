@@ -3,7 +3,7 @@
 use std::fs::DirBuilder;
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt, chown};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
@@ -37,6 +37,9 @@ pub enum SocketError {
     /// Another agent answers on it.
     #[error("the socket {0} is in use by another agent: give this one its own --socket")]
     Taken(PathBuf),
+    /// Something else is there, which is not ours to remove.
+    #[error("{0} is there and is no socket: give another path with --socket")]
+    NoSocket(PathBuf),
     /// The file system refuses.
     #[error("the socket {0} cannot be made: {1}; give another path with --socket")]
     Io(PathBuf, io::Error),
@@ -50,7 +53,8 @@ impl SocketFile {
     pub fn bind(path: &Path) -> Result<Self, SocketError> {
         let io = |error| SocketError::Io(path.to_owned(), error);
         let group = group_id(GROUP);
-        if let Some(directory) = path.parent() {
+        // A path without a directory is in the current one, which is not ours.
+        if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty()) {
             if !directory.exists() {
                 DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(directory).map_err(io)?;
             }
@@ -60,12 +64,18 @@ impl SocketFile {
                 give_to(group, directory);
             }
         }
-        if path.exists() {
-            if UnixStream::connect(path).is_ok() {
-                return Err(SocketError::Taken(path.to_owned()));
+        if let Ok(metadata) = path.symlink_metadata() {
+            if !metadata.file_type().is_socket() {
+                return Err(SocketError::NoSocket(path.to_owned()));
             }
-            // Whoever made it was killed.
-            std::fs::remove_file(path).map_err(io)?;
+            match UnixStream::connect(path) {
+                Ok(_) => return Err(SocketError::Taken(path.to_owned())),
+                // Whoever made it was killed.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                    std::fs::remove_file(path).map_err(io)?;
+                }
+                Err(error) => return Err(io(error)),
+            }
         }
         // Born closed to others: a permission that is set afterwards leaves a moment.
         let before = umask(Mode::from_raw_mode(0o117));
@@ -168,4 +178,23 @@ pub async fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
         ));
     }
     TcpListener::bind(address).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn takes_the_place_of_a_dead_socket_and_of_nothing_else() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("agent.sock");
+        std::fs::write(&path, "a letter").unwrap();
+        assert!(matches!(SocketFile::bind(&path), Err(SocketError::NoSocket(_))));
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "a letter");
+        std::fs::remove_file(&path).unwrap();
+
+        drop(UnixListener::bind(&path).unwrap());
+        let _first = SocketFile::bind(&path).unwrap();
+        assert!(matches!(SocketFile::bind(&path), Err(SocketError::Taken(_))));
+    }
 }
