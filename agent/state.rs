@@ -12,7 +12,8 @@ use crate::agent::reconcile::{self, Actual, Held, Op, Route};
 use crate::agent::target::{self, Facts, Forwarding, Policy, Target};
 use crate::proto::command::{Command, CommandError, ErrorKind, Field, TunnelSpec};
 use crate::proto::model::{
-    Desired, Device, DeviceName, Host, Invalid, Owner, Traffic, Tunnel, TunnelName, TunnelState, TunnelStatus,
+    Desired, Device, DeviceName, Host, Invalid, Owner, Traffic, Tunnel, TunnelName, TunnelState,
+    TunnelStatus, is_host_address,
 };
 
 /// How often the kernel's state is read again, and compared.
@@ -231,20 +232,46 @@ impl AgentState {
     /// Takes in what a resolver says of a host name, the preferred address first.
     pub fn handle_resolved(&mut self, host: &str, answer: Result<Vec<IpAddr>, String>, now: Instant) {
         self.now = now;
-        let Some(lookup) = self.lookups.get_mut(host) else { return };
-        lookup.pending = false;
+        if !self.lookups.contains_key(host) {
+            return;
+        }
         let known = self.facts.resolved.get(host).and_then(|known| known.as_ref().ok()).copied();
         let resolved = match (answer, known) {
             // A name with several addresses comes in any order: stay with the one in use.
             (Ok(addresses), Some(known)) if addresses.contains(&known) => Ok(known),
-            (Ok(addresses), _) => addresses.first().copied().ok_or_else(|| "no address".to_owned()),
+            // Resolvers that block a name answer with addresses that are no host's, as 0.0.0.0.
+            (Ok(addresses), known) => {
+                let mut addresses = addresses.into_iter().filter(|address| is_host_address(*address));
+                addresses.next().or(known).ok_or_else(|| "no address of a host".to_owned())
+            }
             // The peer is likely where it was while the resolver is away.
             (Err(_), Some(known)) => Ok(known),
             (Err(reason), None) => Err(reason),
         };
-        lookup.due = now + if resolved.is_ok() { RESOLVE_AGAIN } else { RESOLVE_RETRY };
+        let resolved = resolved.and_then(|address| match self.upset_by(host, address) {
+            Some(other) => Err(format!("{address} clashes with tunnel {other}")),
+            None => Ok(address),
+        });
+        if let Some(lookup) = self.lookups.get_mut(host) {
+            lookup.pending = false;
+            lookup.due = now + if resolved.is_ok() { RESOLVE_AGAIN } else { RESOLVE_RETRY };
+        }
         self.facts.resolved.insert(host.to_owned(), resolved);
         self.rebuild();
+    }
+
+    /// A tunnel to elsewhere that works, and would not if `host` had `address`: whoever answers for a name must not
+    /// take from others what they have.
+    fn upset_by(&self, host: &str, address: IpAddr) -> Option<TunnelName> {
+        let mut facts = self.facts.clone();
+        facts.resolved.insert(host.to_owned(), Ok(address));
+        let after = target::build(&self.desired, &facts, &self.policy);
+        let is_elsewhere = |name: &TunnelName| {
+            let remote = self.desired.tunnels.get(name).map(|tunnel| &tunnel.remote.host);
+            !matches!(remote, Some(Host::Name(name)) if name == host)
+        };
+        let mut upset = after.faults.into_keys();
+        upset.find(|name| is_elsewhere(name) && !self.target.faults.contains_key(name))
     }
 
     /// Takes in that a device of ours went away or changed without our doing.

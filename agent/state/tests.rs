@@ -503,8 +503,8 @@ fn a_name_is_asked_for_again_and_a_known_address_is_kept() {
     assert!(matches!(bench.state.statuses().next().unwrap().state, TunnelState::Failed(reason)
         if reason.contains("it times out")));
     assert_eq!(asked_at(&mut bench, start), 5);
-    answer(&mut bench, Ok(Vec::new()));
-    assert_eq!(endpoint(&bench), None);
+    answer(&mut bench, Ok(vec!["0.0.0.0".parse().unwrap(), "ff02::1".parse().unwrap()]));
+    assert_eq!(endpoint(&bench), None, "no host has these");
     assert_eq!(asked_at(&mut bench, start), 10);
     answer(&mut bench, Ok(vec![one, other]));
     assert_eq!(endpoint(&bench), Some(one));
@@ -517,6 +517,34 @@ fn a_name_is_asked_for_again_and_a_known_address_is_kept() {
     assert_eq!(asked_at(&mut bench, start), 190);
     answer(&mut bench, Ok(vec![other]));
     assert_eq!(endpoint(&bench), Some(other), "the peer has moved");
+    assert_eq!(asked_at(&mut bench, start), 250);
+    answer(&mut bench, Ok(vec!["0.0.0.0".parse().unwrap()]));
+    assert_eq!(endpoint(&bench), Some(other), "the name is blocked");
+}
+
+#[test]
+fn a_name_takes_nothing_from_a_tunnel_that_works() {
+    let mut state = AgentState::new(policy(), Desired::default(), start());
+    let named = spec("named", "d0", &["10.31.0.1/24"], "h1");
+    let other = TunnelSpec {
+        routes: vec![net("10.50.0.0/16")],
+        ..spec("other", "d1", &["10.32.0.1/24"], "10.20.0.5")
+    };
+    for tunnel in [named, other] {
+        let change = state.handle_command(&add(tunnel), Owner::Local).unwrap();
+        state.commit(change, start());
+    }
+    let faulty = |state: &mut AgentState, answer: &str| {
+        state.handle_resolved("h1", Ok(vec![answer.parse().unwrap()]), start());
+        state.target().faults.keys().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(faulty(&mut state, "10.20.0.6"), [""; 0]);
+    for taken in ["10.20.0.5", "10.50.0.7"] {
+        assert_eq!(faulty(&mut state, taken), ["named"], "{taken}");
+        let mut restarted = AgentState::new(policy(), state.desired().clone(), start());
+        assert_eq!(faulty(&mut restarted, taken), ["named"], "{taken}");
+    }
+    assert_eq!(faulty(&mut state, "10.20.0.6"), [""; 0]);
 }
 
 #[test]
