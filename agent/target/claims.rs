@@ -17,6 +17,8 @@ pub(super) struct Claims {
     remotes: BTreeMap<(IpAddr, Option<u16>), TunnelName>,
     endpoints: BTreeMap<SocketAddr, TunnelName>,
     endpoint_addresses: BTreeMap<IpAddr, TunnelName>,
+    /// Addresses of devices: the device, and who claimed it.
+    addresses: BTreeMap<IpAddr, (DeviceName, TunnelName)>,
     /// Networks of devices and routes: the device, and who claimed it.
     networks: BTreeMap<IpNet, (DeviceName, TunnelName)>,
     covered: JointPrefixMap<IpNet, TunnelName>,
@@ -64,6 +66,7 @@ pub(super) fn claim(
     for (position, address) in device.addresses.iter().enumerate() {
         let field = Field::Address(position);
         check_network(claims, foreign, policy, field, *address, &tunnel.device)?;
+        check_address(claims, foreign, field, *address, &tunnel.device)?;
     }
     for (position, allowed) in tunnel.allowed_prefixes.iter().enumerate() {
         check_allowed(claims, policy, position, *allowed, &tunnel.device)?;
@@ -80,6 +83,9 @@ pub(super) fn claim(
     }
     let whole = tunnel.allowed_prefixes.is_empty();
     claims.whole_devices.entry(tunnel.device.clone()).or_insert_with(|| (name.clone(), whole));
+    for address in &device.addresses {
+        claims.addresses.insert(address.addr(), (tunnel.device.clone(), name.clone()));
+    }
     let networks = device.addresses.iter().map(IpNet::trunc);
     for network in networks.chain(tunnel.routes.iter().copied()) {
         claims.covered.insert(network, name.clone());
@@ -201,6 +207,29 @@ fn check_network(
         );
     }
     Ok(())
+}
+
+/// Refuses an address that the host or another device has, in whatever network.
+fn check_address(
+    claims: &Claims,
+    foreign: &Foreign<'_>,
+    field: Field,
+    address: IpNet,
+    device: &DeviceName,
+) -> Result<(), CommandError> {
+    let fault = |problem: String| {
+        let remedy = "choose another address";
+        Err(CommandError::new(ErrorKind::Clash, field, address, Invalid::new(problem, remedy)))
+    };
+    if foreign.addresses.contains(&address.addr()) {
+        return fault("has the address of another interface of this host".to_owned());
+    }
+    match claims.addresses.get(&address.addr()) {
+        Some((other_device, other)) if other_device != device => {
+            fault(format!("has the address of device {other_device} (tunnel {other})"))
+        }
+        Some(_) | None => Ok(()),
+    }
 }
 
 fn check_allowed(

@@ -226,3 +226,24 @@ fn ports_tell_tunnels_to_one_host_apart() {
     let endpoints: Vec<_> = forwarding.map(|t| (t.endpoint.to_string(), t.exact_port)).collect();
     assert_eq!(endpoints, [("198.51.100.1:5000".to_owned(), false), ("198.51.100.1:6000".to_owned(), true)]);
 }
+
+#[test]
+fn an_address_is_on_one_interface() {
+    let device = |address| Device { addresses: vec![net(address)], owner: Owner::Local };
+    let mut both = desired(&[("a", tunnel("d0", "198.51.100.1"))], &["10.0.1.1/24"]);
+    // The same address in a wider network.
+    both.set(&"b".parse().unwrap(), tunnel("d1", "198.51.100.2"), device("10.0.1.1/16"));
+    let target = build(&both, &Facts::default(), &policy());
+    assert_eq!(faulty(&target), ["b"]);
+    let fault = target.faults.values().next().unwrap();
+    assert_eq!((fault.kind, fault.field), (ErrorKind::Clash, Field::Address(0)));
+
+    let mut facts = Facts::default();
+    let link = Link { ours: false, up: true, mtu: 1500, addresses: BTreeSet::from([net("10.0.1.1/30")]) };
+    facts.actual.links.insert("eth0".to_owned(), link);
+    let alone = desired(&[("a", tunnel("d0", "198.51.100.1"))], &["10.0.1.1/24"]);
+    assert_eq!(faulty(&build(&alone, &facts, &policy())), ["a"]);
+    // A network around the host's own is another matter.
+    let around = desired(&[("a", tunnel("d0", "198.51.100.1"))], &["10.0.1.9/24"]);
+    assert_eq!(faulty(&build(&around, &facts, &policy())), [""; 0]);
+}
