@@ -69,7 +69,8 @@ impl Store {
             .open(directory.join(LOCK))
             .map_err(io)?;
         let mut holder = String::new();
-        lock.read_to_string(&mut holder).map_err(io)?;
+        // After a crash of the host it may be anything.
+        let _ = lock.read_to_string(&mut holder);
         let holder = holder.trim().parse().ok();
         match lock.try_lock() {
             Ok(()) => {}
@@ -78,9 +79,10 @@ impl Store {
             }
             Err(TryLockError::Error(error)) => return Err(io(error)),
         }
-        lock.rewind().map_err(io)?;
-        lock.set_len(0).map_err(io)?;
-        writeln!(lock, "{}", std::process::id()).map_err(io)?;
+        // Only those that are refused read it: where the disk is full there are still tunnels to bring up.
+        if let Err(error) = sign(&mut lock) {
+            tracing::warn!(directory = %directory.display(), %error, "the state directory cannot be written to");
+        }
         Ok(Self { directory: directory.to_owned(), predecessor: holder, _lock: lock })
     }
 
@@ -131,6 +133,14 @@ impl Store {
         // The new name is kept only with its directory.
         File::open(&self.directory)?.sync_all()
     }
+}
+
+/// Writes this process's number into the lock.
+fn sign(lock: &mut File) -> io::Result<()> {
+    let pid = format!("{}\n", std::process::id());
+    lock.rewind()?;
+    lock.write_all(pid.as_bytes())?;
+    lock.set_len(pid.len() as u64)
 }
 
 /// A line with the format's version and the checksum of the rest, then JSON.
@@ -218,5 +228,14 @@ mod tests {
         let second = Store::open(directory.path()).unwrap_err().to_string();
         assert!(second.contains(&std::process::id().to_string()), "{second}");
         assert!(second.contains("--state-dir"), "{second}");
+    }
+
+    #[test]
+    fn takes_a_lock_of_any_content() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join(LOCK), b"\xff\xfe and more than a number").unwrap();
+        let _store = Store::open(directory.path()).unwrap();
+        let signed = fs::read_to_string(directory.path().join(LOCK)).unwrap();
+        assert_eq!(signed, format!("{}\n", std::process::id()));
     }
 }
