@@ -6,6 +6,7 @@
 mod lab;
 
 use std::fs;
+use std::net::UdpSocket;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -297,6 +298,22 @@ impl Drop for Disk {
     fn drop(&mut self) {
         let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
     }
+}
+
+#[test]
+fn a_resolver_that_is_silent_does_not_hold_up_the_end() {
+    let (_lab, host, _other) = two_hosts();
+    let files = Path::new("/etc/netns").join(host.namespace());
+    fs::create_dir_all(&files).unwrap();
+    fs::write(files.join("resolv.conf"), "nameserver 127.0.0.1\noptions timeout:30\n").unwrap();
+    fs::write(files.join("nsswitch.conf"), "hosts: dns\n").unwrap();
+    let silent = host.enter(|| UdpSocket::bind("127.0.0.1:53").unwrap());
+    let mut agent = Agent::start(&host, &[]);
+    fs::remove_dir_all(&files).unwrap();
+    legacy_add(&host, "udp2", "10.0.1.1", "minion-2", 1400);
+    silent.set_read_timeout(Some(SOON)).unwrap();
+    silent.recv(&mut [0; 512]).expect("the name is asked for");
+    assert!(agent.terminate().success());
 }
 
 #[test]

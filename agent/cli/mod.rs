@@ -167,7 +167,10 @@ impl RunArgs {
             state_dir: self.state_dir,
         };
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-        runtime.block_on(crate::agent::daemon::run(config))
+        let ended = runtime.block_on(crate::agent::daemon::run(config));
+        // A thread that waits for a resolver cannot be stopped: the end does not wait for it.
+        runtime.shutdown_background();
+        ended
     }
 }
 
