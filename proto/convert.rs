@@ -70,13 +70,13 @@ fn device_name(tunnel: &TunnelName, device: &str) -> Result<DeviceName, CommandE
     if !device.is_empty() {
         return parse(Field::Device, device);
     }
-    tunnel.as_str().parse().map_err(|Invalid { problem, .. }| {
+    tunnel.as_str().parse().map_err(|Invalid { problem, remedy }| {
         CommandError::invalid(
             Field::Name,
             tunnel,
             Invalid::new(
                 format!("{problem}, and names the device, too"),
-                format!("use at most {} bytes, or give `device`", DeviceName::LONGEST),
+                format!("{remedy}, or give `device`"),
             ),
         )
     })
