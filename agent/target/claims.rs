@@ -222,11 +222,11 @@ fn check_address(
         Err(CommandError::new(ErrorKind::Clash, field, address, Invalid::new(problem, remedy)))
     };
     if foreign.addresses.contains(&address.addr()) {
-        return fault("has the address of another interface of this host".to_owned());
+        return fault("is the address of another interface of this host".to_owned());
     }
     match claims.addresses.get(&address.addr()) {
         Some((other_device, other)) if other_device != device => {
-            fault(format!("has the address of device {other_device} (tunnel {other})"))
+            fault(format!("is the address of device {other_device} (tunnel {other})"))
         }
         Some(_) | None => Ok(()),
     }
