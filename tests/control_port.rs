@@ -4,8 +4,10 @@
 
 mod lab;
 
+use std::fs;
 use std::net::UdpSocket;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -125,22 +127,35 @@ fn resolves_host_names() {
 }
 
 /// Files of /etc that a namespace has for itself (`ip-netns(8)`).
-struct NamespaceFiles(std::path::PathBuf);
+struct NamespaceFiles {
+    directory: PathBuf,
+    /// What a bare host lacks: without a file of that name there is none to put another in the place of.
+    made: Vec<PathBuf>,
+}
 
 impl NamespaceFiles {
     fn new(namespace: &str, hosts: &str) -> Self {
-        let directory = std::path::Path::new("/etc/netns").join(namespace);
-        std::fs::create_dir_all(&directory).unwrap();
-        std::fs::write(directory.join("hosts"), hosts).unwrap();
+        let directory = Path::new("/etc/netns").join(namespace);
+        fs::create_dir_all(&directory).unwrap();
+        let mut files = Self { directory, made: Vec::new() };
         // No resolver is asked for names that the file lacks.
-        std::fs::write(directory.join("nsswitch.conf"), "hosts: files\n").unwrap();
-        Self(directory)
+        for (name, content) in [("hosts", hosts), ("nsswitch.conf", "hosts: files\n")] {
+            fs::write(files.directory.join(name), content).unwrap();
+            let of_all = Path::new("/etc").join(name);
+            if fs::File::create_new(&of_all).is_ok() {
+                files.made.push(of_all);
+            }
+        }
+        files
     }
 }
 
 impl Drop for NamespaceFiles {
     fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
+        let _ = fs::remove_dir_all(&self.directory);
+        for file in &self.made {
+            let _ = fs::remove_file(file);
+        }
     }
 }
 
