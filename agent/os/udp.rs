@@ -78,25 +78,23 @@ fn bind(address: IpAddr, port: u16) -> io::Result<UdpSocket> {
     // The kernel gives what `net.core.[rw]mem_max` allows.
     socket.set_recv_buffer_size(BUFFER)?;
     socket.set_send_buffer_size(BUFFER)?;
+    // Before the port is open: the kernel notes the interface of what arrives from then on.
+    tell_interface(&socket, address)?;
     socket.bind(&SocketAddr::new(address, port).into())?;
     Ok(socket.into())
 }
 
-/// Makes a socket tell with each datagram at which interface it arrived.
-///
-/// # Errors
-/// What the kernel says.
-pub fn tell_interface(socket: &UdpSocket) -> io::Result<()> {
-    let fd = socket2::SockRef::from(socket);
-    if socket.local_addr()?.is_ipv4() {
-        set_option(&fd, libc::IPPROTO_IP, libc::IP_PKTINFO)
+/// Makes a socket of `address`'s family tell with each datagram at which interface it arrived.
+fn tell_interface(socket: &Socket, address: IpAddr) -> io::Result<()> {
+    if address.is_ipv4() {
+        set_option(socket, libc::IPPROTO_IP, libc::IP_PKTINFO)
     } else {
-        set_option(&fd, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO)
+        set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO)
     }
 }
 
 #[allow(unsafe_code, reason = "no crate in use sets IP_PKTINFO")]
-fn set_option(socket: &socket2::SockRef<'_>, level: libc::c_int, option: libc::c_int) -> io::Result<()> {
+fn set_option(socket: &Socket, level: libc::c_int, option: libc::c_int) -> io::Result<()> {
     let on: libc::c_int = 1;
     let length = size_of_val(&on) as libc::socklen_t;
     // SAFETY: the descriptor is open, and the kernel reads `length` bytes at `on`, which is that long.
@@ -116,7 +114,7 @@ pub struct Arrival {
     pub interface: u32,
 }
 
-/// Receives one datagram from a socket that [`tell_interface`] was called for; a longer one is cut to the buffer.
+/// Receives one datagram from a socket of a [`SocketPair`]; a longer one is cut to the buffer.
 ///
 /// # Errors
 /// `WouldBlock` where none waits; `InvalidData` where the kernel does not tell the interface.
@@ -165,4 +163,23 @@ pub fn receive_with_interface(socket: &impl AsRawFd, buffer: &mut [u8]) -> io::R
     };
     let source = source.as_socket().ok_or(io::ErrorKind::InvalidData)?;
     Ok(Arrival { length, source, interface: interface.ok_or(io::ErrorKind::InvalidData)? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tells_the_interface_of_what_came_before_anyone_looked() {
+        const LOOPBACK: u32 = 1;
+        for address in [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)] {
+            let socket = bind(address, 0).unwrap();
+            let sender = UdpSocket::bind((address, 0)).unwrap();
+            sender.send_to(b"early", socket.local_addr().unwrap()).unwrap();
+            let mut buffer = [0; 16];
+            let arrival = receive_with_interface(&socket, &mut buffer).unwrap();
+            assert_eq!((arrival.length, arrival.interface), (5, LOOPBACK));
+            assert_eq!(arrival.source, sender.local_addr().unwrap());
+        }
+    }
 }

@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use tokio::io::Interest;
 use tokio_util::sync::CancellationToken;
 
-use crate::agent::os::udp::{Arrival, SocketPair, receive_with_interface, tell_interface};
+use crate::agent::os::udp::{Arrival, SocketPair, receive_with_interface};
 use crate::agent::runtime::AgentHandle;
 use crate::proto::legacy::{self, Answer};
 use crate::proto::model::{Owner, TunnelName};
@@ -51,7 +51,6 @@ impl Legacy {
     }
 
     async fn serve_on(&self, socket: UdpSocket) -> io::Result<()> {
-        tell_interface(&socket)?;
         let socket = tokio::net::UdpSocket::from_std(socket)?;
         let mut buffer = vec![0; BUFFER];
         let mut ignored = Ignored::default();

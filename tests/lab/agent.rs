@@ -1,6 +1,7 @@
 //! Real agents: the built binary, one process on a host.
 
 use std::fs::{self, File};
+use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus, Stdio};
@@ -128,7 +129,7 @@ impl Agent {
         let mut status = None;
         let answers = holds_within(SOON, || {
             status = self.process.try_wait().unwrap();
-            status.is_some() || UnixStream::connect(&socket).is_ok()
+            status.is_some() || answers(&socket)
         });
         if answers && status.is_none() {
             return Ok(());
@@ -169,6 +170,19 @@ impl fmt::Display for StartError {
             None => write!(f, "the agent's socket does not answer\n{}", self.log),
         }
     }
+}
+
+/// Whether a gRPC server speaks on `socket`. One that only listens does not yet: its agent is bringing up what was
+/// kept.
+fn answers(socket: &Path) -> bool {
+    /// A client's connection preface with an empty SETTINGS frame, RFC 9113 section 3.4.
+    const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    /// The length of a frame's header, RFC 9113 section 4.1; a server's first frame is SETTINGS.
+    const HEADER: usize = 9;
+    let Ok(mut stream) = UnixStream::connect(socket) else { return false };
+    let mut header = [0; HEADER];
+    stream.set_read_timeout(Some(SOON)).unwrap();
+    stream.write_all(PREFACE).and_then(|()| stream.read_exact(&mut header)).is_ok()
 }
 
 fn socket(directory: &Path) -> PathBuf {
