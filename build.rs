@@ -6,7 +6,8 @@ use std::{env, error::Error, fs};
 use prost::Message;
 
 const ROOT: &str = "proto";
-const FILES: [&str; 1] = ["proto/tunmesh/v1/tunnel.proto"];
+const FILES: [&str; 3] =
+    ["proto/tunmesh/v1/tunnel.proto", "proto/tunmesh/v1/control.proto", "proto/tunmesh/v1/admin.proto"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed={ROOT}/tunmesh");

@@ -4,13 +4,16 @@
 //! # The dependency rule
 //!
 //! *Pure* files take time as an argument and return values. They use std's collections, [`proto`] and `tracing`;
-//! no tokio, tonic, tun, file, clock or randomness (a seed is an argument). They are all of `proto/` (of which
-//! only `proto/mod.rs` and `proto/convert.rs` see the generated protobuf code), and of the agent `reconcile.rs`,
-//! `state.rs`, `target.rs` and `packet/`.
+//! no tokio, tonic, tun, file, clock or randomness (a seed is an argument). They are all of `proto/` but
+//! `proto/host/` (only `proto/mod.rs` and `proto/convert/` see the generated protobuf code), of the agent
+//! `reconcile.rs`, `session.rs`, `state.rs`, `target.rs` and `packet/`, and of the controller `mesh.rs`, `alloc.rs`,
+//! `plan.rs`, `registry.rs` and `state.rs`.
 //!
-//! `agent/runtime.rs` is the one task that owns the agent's state: it reads the clock and performs the effects.
+//! `agent/runtime.rs` and `controller/runtime.rs` are the one task that owns the state: they read the clock and
+//! perform the effects.
 //! `agent/datapath/` moves packets on threads of its own. `agent/os/` holds the system calls and the only unsafe
-//! code. `agent` and `controller` never import each other.
+//! code. `agent` and `controller` never import each other; what both do
+//! with the host that they run on is in `proto/host/`.
 //!
 //! `tests/layering.rs` enforces this by reading the imports, `clippy.toml` by banning the calls.
 

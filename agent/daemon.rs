@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -20,11 +19,14 @@ use crate::agent::os::udp::SocketPair;
 use crate::agent::platform::Platform;
 use crate::agent::runtime::Runtime;
 use crate::agent::service::legacy::Legacy;
-use crate::agent::service::listen::{SocketFile, bind_tcp, serve};
+use crate::agent::service::listen::{bind_tcp, serve};
 use crate::agent::service::local::{Facts, Local};
 use crate::agent::state::AgentState;
-use crate::agent::store::{Loaded, Store, StoreError};
+use crate::agent::store::{Loaded, Store};
 use crate::agent::target::Policy;
+use crate::proto::host::lock::DirectoryError;
+use crate::proto::host::signals;
+use crate::proto::host::socket::SocketFile;
 use crate::proto::model::Desired;
 
 /// How long services may take to end.
@@ -45,8 +47,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     preflight::check()?;
     limits::raise_open_files();
     let stop = CancellationToken::new();
-    stop_on_signals(&stop)?;
-    let store = patiently(|| Store::open(&config.state_dir), StoreError::holder).await?;
+    signals::stop_on(&stop)?;
+    let store = patiently(|| Store::open(&config.state_dir), DirectoryError::holder).await?;
     let predecessor = store.predecessor();
     let data = bind_port(config.data_port, "data", "--data-port", predecessor).await?;
     let control = match config.control_port {
@@ -177,19 +179,4 @@ async fn bind_port(
             anyhow::anyhow!("the {what} port {port}/udp cannot be had: {error}; choose another with {flag}")
         }
     })
-}
-
-#[allow(clippy::disallowed_methods, reason = "the task ends with the process")]
-fn stop_on_signals(stop: &CancellationToken) -> io::Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let stop = stop.clone();
-    tokio::spawn(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        stop.cancel();
-    });
-    Ok(())
 }

@@ -1,23 +1,22 @@
 //! The wanted state on disk, so that a restarted agent needs nobody to tell it.
 
-use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
-use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use crate::proto::host::lock::{DirectoryError, Lock};
 use crate::proto::model::Desired;
 
 /// The first word of the file, with the version of its format.
 const FORMAT: &str = "tunmesh-agent-state 1";
 const FILE: &str = "state";
-const LOCK: &str = "lock";
 
 /// A state directory that this process alone uses.
 #[derive(Debug)]
 pub struct Store {
     directory: PathBuf,
-    predecessor: Option<u32>,
-    _lock: File,
+    lock: Lock,
 }
 
 /// What was found at start.
@@ -29,75 +28,27 @@ pub enum Loaded {
     SetAside(PathBuf, String),
 }
 
-/// Why a state directory cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// Another process uses it.
-    #[error(
-        "the state directory {0} is in use by another agent (pid {1}): give this one its own --state-dir"
-    )]
-    Taken(PathBuf, u32),
-    /// The file system refuses.
-    #[error("the state directory {0} cannot be used: {1}; give another with --state-dir")]
-    Io(PathBuf, io::Error),
-}
-
-impl StoreError {
-    /// The process that has it.
-    pub fn holder(&self) -> Option<u32> {
-        match self {
-            Self::Taken(_, holder) => Some(*holder),
-            Self::Io(..) => None,
-        }
-    }
-}
-
 impl Store {
     /// Opens `directory`, made where it is missing, for this process alone.
     ///
     /// # Errors
     /// Where another agent has it, or the file system refuses.
-    pub fn open(directory: &Path) -> Result<Self, StoreError> {
-        let io = |error| StoreError::Io(directory.to_owned(), error);
-        DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(io)?;
-        let mut lock = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(directory.join(LOCK))
-            .map_err(io)?;
-        let mut holder = String::new();
-        // After a crash of the host it may be anything.
-        let _ = lock.read_to_string(&mut holder);
-        let holder = holder.trim().parse().ok();
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                return Err(StoreError::Taken(directory.to_owned(), holder.unwrap_or_default()));
-            }
-            Err(TryLockError::Error(error)) => return Err(io(error)),
-        }
-        // Only those that are refused read it: where the disk is full there are still tunnels to bring up.
-        if let Err(error) = sign(&mut lock) {
-            tracing::warn!(directory = %directory.display(), %error, "the state directory cannot be written to");
-        }
-        Ok(Self { directory: directory.to_owned(), predecessor: holder, _lock: lock })
+    pub fn open(directory: &Path) -> Result<Self, DirectoryError> {
+        Ok(Self { directory: directory.to_owned(), lock: Lock::take(directory, "agent")? })
     }
 
     /// The process that used the directory last.
     pub fn predecessor(&self) -> Option<u32> {
-        self.predecessor
+        self.lock.predecessor()
     }
 
     /// Reads what was kept. A file that cannot be read is set aside, never deleted.
     ///
     /// # Errors
     /// Where the file system refuses.
-    pub fn load(&self) -> Result<Loaded, StoreError> {
+    pub fn load(&self) -> Result<Loaded, DirectoryError> {
         let path = self.directory.join(FILE);
-        let io = |error| StoreError::Io(self.directory.clone(), error);
+        let io = |error| DirectoryError::Io(self.directory.clone(), error);
         let content = match fs::read(&path) {
             Ok(content) => content,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -133,14 +84,6 @@ impl Store {
         // The new name is kept only with its directory.
         File::open(&self.directory)?.sync_all()
     }
-}
-
-/// Writes this process's number into the lock.
-fn sign(lock: &mut File) -> io::Result<()> {
-    let pid = format!("{}\n", std::process::id());
-    lock.rewind()?;
-    lock.write_all(pid.as_bytes())?;
-    lock.set_len(pid.len() as u64)
 }
 
 /// A line with the format's version and the checksum of the rest, then JSON.
@@ -219,23 +162,5 @@ mod tests {
             fs::write(&path, &good[..length]).unwrap();
             assert!(matches!(store.load().unwrap(), Loaded::SetAside(..)), "took {length} bytes of it");
         }
-    }
-
-    #[test]
-    fn a_second_user_is_told_who_has_it() {
-        let directory = tempfile::tempdir().unwrap();
-        let _first = Store::open(directory.path()).unwrap();
-        let second = Store::open(directory.path()).unwrap_err().to_string();
-        assert!(second.contains(&std::process::id().to_string()), "{second}");
-        assert!(second.contains("--state-dir"), "{second}");
-    }
-
-    #[test]
-    fn takes_a_lock_of_any_content() {
-        let directory = tempfile::tempdir().unwrap();
-        fs::write(directory.path().join(LOCK), b"\xff\xfe and more than a number").unwrap();
-        let _store = Store::open(directory.path()).unwrap();
-        let signed = fs::read_to_string(directory.path().join(LOCK)).unwrap();
-        assert_eq!(signed, format!("{}\n", std::process::id()));
     }
 }

@@ -4,8 +4,10 @@
 
 pub mod command;
 pub mod convert;
+pub mod host;
 pub mod legacy;
 pub mod model;
+pub mod session;
 
 /// The generated messages and services of `proto/tunmesh/v1`.
 #[allow(missing_docs, clippy::all, clippy::pedantic, unreachable_pub)]

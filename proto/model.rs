@@ -102,10 +102,22 @@ macro_rules! name_type {
 }
 
 name_type!(
-    /// A tunnel's name, unique on its agent.
+    /// A tunnel's name, unique on its agent. Long enough for a mesh and a node of it, with a dot between.
     TunnelName,
+    MeshName::LONGEST + 1 + NodeName::LONGEST,
+    []
+);
+name_type!(
+    /// The name of a host of the mesh, by default its host name.
+    NodeName,
     63,
     []
+);
+name_type!(
+    /// The name of a mesh, and by default of its device on every node.
+    MeshName,
+    15,
+    ["all", "default"]
 );
 name_type!(
     /// A network interface's name: `IFNAMSIZ` of `linux/if.h` is 16 with the closing zero. `all` and `default` mean

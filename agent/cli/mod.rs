@@ -1,18 +1,17 @@
 //! The agent's command line.
 
-mod client;
-mod output;
 mod show;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use ipnet::IpNet;
 
 use crate::agent::config::Config;
-use output::Format;
+use crate::proto::host::log::{self, LogFormat};
+use crate::proto::host::output::Format;
 
 /// Joins this host to others by UDP tunnels over tun devices.
 #[derive(Debug, Parser)]
@@ -103,12 +102,6 @@ struct AskArgs {
     format: FormatArgs,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum LogFormat {
-    Text,
-    Json,
-}
-
 /// Writes the two-letter flags of the server of 2015 as long ones: clap's short flags have one letter.
 pub fn modern(args: impl Iterator<Item = String>) -> impl Iterator<Item = String> {
     const FLAGS: [(&str, &str); 2] = [("-dp", "--data-port"), ("-cp", "--control-port")];
@@ -156,7 +149,7 @@ impl RunArgs {
             let problem = format!("--data-port and --control-port are both {}", self.data_port);
             Cli::command().error(clap::error::ErrorKind::ValueValidation, problem).exit();
         }
-        log(self.log_format);
+        log::init(self.log_format);
         let config = Config {
             data_port: self.data_port,
             control_port: (!self.no_legacy).then_some(self.control_port),
@@ -171,20 +164,6 @@ impl RunArgs {
         // A thread that waits for a resolver cannot be stopped: the end does not wait for it.
         runtime.shutdown_background();
         ended
-    }
-}
-
-fn log(format: LogFormat) {
-    let filter = tracing_subscriber::EnvFilter::builder()
-        .with_default_directive(tracing::Level::INFO.into())
-        .with_env_var("TUNMESH_LOG")
-        .from_env_lossy();
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match format {
-        LogFormat::Text => {
-            builder.with_target(false).with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init();
-        }
-        LogFormat::Json => builder.json().init(),
     }
 }
 

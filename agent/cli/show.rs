@@ -5,19 +5,26 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
-use super::client::connect;
-use super::output::{Format, columns, write};
+use tonic::transport::Channel;
+
 use crate::agent::check::{self, Severity};
+use crate::proto::host::client::connect;
+use crate::proto::host::output::{Format, columns, write};
 use crate::proto::v1;
+use crate::proto::v1::tunnel_service_client::TunnelServiceClient;
+
+async fn agent(socket: &Path) -> anyhow::Result<TunnelServiceClient<Channel>> {
+    connect(socket, "agent", "agent").await.map(TunnelServiceClient::new)
+}
 
 pub(super) async fn status(socket: &Path, format: Format) -> anyhow::Result<ExitCode> {
-    let answer = connect(socket).await?.get_status(v1::GetStatusRequest {}).await?.into_inner();
+    let answer = agent(socket).await?.get_status(v1::GetStatusRequest {}).await?.into_inner();
     write(format, &answer, status_table)?;
     Ok(ExitCode::SUCCESS)
 }
 
 pub(super) async fn tunnels(socket: &Path, format: Format) -> anyhow::Result<ExitCode> {
-    let answer = connect(socket).await?.list_tunnels(v1::ListTunnelsRequest {}).await?.into_inner();
+    let answer = agent(socket).await?.list_tunnels(v1::ListTunnelsRequest {}).await?.into_inner();
     write(format, &answer, tunnels_table)?;
     Ok(ExitCode::SUCCESS)
 }

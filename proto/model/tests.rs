@@ -18,7 +18,7 @@ fn names() {
         assert_eq!(text.parse::<DeviceName>().unwrap().as_str(), text);
         assert_eq!(text.parse::<TunnelName>().unwrap().to_string(), text);
     }
-    assert!("x".repeat(63).parse::<TunnelName>().is_ok());
+    assert!("x".repeat(79).parse::<TunnelName>().is_ok());
     refused(
         DeviceName::from_str,
         &[
@@ -35,7 +35,7 @@ fn names() {
             ("-a", "begins with a mark", "begin with a letter or digit"),
         ],
     );
-    refused(TunnelName::from_str, &[(&"x".repeat(64), "is 64 bytes long", "at most 63 bytes")]);
+    refused(TunnelName::from_str, &[(&"x".repeat(80), "is 80 bytes long", "at most 79 bytes")]);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 /// The forms of an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(super) enum Format {
+pub enum Format {
     /// Columns for people.
     Table,
     /// JSON, as protobuf defines it.
@@ -18,7 +18,10 @@ pub(super) enum Format {
 }
 
 /// Writes `value`, or for people what `table` makes of it. A reader that has seen enough is no error.
-pub(super) fn write<T: Serialize>(
+///
+/// # Errors
+/// Where it cannot be written.
+pub fn write<T: Serialize>(
     format: Format,
     value: &T,
     table: impl FnOnce(&T) -> String,
@@ -35,7 +38,7 @@ pub(super) fn write<T: Serialize>(
 }
 
 /// A table without lines, with a header where there is one.
-pub(super) fn columns(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
+pub fn columns(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
     if !header.is_empty() {

@@ -1,4 +1,4 @@
-//! The way from the command line to a running agent.
+//! The way from a command line to a running process of this host.
 
 use std::path::Path;
 
@@ -8,10 +8,11 @@ use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
 use tower::service_fn;
 
-use crate::proto::v1::tunnel_service_client::TunnelServiceClient;
-
-/// Connects to the agent that listens on `socket`.
-pub(super) async fn connect(socket: &Path) -> anyhow::Result<TunnelServiceClient<Channel>> {
+/// Connects to the process that listens on `socket`; `what` it is, as `agent`, and how to `start` one.
+///
+/// # Errors
+/// Where nobody answers, in words.
+pub async fn connect(socket: &Path, what: &str, start: &str) -> anyhow::Result<Channel> {
     let path = socket.to_owned();
     let connector = service_fn(move |_| {
         let path = path.clone();
@@ -26,10 +27,10 @@ pub(super) async fn connect(socket: &Path) -> anyhow::Result<TunnelServiceClient
         }
         anyhow::anyhow!("{source}")
     });
-    channel.map(TunnelServiceClient::new).with_context(|| {
+    channel.with_context(|| {
         format!(
-            "no agent answers on {}: start one with `agent`, run this as root or as a member of the group tunmesh, \
-             or name its socket with --socket",
+            "no {what} answers on {}: start one with `{start}`, run this as root or as a member of the group \
+             tunmesh, or name its socket with --socket",
             socket.display()
         )
     })

@@ -1,5 +1,7 @@
 //! v1 to the model and back; an error names the field.
 
+pub mod session;
+
 use std::str::FromStr;
 
 use super::command::{Command, CommandError, Field, TunnelSpec};
@@ -170,22 +172,36 @@ fn texts<T: ToString>(values: &[T]) -> Vec<String> {
     values.iter().map(T::to_string).collect()
 }
 
+/// A state as v1 has it, with its reason.
+fn state_to_wire(state: TunnelState) -> (v1::tunnel_status::State, String) {
+    match state {
+        TunnelState::Waiting(reason) => (v1::tunnel_status::State::Waiting, reason.unwrap_or_default()),
+        TunnelState::Passing => (v1::tunnel_status::State::Passing, String::new()),
+        TunnelState::Failed(reason) => (v1::tunnel_status::State::Failed, reason),
+    }
+}
+
+fn owner_to_wire(owner: Owner) -> v1::tunnel_status::Owner {
+    match owner {
+        Owner::Local => v1::tunnel_status::Owner::Local,
+        Owner::Controller => v1::tunnel_status::Owner::Controller,
+    }
+}
+
+/// A framing as v1 has it, with the peer's key.
+fn framing_to_wire(framing: Framing) -> (v1::tunnel::Framing, String) {
+    match framing {
+        Framing::Raw => (v1::tunnel::Framing::Raw, String::new()),
+        Framing::Pi => (v1::tunnel::Framing::Pi, String::new()),
+        Framing::Wireguard(key) => (v1::tunnel::Framing::Wireguard, key.to_string()),
+    }
+}
+
 impl From<TunnelStatus> for v1::TunnelStatus {
     fn from(status: TunnelStatus) -> Self {
-        let (state, reason) = match status.state {
-            TunnelState::Waiting(reason) => (v1::tunnel_status::State::Waiting, reason.unwrap_or_default()),
-            TunnelState::Passing => (v1::tunnel_status::State::Passing, String::new()),
-            TunnelState::Failed(reason) => (v1::tunnel_status::State::Failed, reason),
-        };
-        let owner = match status.tunnel.owner {
-            Owner::Local => v1::tunnel_status::Owner::Local,
-            Owner::Controller => v1::tunnel_status::Owner::Controller,
-        };
-        let (framing, peer_public_key) = match status.tunnel.framing {
-            Framing::Raw => (v1::tunnel::Framing::Raw, String::new()),
-            Framing::Pi => (v1::tunnel::Framing::Pi, String::new()),
-            Framing::Wireguard(key) => (v1::tunnel::Framing::Wireguard, key.to_string()),
-        };
+        let (state, reason) = state_to_wire(status.state);
+        let owner = owner_to_wire(status.tunnel.owner);
+        let (framing, peer_public_key) = framing_to_wire(status.tunnel.framing);
         let allowed = status.tunnel.allowed_prefixes.iter().map(|allowed| v1::AllowedPrefix {
             prefix: allowed.prefix.to_string(),
             preference: allowed.preference,

@@ -1,0 +1,427 @@
+//! The messages of a session to v1 and back.
+
+use std::collections::BTreeSet;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use prost::Message;
+
+use super::{framing_to_wire, owner_to_wire, texts};
+use crate::proto::command::{CommandError, Field, TunnelSpec};
+use crate::proto::model::{
+    DeviceName, Invalid, Owner, Remote, TunnelName, TunnelState, parse_interface_address,
+};
+use crate::proto::session::{
+    Ack, AgentMessage, ControllerMessage, Delta, Digest, Generation, Have, Heartbeat, Hello, Item, ItemId,
+    Report, RunId, SnapshotChunk, SnapshotEnd, Tag, TunnelReport, Welcome,
+};
+use crate::proto::v1;
+
+/// What an item says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Meaning {
+    /// A device with its addresses.
+    Device(DeviceName, Vec<IpNet>),
+    /// A tunnel. Its addresses are empty: they are its device's.
+    Tunnel(TunnelSpec),
+}
+
+/// A device as an item.
+pub fn device_item(name: &DeviceName, addresses: &[IpNet]) -> Item {
+    let content = v1::Device { name: name.to_string(), addresses: texts(addresses) }.encode_to_vec();
+    Item { id: ItemId::Device(name.clone()), tag: Tag::of(&content), content }
+}
+
+/// A tunnel as an item.
+pub fn tunnel_item(tunnel: &TunnelSpec) -> Item {
+    let (framing, peer_public_key) = framing_to_wire(tunnel.framing);
+    let allowed = tunnel.allowed_prefixes.iter().map(|allowed| v1::AllowedPrefix {
+        prefix: allowed.prefix.to_string(),
+        preference: allowed.preference,
+    });
+    let content = v1::Tunnel {
+        name: tunnel.name.to_string(),
+        device: tunnel.device.to_string(),
+        addresses: Vec::new(),
+        mtu: tunnel.mtu.map_or(0, u32::from),
+        remote: tunnel.remote.to_string(),
+        framing: framing.into(),
+        peer_public_key,
+        allowed_prefixes: allowed.collect(),
+        routes: texts(&tunnel.routes),
+    }
+    .encode_to_vec();
+    Item { id: ItemId::Tunnel(tunnel.name.clone()), tag: Tag::of(&content), content }
+}
+
+/// What an item says to this release; fields that it does not know are passed over.
+///
+/// # Errors
+/// Where it cannot be meant, or only by a later release.
+pub fn meaning(item: &Item) -> Result<Meaning, CommandError> {
+    let garbled = |error: prost::DecodeError| {
+        CommandError::invalid(
+            Field::Command,
+            "",
+            Invalid::new(format!("cannot be read ({error})"), "run agent and controller of one release"),
+        )
+    };
+    let misnamed = |name: &str| {
+        CommandError::invalid(
+            Field::Name,
+            name,
+            Invalid::new(format!("is another name than that of {}", item.id), "report this fault"),
+        )
+    };
+    match &item.id {
+        ItemId::Device(id) => {
+            let device = v1::Device::decode(item.content.as_slice()).map_err(garbled)?;
+            if device.name != id.as_str() {
+                return Err(misnamed(&device.name));
+            }
+            let addresses = super::list(&device.addresses, Field::Address, parse_interface_address)?;
+            if addresses.is_empty() {
+                return Err(CommandError::missing(Field::Addresses, "give the device an address"));
+            }
+            Ok(Meaning::Device(id.clone(), addresses))
+        }
+        ItemId::Tunnel(id) => {
+            let tunnel = v1::Tunnel::decode(item.content.as_slice()).map_err(garbled)?;
+            if tunnel.name != id.as_str() {
+                return Err(misnamed(&tunnel.name));
+            }
+            super::tunnel_spec(&tunnel).map(Meaning::Tunnel)
+        }
+    }
+}
+
+/// Why a message cannot be taken: the field, and what is wrong with it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{field} {fault}")]
+pub struct MessageError {
+    /// The field at fault, as v1 names it.
+    pub field: &'static str,
+    /// What is wrong with it.
+    pub fault: Invalid,
+}
+
+fn fault(field: &'static str, problem: impl Into<String>) -> MessageError {
+    MessageError { field, fault: Invalid::new(problem, "run agent and controller of one release") }
+}
+
+fn missing(field: &'static str) -> MessageError {
+    fault(field, "is missing")
+}
+
+fn parse<T: FromStr<Err = Invalid>>(field: &'static str, text: &str) -> Result<T, MessageError> {
+    text.parse().map_err(|invalid: Invalid| MessageError {
+        field,
+        fault: Invalid::new(format!("{text:?} {}", invalid.problem), invalid.remedy),
+    })
+}
+
+fn generation(field: &'static str, wire: Option<v1::Generation>) -> Result<Generation, MessageError> {
+    let v1::Generation { incarnation, revision } = wire.ok_or_else(|| missing(field))?;
+    Ok(Generation { incarnation, revision })
+}
+
+fn digest(bytes: &[u8]) -> Result<Digest, MessageError> {
+    Digest::from_bytes(bytes).ok_or_else(|| fault("digest", "is not 16 bytes long"))
+}
+
+fn item_id(wire: Option<v1::ItemId>) -> Result<ItemId, MessageError> {
+    match wire.and_then(|wire| wire.id).ok_or_else(|| missing("item"))? {
+        v1::item_id::Id::Device(name) => parse("item.device", &name).map(ItemId::Device),
+        v1::item_id::Id::Tunnel(name) => parse("item.tunnel", &name).map(ItemId::Tunnel),
+    }
+}
+
+fn item(wire: v1::Item) -> Result<Arc<Item>, MessageError> {
+    let tag = Tag::from_bytes(&wire.tag).ok_or_else(|| fault("tag", "is not 16 bytes long"))?;
+    Ok(Arc::new(Item { id: item_id(wire.id)?, tag, content: wire.content }))
+}
+
+fn items(wire: Vec<v1::Item>) -> Result<Vec<Arc<Item>>, MessageError> {
+    wire.into_iter().map(item).collect()
+}
+
+fn ids(wire: Vec<v1::ItemId>) -> Result<BTreeSet<ItemId>, MessageError> {
+    wire.into_iter().map(|id| item_id(Some(id))).collect()
+}
+
+fn heartbeat(wire: v1::Heartbeat) -> Heartbeat {
+    let some = |number| (number != 0).then_some(number);
+    Heartbeat { ping: some(wire.ping), answers: some(wire.answers) }
+}
+
+/// What an agent says. `None`: something that only a later release understands.
+///
+/// # Errors
+/// The first field that is missing or not valid.
+pub fn agent_message(wire: v1::AgentMessage) -> Result<Option<AgentMessage>, MessageError> {
+    use v1::agent_message::Message as Wire;
+    let Some(message) = wire.message else { return Ok(None) };
+    Ok(Some(match message {
+        Wire::Hello(wire) => AgentMessage::Hello(hello(wire)?),
+        Wire::Ack(wire) => AgentMessage::Ack(Ack {
+            generation: generation("generation", wire.generation)?,
+            failures: wire
+                .failures
+                .into_iter()
+                .map(|failure| Ok((item_id(failure.item)?, failure.reason)))
+                .collect::<Result<_, MessageError>>()?,
+            removals_held: ids(wire.removals_held)?,
+        }),
+        Wire::Resync(wire) => AgentMessage::Resync(wire.reason),
+        Wire::Heartbeat(wire) => AgentMessage::Heartbeat(heartbeat(wire)),
+        Wire::Report(wire) => AgentMessage::Report(report(wire)?),
+        Wire::Goodbye(v1::Goodbye {}) => AgentMessage::Goodbye,
+    }))
+}
+
+fn hello(wire: v1::Hello) -> Result<Hello, MessageError> {
+    if wire.protocol_version == 0 {
+        return Err(missing("protocol_version"));
+    }
+    let have = match wire.have {
+        None => None,
+        Some(have) => Some(Have {
+            store_id: wire.store_id,
+            generation: generation("have", Some(have))?,
+            digest: digest(&wire.digest)?,
+        }),
+    };
+    Ok(Hello {
+        protocol_version: wire.protocol_version,
+        capabilities: wire.capabilities.into_iter().collect(),
+        node: parse("node", &wire.node)?,
+        run_id: RunId::from_bytes(&wire.run_id).ok_or_else(|| fault("run_id", "is not 16 bytes long"))?,
+        have,
+        version: wire.version,
+        labels: wire.labels,
+        endpoint: match wire.endpoint.as_str() {
+            "" => None,
+            text => Some(parse::<Remote>("endpoint", text)?),
+        },
+        data_port: u16::try_from(wire.data_port)
+            .ok()
+            .filter(|port| *port != 0)
+            .ok_or_else(|| fault("data_port", "is no port"))?,
+    })
+}
+
+fn report(wire: v1::Report) -> Result<Report, MessageError> {
+    let tunnels = wire.tunnels.into_iter().map(tunnel_report).collect::<Result<_, MessageError>>()?;
+    let gone = wire.gone.iter().map(|name| parse("gone", name)).collect::<Result<_, MessageError>>()?;
+    Ok(Report { tunnels, gone, whole: wire.whole, request: (wire.request != 0).then_some(wire.request) })
+}
+
+fn tunnel_report(wire: v1::TunnelReport) -> Result<(TunnelName, TunnelReport), MessageError> {
+    use v1::tunnel_status::{Owner as WireOwner, State};
+    let owner = match wire.owner() {
+        WireOwner::Local => Owner::Local,
+        WireOwner::Controller => Owner::Controller,
+        WireOwner::Unspecified => return Err(missing("owner")),
+    };
+    let state = match wire.state() {
+        State::Waiting => TunnelState::Waiting((!wire.reason.is_empty()).then(|| wire.reason.clone())),
+        State::Passing => TunnelState::Passing,
+        State::Failed => TunnelState::Failed(wire.reason.clone()),
+        State::Unspecified => return Err(missing("state")),
+    };
+    let report = TunnelReport {
+        device: parse("device", &wire.device)?,
+        owner,
+        state,
+        endpoint: wire.endpoint,
+        last_received_ms: wire.last_received_ms,
+    };
+    Ok((parse("name", &wire.name)?, report))
+}
+
+/// What a controller says. `None`: something that only a later release understands.
+///
+/// # Errors
+/// The first field that is missing or not valid.
+pub fn controller_message(wire: v1::ControllerMessage) -> Result<Option<ControllerMessage>, MessageError> {
+    use v1::controller_message::Message as Wire;
+    let Some(message) = wire.message else { return Ok(None) };
+    Ok(Some(match message {
+        Wire::Welcome(wire) => ControllerMessage::Welcome(Welcome {
+            protocol_version: wire.protocol_version,
+            capabilities: wire.capabilities.into_iter().collect(),
+            store_id: wire.store_id,
+            epoch: wire.epoch,
+            version: wire.version,
+        }),
+        Wire::NotModified(wire) => ControllerMessage::NotModified(generation("generation", wire.generation)?),
+        Wire::Snapshot(wire) => ControllerMessage::Snapshot(SnapshotChunk {
+            generation: generation("generation", wire.generation)?,
+            items: items(wire.items)?,
+            end: match wire.last {
+                true => Some(SnapshotEnd { digest: digest(&wire.digest)?, consent: wire.consent }),
+                false => None,
+            },
+        }),
+        Wire::Delta(wire) => ControllerMessage::Delta(Delta {
+            base: generation("base", wire.base)?,
+            generation: generation("generation", wire.generation)?,
+            set: items(wire.set)?,
+            delete: ids(wire.delete)?,
+            digest: digest(&wire.digest)?,
+            consent: wire.consent,
+        }),
+        Wire::Heartbeat(wire) => ControllerMessage::Heartbeat(heartbeat(wire)),
+        Wire::ReportRequest(wire) => ControllerMessage::ReportRequest(wire.request),
+        Wire::GoAway(wire) => ControllerMessage::GoAway { reason: wire.reason, after_ms: wire.after_ms },
+    }))
+}
+
+impl From<Generation> for v1::Generation {
+    fn from(Generation { incarnation, revision }: Generation) -> Self {
+        Self { incarnation, revision }
+    }
+}
+
+impl From<ItemId> for v1::ItemId {
+    fn from(id: ItemId) -> Self {
+        Self {
+            id: Some(match id {
+                ItemId::Device(name) => v1::item_id::Id::Device(name.into()),
+                ItemId::Tunnel(name) => v1::item_id::Id::Tunnel(name.into()),
+            }),
+        }
+    }
+}
+
+impl From<&Item> for v1::Item {
+    fn from(item: &Item) -> Self {
+        Self {
+            id: Some(item.id.clone().into()),
+            tag: item.tag.as_bytes().to_vec(),
+            content: item.content.clone(),
+        }
+    }
+}
+
+fn wire_items(items: &[Arc<Item>]) -> Vec<v1::Item> {
+    items.iter().map(|item| item.as_ref().into()).collect()
+}
+
+fn wire_ids(ids: BTreeSet<ItemId>) -> Vec<v1::ItemId> {
+    ids.into_iter().map(Into::into).collect()
+}
+
+impl From<Heartbeat> for v1::Heartbeat {
+    fn from(heartbeat: Heartbeat) -> Self {
+        Self { ping: heartbeat.ping.unwrap_or(0), answers: heartbeat.answers.unwrap_or(0) }
+    }
+}
+
+impl From<AgentMessage> for v1::AgentMessage {
+    fn from(message: AgentMessage) -> Self {
+        use v1::agent_message::Message as Wire;
+        let message = match message {
+            AgentMessage::Hello(hello) => Wire::Hello(hello.into()),
+            AgentMessage::Ack(ack) => Wire::Ack(v1::Ack {
+                generation: Some(ack.generation.into()),
+                failures: ack
+                    .failures
+                    .into_iter()
+                    .map(|(item, reason)| v1::Failure { item: Some(item.into()), reason })
+                    .collect(),
+                removals_held: wire_ids(ack.removals_held),
+            }),
+            AgentMessage::Resync(reason) => Wire::Resync(v1::Resync { reason }),
+            AgentMessage::Heartbeat(heartbeat) => Wire::Heartbeat(heartbeat.into()),
+            AgentMessage::Report(report) => Wire::Report(report.into()),
+            AgentMessage::Goodbye => Wire::Goodbye(v1::Goodbye {}),
+        };
+        Self { message: Some(message) }
+    }
+}
+
+impl From<Hello> for v1::Hello {
+    fn from(hello: Hello) -> Self {
+        let (store_id, have, digest) = match hello.have {
+            None => (String::new(), None, Vec::new()),
+            Some(have) => (have.store_id, Some(have.generation.into()), have.digest.as_bytes().to_vec()),
+        };
+        Self {
+            protocol_version: hello.protocol_version,
+            capabilities: hello.capabilities.into_iter().collect(),
+            node: hello.node.into(),
+            run_id: hello.run_id.as_bytes().to_vec(),
+            store_id,
+            have,
+            digest,
+            version: hello.version,
+            labels: hello.labels,
+            endpoint: hello.endpoint.map(String::from).unwrap_or_default(),
+            data_port: hello.data_port.into(),
+        }
+    }
+}
+
+impl From<Report> for v1::Report {
+    fn from(report: Report) -> Self {
+        Self {
+            tunnels: report.tunnels.into_iter().map(wire_tunnel_report).collect(),
+            gone: report.gone.into_iter().map(String::from).collect(),
+            whole: report.whole,
+            request: report.request.unwrap_or(0),
+        }
+    }
+}
+
+/// One tunnel of a report, as v1 has it.
+pub fn wire_tunnel_report((name, report): (TunnelName, TunnelReport)) -> v1::TunnelReport {
+    let (state, reason) = super::state_to_wire(report.state);
+    v1::TunnelReport {
+        name: name.into(),
+        device: report.device.into(),
+        owner: owner_to_wire(report.owner).into(),
+        state: state.into(),
+        reason,
+        endpoint: report.endpoint,
+        last_received_ms: report.last_received_ms,
+    }
+}
+
+impl From<ControllerMessage> for v1::ControllerMessage {
+    fn from(message: ControllerMessage) -> Self {
+        use v1::controller_message::Message as Wire;
+        let message = match message {
+            ControllerMessage::Welcome(welcome) => Wire::Welcome(v1::Welcome {
+                protocol_version: welcome.protocol_version,
+                capabilities: welcome.capabilities.into_iter().collect(),
+                store_id: welcome.store_id,
+                epoch: welcome.epoch,
+                version: welcome.version,
+            }),
+            ControllerMessage::NotModified(generation) => {
+                Wire::NotModified(v1::NotModified { generation: Some(generation.into()) })
+            }
+            ControllerMessage::Snapshot(chunk) => Wire::Snapshot(v1::SnapshotChunk {
+                generation: Some(chunk.generation.into()),
+                items: wire_items(&chunk.items),
+                last: chunk.end.is_some(),
+                digest: chunk.end.map(|end| end.digest.as_bytes().to_vec()).unwrap_or_default(),
+                consent: chunk.end.map_or(0, |end| end.consent),
+            }),
+            ControllerMessage::Delta(delta) => Wire::Delta(v1::Delta {
+                base: Some(delta.base.into()),
+                generation: Some(delta.generation.into()),
+                set: wire_items(&delta.set),
+                delete: wire_ids(delta.delete),
+                digest: delta.digest.as_bytes().to_vec(),
+                consent: delta.consent,
+            }),
+            ControllerMessage::Heartbeat(heartbeat) => Wire::Heartbeat(heartbeat.into()),
+            ControllerMessage::ReportRequest(request) => Wire::ReportRequest(v1::ReportRequest { request }),
+            ControllerMessage::GoAway { reason, after_ms } => Wire::GoAway(v1::GoAway { reason, after_ms }),
+        };
+        Self { message: Some(message) }
+    }
+}
