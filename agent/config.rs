@@ -1,9 +1,12 @@
 //! What an agent is started with, parsed.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use ipnet::IpNet;
+
+use crate::proto::model::{Host, Invalid, NodeName, Remote, check_label, no_label};
 
 /// What an agent is started with.
 #[derive(Debug, Clone)]
@@ -22,6 +25,60 @@ pub struct Config {
     pub grpc_listen: Option<SocketAddr>,
     /// Where the wanted state is kept.
     pub state_dir: PathBuf,
+    /// Whom to follow; `None`: nobody.
+    pub controller: Option<ControllerConfig>,
+}
+
+/// Which controllers an agent follows, and what it says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ControllerConfig {
+    /// Their addresses, at least one.
+    pub addresses: Vec<Remote>,
+    /// The networks in which they are dialled without encryption; elsewhere they are not dialled.
+    pub insecure: Vec<IpNet>,
+    /// The node that this agent is.
+    pub node: NodeName,
+    /// What it says of itself.
+    pub labels: BTreeMap<String, String>,
+    /// Where others reach its data port; absent: the address that its session comes from.
+    pub endpoint: Option<Remote>,
+}
+
+impl ControllerConfig {
+    /// Refuses what can never be dialled. Host names are looked at when they are dialled.
+    ///
+    /// # Errors
+    /// What is wrong, in words.
+    pub fn check(&self) -> Result<(), String> {
+        if self.insecure.is_empty() {
+            return Err(
+                "encryption of the control channel is not available in this version: name the networks in \
+                        which it may be plain text with --insecure CIDR"
+                    .to_owned(),
+            );
+        }
+        for controller in &self.addresses {
+            if let Host::Address(address) = controller.host
+                && !self.insecure.iter().any(|network| network.contains(&address))
+            {
+                return Err(format!(
+                    "--controller {controller} is in none of the networks of --insecure, and encryption of the \
+                     control channel is not available in this version"
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Parses a label: `role=web`.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn parse_label(text: &str) -> Result<(String, String), Invalid> {
+    let (key, value) = text.split_once('=').ok_or_else(no_label)?;
+    check_label(key, value)?;
+    Ok((key.to_owned(), value.to_owned()))
 }
 
 impl Config {
@@ -32,6 +89,14 @@ impl Config {
             let prefixes: Vec<String> = self.legacy_allow.iter().map(ToString::to_string).collect();
             weakened.push(format!(
                 "--legacy-allow: whoever can send from {} steers this agent, without any proof of who it is",
+                prefixes.join(", ")
+            ));
+        }
+        if let Some(ControllerConfig { insecure, .. }) = &self.controller {
+            let prefixes: Vec<String> = insecure.iter().map(ToString::to_string).collect();
+            weakened.push(format!(
+                "--insecure: the controller is followed over {} without encryption or proof of who it is: whoever is \
+                 in the path steers this agent",
                 prefixes.join(", ")
             ));
         }

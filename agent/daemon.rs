@@ -9,25 +9,29 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::agent::config::Config;
+use crate::agent::config::{Config, ControllerConfig};
 use crate::agent::datapath::Datapath;
 use crate::agent::datapath::stats::AgentStats;
-use crate::agent::os::limits;
+
 use crate::agent::os::netlink::Netlink;
 use crate::agent::os::preflight;
 use crate::agent::os::udp::SocketPair;
 use crate::agent::platform::Platform;
-use crate::agent::runtime::Runtime;
+use crate::agent::runtime::{Runtime, Uplink};
+use crate::agent::service::controller::Dialler;
 use crate::agent::service::legacy::Legacy;
 use crate::agent::service::listen::{bind_tcp, serve};
 use crate::agent::service::local::{Facts, Local};
-use crate::agent::state::AgentState;
+use crate::agent::session::{Base, Identity};
+use crate::agent::state::{AgentState, Wanted};
 use crate::agent::store::{Loaded, Store};
 use crate::agent::target::Policy;
+use crate::proto::host::limits;
 use crate::proto::host::lock::DirectoryError;
+use crate::proto::host::random;
 use crate::proto::host::signals;
 use crate::proto::host::socket::SocketFile;
-use crate::proto::model::Desired;
+use crate::proto::session::RunId;
 
 /// How long services may take to end.
 const DRAIN: Duration = Duration::from_secs(2);
@@ -83,6 +87,15 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let state = AgentState::new(policy, load(&store)?, tokio::time::Instant::now().into_std());
     let (mut runtime, agent) = Runtime::new(state, platform, store, device_events);
     runtime.restore().await.context("the interfaces of this host cannot be read")?;
+    match (&config.controller, runtime.base().cloned()) {
+        (Some(controller), base) => runtime.follow(uplink(controller, config.data_port, base)?),
+        (None, Some(base)) => tracing::warn!(
+            generation = %base.generation,
+            store = base.store_id,
+            "started without --controller: what a controller last wanted stays as it is; `agent leave` forgets it"
+        ),
+        (None, None) => {}
+    }
 
     let mut services = JoinSet::new();
     let local = Local::new(agent.clone(), facts, stop.clone());
@@ -122,16 +135,32 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     outcome
 }
 
-fn load(store: &Store) -> anyhow::Result<Desired> {
+#[allow(clippy::disallowed_methods, reason = "a session begins with the agent")]
+fn uplink(config: &ControllerConfig, data_port: u16, base: Option<Base>) -> anyhow::Result<Uplink> {
+    let random = random::bits().context("this host has no random numbers")?;
+    let identity = Identity {
+        node: config.node.clone(),
+        labels: config.labels.clone(),
+        endpoint: config.endpoint.clone(),
+        data_port,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        run_id: RunId::new(random),
+    };
+    let dialler = Dialler::new(config.addresses.clone(), config.insecure.clone());
+    let seed = u64::try_from(random >> 64).unwrap_or_default();
+    Ok(Uplink::new(identity, dialler, base, seed, tokio::time::Instant::now().into_std()))
+}
+
+fn load(store: &Store) -> anyhow::Result<Wanted> {
     Ok(match store.load()? {
-        Loaded::Kept(desired) => desired,
+        Loaded::Kept(wanted) => wanted,
         Loaded::SetAside(path, reason) => {
             tracing::error!(
                 path = %path.display(),
                 %reason,
                 "the kept state cannot be read and was set aside; the agent starts without tunnels"
             );
-            Desired::default()
+            Wanted::default()
         }
     })
 }

@@ -11,6 +11,7 @@ pub mod platform;
 pub mod reconcile;
 pub mod runtime;
 pub mod service;
+pub mod session;
 pub mod state;
 pub mod store;
 pub mod target;

@@ -1,88 +1,34 @@
 //! The one task that owns the agent's state: it reads the clock, performs operations, and answers.
 
+mod handle;
+mod uplink;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+use self::handle::Request;
+pub use self::handle::{AgentHandle, ControllerStatus, Counters, LinkStatus};
+pub use self::uplink::Uplink;
 use crate::agent::datapath::DatapathEvent;
 use crate::agent::os::clock;
 use crate::agent::platform::Platform;
 use crate::agent::reconcile::Op;
-use crate::agent::state::{AgentState, OpResult};
+use crate::agent::session::Base;
+use crate::agent::state::{AgentState, OpResult, Wanted};
 use crate::agent::store::Store;
 use crate::proto::command::{Command, CommandError, ErrorKind, Field, Outcome};
 use crate::proto::model::{Invalid, Owner, TunnelName, TunnelState, TunnelStatus};
+use crate::proto::session::{ItemId, TunnelReport};
 
-/// How many requests wait at most; more wait with their senders.
-const QUEUE: usize = 64;
-
-/// What the agent is asked for.
-enum Request {
-    Execute(Box<Command>, Owner, oneshot::Sender<Result<Outcome, CommandError>>),
-    Tunnels(oneshot::Sender<Vec<TunnelStatus>>),
-    Counters(oneshot::Sender<Counters>),
-}
-
-/// What belongs to no tunnel, by reason.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Counters {
-    /// Datagrams that arrived at the data port.
-    pub datagrams: u64,
-    /// Those of them that belong to no tunnel.
-    pub datagrams_dropped: std::collections::BTreeMap<&'static str, u64>,
-    /// Packets from devices that belong to no tunnel.
-    pub packets_dropped: std::collections::BTreeMap<&'static str, u64>,
-}
-
-/// The way to a running agent, for every service.
-#[derive(Debug, Clone)]
-pub struct AgentHandle(mpsc::Sender<Request>);
-
-fn stopping() -> CommandError {
-    CommandError::new(
-        ErrorKind::Unavailable,
-        Field::Command,
-        "",
-        Invalid::new("came while the agent is stopping", "try again when it is back"),
-    )
-}
-
-impl AgentHandle {
-    /// Has a command carried out. When this returns well the change is on disk.
-    ///
-    /// # Errors
-    /// Why the command was refused; nothing changed.
-    pub async fn execute(&self, command: Command, owner: Owner) -> Result<Outcome, CommandError> {
-        self.ask(|reply| Request::Execute(Box::new(command), owner, reply)).await?
-    }
-
-    /// All tunnels as they are, by name.
-    ///
-    /// # Errors
-    /// Where the agent is stopping.
-    pub async fn tunnels(&self) -> Result<Vec<TunnelStatus>, CommandError> {
-        self.ask(Request::Tunnels).await
-    }
-
-    /// What belongs to no tunnel.
-    ///
-    /// # Errors
-    /// Where the agent is stopping.
-    pub async fn counters(&self) -> Result<Counters, CommandError> {
-        self.ask(Request::Counters).await
-    }
-
-    async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Result<T, CommandError> {
-        let (reply, answer) = oneshot::channel();
-        self.0.send(request(reply)).await.map_err(|_| stopping())?;
-        answer.await.map_err(|_| stopping())
-    }
-}
+/// How often it is looked whether a controller is to be told of tunnels.
+const LOOK: Duration = Duration::from_secs(1);
 
 type Resolved = (String, Result<Vec<IpAddr>, String>);
 
@@ -94,6 +40,7 @@ pub struct Runtime {
     requests: mpsc::Receiver<Request>,
     events: mpsc::Receiver<DatapathEvent>,
     lookups: JoinSet<Resolved>,
+    uplink: Option<Uplink>,
     boot: BootTime,
 }
 
@@ -127,7 +74,7 @@ impl Runtime {
         store: Store,
         events: mpsc::Receiver<DatapathEvent>,
     ) -> (Self, AgentHandle) {
-        let (sender, requests) = mpsc::channel(QUEUE);
+        let (handle, requests) = handle::channel();
         let runtime = Self {
             state,
             platform,
@@ -135,9 +82,20 @@ impl Runtime {
             requests,
             events,
             lookups: JoinSet::new(),
+            uplink: None,
             boot: BootTime::read(),
         };
-        (runtime, AgentHandle(sender))
+        (runtime, handle)
+    }
+
+    /// What is kept of a controller.
+    pub fn base(&self) -> Option<&Base> {
+        self.state.base()
+    }
+
+    /// Follows a controller from now on.
+    pub fn follow(&mut self, uplink: Uplink) {
+        self.uplink = Some(uplink);
     }
 
     /// Brings up what was kept.
@@ -160,7 +118,7 @@ impl Runtime {
     pub async fn run(mut self, shutdown: impl Future<Output = ()>) {
         let mut shutdown = std::pin::pin!(shutdown);
         loop {
-            let timeout = tokio::time::Instant::from_std(self.state.poll_timeout());
+            let timeout = tokio::time::Instant::from_std(self.poll_timeout(now()));
             tokio::select! {
                 () = &mut shutdown => break,
                 Some(request) = self.requests.recv() => self.answer(request).await,
@@ -170,11 +128,20 @@ impl Runtime {
                         self.state.handle_resolved(&host, answer, now());
                     }
                 }
+                () = Uplink::ready(&mut self.uplink) => {}
                 () = tokio::time::sleep_until(timeout) => self.state.handle_timeout(now()),
             }
             self.settle().await;
+            self.keep_in_step().await;
         }
         self.clear().await;
+    }
+
+    fn poll_timeout(&self, now: Instant) -> Instant {
+        let Some(uplink) = &self.uplink else { return self.state.poll_timeout() };
+        let look = uplink.wants_tunnels().then(|| now + LOOK);
+        let due = uplink.poll_timeout().into_iter().chain(look);
+        due.fold(self.state.poll_timeout(), Instant::min)
     }
 
     async fn answer(&mut self, request: Request) {
@@ -185,6 +152,12 @@ impl Runtime {
             }
             Request::Tunnels(reply) => {
                 let _ = reply.send(self.tunnels());
+            }
+            Request::Controller(reply) => {
+                let _ = reply.send(self.controller());
+            }
+            Request::Leave(reply) => {
+                let _ = reply.send(self.leave().await);
             }
             Request::Counters(reply) => {
                 let stats = self.platform.agent_stats();
@@ -203,9 +176,9 @@ impl Runtime {
             self.state.handle_observed(actual, now());
         }
         let change = self.state.handle_command(command, owner)?;
-        let tunnel = change.tunnel.clone();
+        let tunnel = command.tunnel().clone();
         if change.is_change {
-            self.save(&change.desired).await?;
+            self.save(&change.wanted).await.map_err(|error| unkept(&error))?;
             tracing::info!(%tunnel, ?owner, "{}", match command {
                 Command::Add { .. } => "tunnel is wanted",
                 Command::Delete { .. } => "tunnel is no longer wanted",
@@ -219,25 +192,14 @@ impl Runtime {
         })
     }
 
-    async fn save(&self, desired: &crate::proto::model::Desired) -> Result<(), CommandError> {
-        let (store, desired) = (Arc::clone(&self.store), desired.clone());
-        let saved = tokio::task::spawn_blocking(move || store.save(&desired)).await;
-        match saved.map_err(io::Error::other) {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) | Err(error) => Err(CommandError::new(
-                ErrorKind::Storage,
-                Field::Command,
-                "",
-                Invalid::new(
-                    format!("cannot be kept on disk: {error}"),
-                    "make room in the agent's state directory; nothing has changed",
-                ),
-            )),
-        }
+    async fn save(&self, wanted: &Wanted) -> io::Result<()> {
+        let (store, wanted) = (Arc::clone(&self.store), wanted.clone());
+        tokio::task::spawn_blocking(move || store.save(&wanted)).await.map_err(io::Error::other).flatten()
     }
 
     /// Performs operations until there are none.
     async fn settle(&mut self) {
+        self.attend();
         while let Some(op) = self.state.poll_op() {
             tracing::debug!(?op, "perform");
             if let Op::Resolve(host) = &op {
@@ -249,9 +211,90 @@ impl Runtime {
                 tracing::warn!(%reason, "an operation failed; it is tried again");
             }
             self.state.handle_op_result(op, result, now());
+            // A thousand operations take a while, and a controller that hears nothing takes this agent for dead.
+            self.attend();
         }
         let desired = self.state.desired();
         self.platform.retain_stats(|tunnel| desired.tunnels.contains_key(tunnel));
+    }
+
+    /// Takes in what a controller has said so far, and says what is due.
+    fn attend(&mut self) {
+        let Some(uplink) = &mut self.uplink else { return };
+        uplink.attend(now());
+        if let Some(addresses) = uplink.take_addresses() {
+            self.state.handle_controllers(addresses, now());
+        }
+    }
+
+    /// Makes real what a controller wants, and tells it how the tunnels are.
+    async fn keep_in_step(&mut self) {
+        while let Some(base) = self.uplink.as_mut().and_then(Uplink::take_base) {
+            let outcome = self.keep(base).await;
+            if let Some(uplink) = &mut self.uplink {
+                uplink.handle_kept(outcome, now());
+            }
+        }
+        if self.uplink.as_ref().is_some_and(Uplink::wants_tunnels) {
+            let (reports, failures) = (self.reports(), self.state.failures());
+            if let Some(uplink) = &mut self.uplink {
+                uplink.handle_tunnels(reports, failures, now());
+            }
+        }
+    }
+
+    /// Keeps on disk what a controller wants, then tries it. Returns what of it cannot be had, and why.
+    async fn keep(&mut self, base: Base) -> Result<BTreeMap<ItemId, String>, String> {
+        if let Ok(actual) = self.platform.observe().await {
+            self.state.handle_observed(actual, now());
+        }
+        let generation = base.generation;
+        let change = self.state.handle_wanted(Some(base));
+        if change.is_change {
+            self.save(&change.wanted).await.map_err(|error| error.to_string())?;
+            tracing::info!(%generation, "this is what the controller wants");
+        }
+        self.state.commit(change, now());
+        self.settle().await;
+        Ok(self.state.failures())
+    }
+
+    async fn leave(&mut self) -> Result<usize, CommandError> {
+        let change = self.state.handle_wanted(None);
+        if change.is_change {
+            self.save(&change.wanted).await.map_err(|error| unkept(&error))?;
+        }
+        if let Some(uplink) = &mut self.uplink {
+            uplink.end(now());
+        }
+        let before = self.state.desired().tunnels.len();
+        self.state.commit(change, now());
+        self.state.handle_controllers(BTreeSet::new(), now());
+        self.settle().await;
+        tracing::info!("the controller is forgotten, and its tunnels are gone");
+        Ok(before - self.state.desired().tunnels.len())
+    }
+
+    fn controller(&self) -> Option<ControllerStatus> {
+        let base = self.state.base();
+        if self.uplink.is_none() && base.is_none() {
+            return None;
+        }
+        let held = base.iter().flat_map(|base| base.held.iter()).map(|item| item.id.clone()).collect();
+        Some(ControllerStatus {
+            link: self.uplink.as_ref().map(|uplink| uplink.status(now(), since_epoch())),
+            store_id: base.map(|base| base.store_id.clone()),
+            generation: base.map(|base| base.generation),
+            held,
+            failures: self.state.failures(),
+        })
+    }
+
+    /// All tunnels as a controller is told of them.
+    fn reports(&mut self) -> BTreeMap<TunnelName, TunnelReport> {
+        let now = since_epoch();
+        let tunnels = self.tunnels().into_iter();
+        tunnels.map(|status| (status.name.clone(), report(status, now))).collect()
     }
 
     fn resolve(&mut self, host: String) {
@@ -291,12 +334,42 @@ impl Runtime {
     /// Removes what the agent made; what is wanted stays on disk.
     async fn clear(mut self) {
         self.lookups.abort_all();
+        if let Some(uplink) = &mut self.uplink {
+            uplink.end(now());
+        }
         for op in self.state.removal() {
             if let OpResult::Failed(reason) = self.platform.perform(&op).await {
                 tracing::warn!(%reason, "could not be removed");
             }
         }
+        if let Some(uplink) = self.uplink {
+            uplink.drain().await;
+        }
     }
+}
+
+/// A tunnel as a controller is told of it; `now` is since the Unix epoch.
+fn report(status: TunnelStatus, now: Duration) -> TunnelReport {
+    let age = status.last_received.map(|last| now.saturating_sub(last).as_millis());
+    TunnelReport {
+        device: status.tunnel.device,
+        owner: status.tunnel.owner,
+        state: status.state,
+        endpoint: status.endpoint.map(|endpoint| endpoint.to_string()).unwrap_or_default(),
+        last_received_ms: age.map(|age| u64::try_from(age).unwrap_or(u64::MAX)),
+    }
+}
+
+fn unkept(error: &io::Error) -> CommandError {
+    CommandError::new(
+        ErrorKind::Storage,
+        Field::Command,
+        "",
+        Invalid::new(
+            format!("cannot be kept on disk: {error}"),
+            "make room in the agent's state directory; nothing has changed",
+        ),
+    )
 }
 
 #[allow(clippy::disallowed_methods, reason = "the runtime is where time enters")]

@@ -4,17 +4,22 @@
 //! [`AgentState::handle_op_result`] before asking again, and call [`AgentState::handle_timeout`] when
 //! [`AgentState::poll_timeout`] says so. `now` never goes back.
 
+mod command;
+mod status;
+mod wanted;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use self::wanted::Derived;
+pub use self::wanted::Wanted;
 use crate::agent::reconcile::{self, Actual, Held, Op, Route};
+use crate::agent::session::Base;
 use crate::agent::target::{self, Facts, Forwarding, Policy, Target};
-use crate::proto::command::{Command, CommandError, ErrorKind, Field, TunnelSpec};
-use crate::proto::model::{
-    Desired, Device, DeviceName, Host, Invalid, Owner, Traffic, Tunnel, TunnelName, TunnelState,
-    TunnelStatus, is_host_address,
-};
+use crate::proto::command::{Command, CommandError, ErrorKind};
+use crate::proto::model::{Desired, DeviceName, Host, Owner, TunnelName, is_host_address};
+use crate::proto::session::ItemId;
 
 /// How often the kernel's state is read again, and compared.
 const AUDIT: Duration = Duration::from_secs(60);
@@ -33,12 +38,13 @@ const RESOLVE_AGAIN: Duration = Duration::from_secs(60);
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[must_use = "a change that is not committed never happens"]
 pub struct Change {
-    /// The wanted state with the change.
-    pub desired: Desired,
-    /// The tunnel that the command was about.
-    pub tunnel: TunnelName,
+    /// What is wanted with the change: what is to be kept.
+    pub wanted: Wanted,
     /// Whether anything differs from before.
     pub is_change: bool,
+    /// The tunnels that are tried at once.
+    tried: BTreeSet<TunnelName>,
+    refused: BTreeMap<ItemId, String>,
 }
 
 /// What came of an operation.
@@ -80,7 +86,9 @@ struct Lookup {
 #[derive(Debug)]
 pub struct AgentState {
     policy: Policy,
-    desired: Desired,
+    wanted: Wanted,
+    /// What of the controller's is not among what is wanted, and why.
+    refused: BTreeMap<ItemId, String>,
     facts: Facts,
     target: Target,
     published: Forwarding,
@@ -96,11 +104,14 @@ pub struct AgentState {
 }
 
 impl AgentState {
-    /// The state at start: `desired` as it was kept, nothing known yet.
-    pub fn new(policy: Policy, desired: Desired, now: Instant) -> Self {
+    /// The state at start: `wanted` as it was kept, nothing known yet. What the controller wants is understood anew:
+    /// an earlier release may have understood less.
+    pub fn new(policy: Policy, wanted: Wanted, now: Instant) -> Self {
+        let Derived { wanted, refused, changed: _ } = wanted.derived(|_| false);
         let mut state = Self {
             policy,
-            desired,
+            wanted,
+            refused,
             facts: Facts::default(),
             target: Target::default(),
             published: Forwarding::new(),
@@ -119,34 +130,17 @@ impl AgentState {
 
     /// What is wanted.
     pub fn desired(&self) -> &Desired {
-        &self.desired
+        &self.wanted.desired
+    }
+
+    /// What is kept of the controller.
+    pub fn base(&self) -> Option<&Base> {
+        self.wanted.controller.as_ref()
     }
 
     /// What the kernel and the data path should hold.
     pub fn target(&self) -> &Target {
         &self.target
-    }
-
-    /// Every tunnel as far as this state knows it: without counters, and never passing.
-    pub fn statuses(&self) -> impl Iterator<Item = TunnelStatus> {
-        self.desired.tunnels.iter().map(|(name, tunnel)| self.status_of(name, tunnel))
-    }
-
-    /// One tunnel, as [`Self::statuses`] has it.
-    pub fn status(&self, name: &TunnelName) -> Option<TunnelStatus> {
-        self.desired.tunnels.get(name).map(|tunnel| self.status_of(name, tunnel))
-    }
-
-    /// What the owner of an added tunnel should know of it.
-    pub fn notes(&self, name: &TunnelName) -> Vec<String> {
-        let asked = self.desired.tunnels.get(name).and_then(|tunnel| tunnel.mtu);
-        match (asked, self.target.path_mtus.get(name)) {
-            (Some(asked), Some(path)) if asked > *path => vec![format!(
-                "mtu {asked} is more than the path carries ({path}): larger packets are refused with ICMP \
-                 too-big or, where they may be, fragmented"
-            )],
-            (Some(_) | None, Some(_) | None) => Vec::new(),
-        }
     }
 
     /// The operations that remove what the agent made, for its end.
@@ -171,24 +165,41 @@ impl AgentState {
 
     /// Judges a command. It changes nothing: keep the change, then [`Self::commit`] it.
     pub fn handle_command(&self, command: &Command, owner: Owner) -> Result<Change, CommandError> {
-        let mut desired = self.desired.clone();
-        let tunnel = match command {
+        let mut desired = self.desired().clone();
+        match command {
             Command::Add { tunnel, replace } => {
-                add(&mut desired, tunnel, *replace, owner)?;
-                if desired != self.desired {
+                command::add(&mut desired, tunnel, *replace, owner)?;
+                if desired != *self.desired() {
                     // What works is not upset by what does not, not even when that could work again.
-                    desired.rank_last(|name| *name != tunnel.name && self.target.faults.contains_key(name));
+                    desired.rank_last(|name| *name != tunnel.name && self.is_faulty(name));
                     self.check_faults(&desired, &tunnel.name)?;
                 }
-                tunnel.name.clone()
             }
-            Command::Delete { name } => {
-                delete(&mut desired, name, owner)?;
-                name.clone()
-            }
-        };
-        let is_change = desired != self.desired;
-        Ok(Change { desired, tunnel, is_change })
+            Command::Delete { name } => command::delete(&mut desired, name, owner)?,
+        }
+        let mut change = self.change(Wanted { desired, controller: self.wanted.controller.clone() });
+        change.tried.insert(command.tunnel().clone());
+        Ok(change)
+    }
+
+    /// Takes in what the controller wants; `None`: it has no say any more. What of it clashes is at fault, and nothing
+    /// is refused. It changes nothing: keep the change, then [`Self::commit`] it.
+    pub fn handle_wanted(&self, controller: Option<Base>) -> Change {
+        let mut desired = self.desired().clone();
+        if controller.is_none() {
+            desired.retain(|_, tunnel| tunnel.owner == Owner::Local);
+        }
+        self.change(Wanted { desired, controller })
+    }
+
+    fn change(&self, wanted: Wanted) -> Change {
+        let Derived { wanted, refused, changed } = wanted.derived(|name| self.is_faulty(name));
+        let is_change = wanted != self.wanted;
+        Change { wanted, is_change, tried: changed, refused }
+    }
+
+    fn is_faulty(&self, name: &TunnelName) -> bool {
+        self.target.faults.contains_key(name)
     }
 
     /// Refuses a wanted state in which `name`, or because of it another tunnel, cannot be had.
@@ -210,12 +221,14 @@ impl AgentState {
         if !change.is_change {
             return;
         }
+        let Change { wanted, tried, refused, is_change: _ } = change;
         // Whoever changes a tunnel expects it to be tried at once.
-        if let Some(tunnel) = change.desired.tunnels.get(&change.tunnel) {
-            self.failed_devices.remove(&tunnel.device);
-            self.failed_routes.retain(|route, _| route.device != tunnel.device);
-        }
-        self.desired = change.desired;
+        let tried = tried.iter().filter_map(|name| wanted.desired.tunnels.get(name));
+        let devices: BTreeSet<&DeviceName> = tried.map(|tunnel| &tunnel.device).collect();
+        self.failed_devices.retain(|device, _| !devices.contains(device));
+        self.failed_routes.retain(|route, _| !devices.contains(&route.device));
+        self.wanted = wanted;
+        self.refused = refused;
         self.rebuild();
     }
 
@@ -225,6 +238,15 @@ impl AgentState {
         self.observe = false;
         if self.facts.actual != actual {
             self.facts.actual = actual;
+            self.rebuild();
+        }
+    }
+
+    /// Takes in where controllers are.
+    pub fn handle_controllers(&mut self, addresses: BTreeSet<IpAddr>, now: Instant) {
+        self.now = now;
+        if self.facts.controllers != addresses {
+            self.facts.controllers = addresses;
             self.rebuild();
         }
     }
@@ -248,16 +270,21 @@ impl AgentState {
             (Err(_), Some(known)) => Ok(known),
             (Err(reason), None) => Err(reason),
         };
-        let resolved = resolved.and_then(|address| match self.upset_by(host, address) {
-            Some(other) => Err(format!("{address} clashes with tunnel {other}")),
-            None => Ok(address),
-        });
+        // What is known already is in the target: many names that stay cost nothing.
+        let is_news = known.is_none_or(|known| resolved != Ok(known));
+        let resolved =
+            resolved.and_then(|address| match is_news.then(|| self.upset_by(host, address)).flatten() {
+                Some(other) => Err(format!("{address} clashes with tunnel {other}")),
+                None => Ok(address),
+            });
         if let Some(lookup) = self.lookups.get_mut(host) {
             lookup.pending = false;
             lookup.due = now + if resolved.is_ok() { RESOLVE_AGAIN } else { RESOLVE_RETRY };
         }
-        self.facts.resolved.insert(host.to_owned(), resolved);
-        self.rebuild();
+        if is_news {
+            self.facts.resolved.insert(host.to_owned(), resolved);
+            self.rebuild();
+        }
     }
 
     /// A tunnel to elsewhere that works, and would not if `host` had `address`: whoever answers for a name must not
@@ -265,9 +292,9 @@ impl AgentState {
     fn upset_by(&self, host: &str, address: IpAddr) -> Option<TunnelName> {
         let mut facts = self.facts.clone();
         facts.resolved.insert(host.to_owned(), Ok(address));
-        let after = target::build(&self.desired, &facts, &self.policy);
+        let after = target::build(&self.wanted.desired, &facts, &self.policy);
         let is_elsewhere = |name: &TunnelName| {
-            let remote = self.desired.tunnels.get(name).map(|tunnel| &tunnel.remote.host);
+            let remote = self.wanted.desired.tunnels.get(name).map(|tunnel| &tunnel.remote.host);
             !matches!(remote, Some(Host::Name(name)) if name == host)
         };
         let mut upset = after.faults.into_keys();
@@ -435,7 +462,8 @@ impl AgentState {
 
     /// Works the target out anew, and forgets what no tunnel needs any more.
     fn rebuild(&mut self) {
-        let hosts: Vec<String> = self
+        let hosts: BTreeSet<String> = self
+            .wanted
             .desired
             .tunnels
             .values()
@@ -449,7 +477,7 @@ impl AgentState {
         for host in hosts {
             self.lookups.entry(host).or_insert(Lookup { due: self.now, pending: false });
         }
-        self.target = target::build(&self.desired, &self.facts, &self.policy);
+        self.target = target::build(&self.wanted.desired, &self.facts, &self.policy);
         // What is not wanted any more may still fail to go away: it is not tried again at once either.
         let (target, now) = (&self.target, self.now);
         let used: BTreeSet<IpAddr> = target.endpoints.values().map(SocketAddr::ip).collect();
@@ -460,172 +488,6 @@ impl AgentState {
         self.failed_routes.retain(|route, failure| target.routes.contains(route) || failure.retry_at > now);
         self.queue.clear();
     }
-
-    fn status_of(&self, name: &TunnelName, tunnel: &Tunnel) -> TunnelStatus {
-        let device = self.target.devices.get(&tunnel.device);
-        TunnelStatus {
-            name: name.clone(),
-            tunnel: tunnel.clone(),
-            addresses: self
-                .desired
-                .devices
-                .get(&tunnel.device)
-                .map_or_else(Vec::new, |d| d.addresses.clone()),
-            state: self.tunnel_state(name, tunnel),
-            endpoint: self.target.endpoints.get(name).copied(),
-            device_mtu: device.map(|device| device.mtu),
-            path_mtu: self.target.path_mtus.get(name).copied(),
-            sent: Traffic::default(),
-            received: Traffic::default(),
-            last_received: None,
-        }
-    }
-
-    fn tunnel_state(&self, name: &TunnelName, tunnel: &Tunnel) -> TunnelState {
-        if let Some(fault) = self.target.faults.get(name) {
-            return TunnelState::Failed(fault.describe(fault.field.name()));
-        }
-        if let Some(failure) = self.failed_devices.get(&tunnel.device) {
-            return TunnelState::Failed(failure.reason.clone());
-        }
-        let mut routes = self
-            .failed_routes
-            .iter()
-            .filter(|(route, _)| route.device == tunnel.device && tunnel.routes.contains(&route.prefix));
-        if let Some((route, failure)) = routes.next() {
-            return TunnelState::Failed(format!("route {}: {}", route.prefix, failure.reason));
-        }
-        let Some(endpoint) = self.target.endpoints.get(name) else {
-            return TunnelState::Waiting(Some(format!("{} is being resolved", tunnel.remote)));
-        };
-        if let Some(Some(reason)) = self.paths.get(&endpoint.ip()) {
-            return TunnelState::Failed(format!("no route to {}: {reason}", endpoint.ip()));
-        }
-        let up = self.facts.actual.links.get(tunnel.device.as_str()).is_some_and(|link| link.ours && link.up);
-        TunnelState::Waiting((!up).then(|| format!("device {} is being made", tunnel.device)))
-    }
-}
-
-/// Puts a tunnel into the wanted state.
-fn add(desired: &mut Desired, spec: &TunnelSpec, replace: bool, owner: Owner) -> Result<(), CommandError> {
-    let known = desired.tunnels.get(&spec.name);
-    if known.is_some_and(|known| known.owner != owner) {
-        return Err(foreign_owner(Field::Name, &spec.name));
-    }
-    let device = device_for(desired, spec, replace, owner)?;
-    let tunnel = Tunnel {
-        device: spec.device.clone(),
-        mtu: spec.mtu,
-        remote: spec.remote.clone(),
-        framing: spec.framing,
-        allowed_prefixes: spec.allowed_prefixes.clone(),
-        routes: spec.routes.clone(),
-        owner,
-    };
-    let same_device = desired
-        .devices
-        .get(&spec.device)
-        .is_some_and(|known| known.owner == device.owner && is_same_set(&known.addresses, &device.addresses));
-    match known {
-        Some(known) if is_same(known, &tunnel) && same_device => return Ok(()),
-        Some(known) if !replace => {
-            return Err(CommandError::new(
-                ErrorKind::AlreadyExists,
-                Field::Name,
-                &spec.name,
-                Invalid::new(
-                    format!(
-                        "is known with another content (remote {}, device {})",
-                        known.remote, known.device
-                    ),
-                    "set replace to change it in place, or choose another name",
-                ),
-            ));
-        }
-        Some(_) | None => {}
-    }
-    desired.set(&spec.name, tunnel, device);
-    Ok(())
-}
-
-/// Whether two tunnels mean the same: in their lists the order says nothing.
-fn is_same(one: &Tunnel, other: &Tunnel) -> bool {
-    let Tunnel { device, mtu, remote, framing, allowed_prefixes, routes, owner } = one;
-    (device, mtu, remote, framing, owner)
-        == (&other.device, &other.mtu, &other.remote, &other.framing, &other.owner)
-        && is_same_set(allowed_prefixes, &other.allowed_prefixes)
-        && is_same_set(routes, &other.routes)
-}
-
-fn is_same_set<T: Ord>(one: &[T], other: &[T]) -> bool {
-    one.iter().collect::<BTreeSet<_>>() == other.iter().collect::<BTreeSet<_>>()
-}
-
-/// The device that a tunnel asks for: the one that it names, or with its addresses a new one.
-fn device_for(
-    desired: &Desired,
-    spec: &TunnelSpec,
-    replace: bool,
-    owner: Owner,
-) -> Result<Device, CommandError> {
-    let wanted = Device { addresses: spec.addresses.clone(), owner };
-    let Some(known) = desired.devices.get(&spec.device) else {
-        if spec.addresses.is_empty() {
-            return Err(CommandError::missing(
-                Field::Addresses,
-                format!(
-                    "device {} does not exist yet: give its addresses, as 10.0.1.1/30, or name a device that exists",
-                    spec.device
-                ),
-            ));
-        }
-        return Ok(wanted);
-    };
-    if known.owner != owner {
-        return Err(foreign_owner(Field::Device, &spec.device));
-    }
-    if spec.addresses.is_empty() || is_same_set(&spec.addresses, &known.addresses) {
-        return Ok(known.clone());
-    }
-    let alone = desired.tunnels_on(&spec.device).all(|(name, _)| *name == spec.name);
-    if replace || alone {
-        return Ok(wanted);
-    }
-    let has: Vec<String> = known.addresses.iter().map(ToString::to_string).collect();
-    Err(CommandError::new(
-        ErrorKind::Clash,
-        Field::Device,
-        &spec.device,
-        Invalid::new(
-            format!("has other addresses ({})", has.join(", ")),
-            "leave the addresses out, or set replace to change them for all its tunnels",
-        ),
-    ))
-}
-
-fn delete(desired: &mut Desired, name: &TunnelName, owner: Owner) -> Result<(), CommandError> {
-    match desired.tunnels.get(name) {
-        None => Err(CommandError::new(
-            ErrorKind::NotFound,
-            Field::Name,
-            name,
-            Invalid::new("is no tunnel of this agent", "list the tunnels for their names"),
-        )),
-        Some(tunnel) if tunnel.owner != owner => Err(foreign_owner(Field::Name, name)),
-        Some(_) => {
-            desired.remove(name);
-            Ok(())
-        }
-    }
-}
-
-fn foreign_owner(field: Field, name: impl std::fmt::Display) -> CommandError {
-    CommandError::new(
-        ErrorKind::Clash,
-        field,
-        name,
-        Invalid::new("is the other owner's", "change it where it was made, or choose another name"),
-    )
 }
 
 #[cfg(test)]

@@ -5,8 +5,8 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use crate::agent::state::Wanted;
 use crate::proto::host::lock::{DirectoryError, Lock};
-use crate::proto::model::Desired;
 
 /// The first word of the file, with the version of its format.
 const FORMAT: &str = "tunmesh-agent-state 1";
@@ -23,7 +23,7 @@ pub struct Store {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Loaded {
     /// What was kept; nothing where nothing ever was.
-    Kept(Desired),
+    Kept(Wanted),
     /// The file could not be read and was set aside, under this name, for this reason.
     SetAside(PathBuf, String),
 }
@@ -52,7 +52,7 @@ impl Store {
         let content = match fs::read(&path) {
             Ok(content) => content,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Ok(Loaded::Kept(Desired::default()));
+                return Ok(Loaded::Kept(Wanted::default()));
             }
             Err(error) => return Err(io(error)),
         };
@@ -69,16 +69,16 @@ impl Store {
         }
     }
 
-    /// Keeps `desired`: when this returns it survives a crash of the host.
+    /// Keeps `wanted`: when this returns it survives a crash of the host.
     ///
     /// # Errors
     /// Where the file system refuses; what was kept before stands.
-    pub fn save(&self, desired: &Desired) -> io::Result<()> {
+    pub fn save(&self, wanted: &Wanted) -> io::Result<()> {
         let path = self.directory.join(FILE);
         let temporary = self.directory.join(format!("{FILE}.new"));
         let mut options = OpenOptions::new();
         let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-        file.write_all(&encode(desired)?)?;
+        file.write_all(&encode(wanted)?)?;
         file.sync_all()?;
         fs::rename(&temporary, &path)?;
         // The new name is kept only with its directory.
@@ -87,14 +87,14 @@ impl Store {
 }
 
 /// A line with the format's version and the checksum of the rest, then JSON.
-fn encode(desired: &Desired) -> io::Result<Vec<u8>> {
-    let body = serde_json::to_vec_pretty(desired)?;
+fn encode(wanted: &Wanted) -> io::Result<Vec<u8>> {
+    let body = serde_json::to_vec_pretty(wanted)?;
     let mut content = format!("{FORMAT} crc32 {:08x}\n", crc32fast::hash(&body)).into_bytes();
     content.extend_from_slice(&body);
     Ok(content)
 }
 
-fn decode(content: &[u8]) -> Result<Desired, String> {
+fn decode(content: &[u8]) -> Result<Wanted, String> {
     let split = content.iter().position(|byte| *byte == b'\n').ok_or("it has no first line")?;
     let (head, body) = content.split_at(split);
     let body = body.get(1..).unwrap_or_default();
@@ -106,16 +106,22 @@ fn decode(content: &[u8]) -> Result<Desired, String> {
     if u32::from_str_radix(sum, 16) != Ok(crc32fast::hash(body)) {
         return Err("its checksum is wrong".to_owned());
     }
-    let desired: Desired = serde_json::from_slice(body).map_err(|error| error.to_string())?;
-    if desired.is_consistent() { Ok(desired) } else { Err("its tunnels and devices do not match".to_owned()) }
+    let wanted: Wanted = serde_json::from_slice(body).map_err(|error| error.to_string())?;
+    if wanted.desired.is_consistent() {
+        Ok(wanted)
+    } else {
+        Err("its tunnels and devices do not match".to_owned())
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proto::model::{Device, Framing, Owner, Tunnel};
+    use crate::agent::session::Base;
+    use crate::proto::model::{Desired, Device, Framing, Owner, Tunnel};
+    use crate::proto::session::{Generation, Item, Items, Tag};
 
-    fn sample() -> Desired {
+    fn sample() -> Wanted {
         let mut desired = Desired::default();
         let tunnel = Tunnel {
             device: "udp2".parse().unwrap(),
@@ -128,16 +134,33 @@ mod tests {
         };
         let device = Device { addresses: vec!["10.0.1.1/30".parse().unwrap()], owner: Owner::Local };
         desired.set(&"udp2".parse().unwrap(), tunnel, device);
-        desired
+        let content = vec![0x0a, 0xff];
+        let item = Item { id: "tunnel m.n1".parse().unwrap(), tag: Tag::of(&content), content };
+        let base = Base {
+            store_id: "s1".to_owned(),
+            generation: Generation { incarnation: 1, revision: u64::MAX },
+            items: Items::new([item.into()]),
+            held: Items::default(),
+        };
+        Wanted { desired, controller: Some(base) }
     }
 
     #[test]
     fn keeps_what_it_was_given() {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::open(directory.path()).unwrap();
-        assert_eq!(store.load().unwrap(), Loaded::Kept(Desired::default()));
+        assert_eq!(store.load().unwrap(), Loaded::Kept(Wanted::default()));
         store.save(&sample()).unwrap();
         assert_eq!(store.load().unwrap(), Loaded::Kept(sample()));
+    }
+
+    #[test]
+    fn reads_what_a_release_without_controllers_wrote() {
+        let Wanted { desired, controller: _ } = sample();
+        let body = serde_json::to_vec_pretty(&desired).unwrap();
+        let mut content = format!("{FORMAT} crc32 {:08x}\n", crc32fast::hash(&body)).into_bytes();
+        content.extend_from_slice(&body);
+        assert_eq!(decode(&content).unwrap(), Wanted::from(desired));
     }
 
     #[test]

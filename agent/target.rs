@@ -43,6 +43,8 @@ pub struct Facts {
     pub resolved: BTreeMap<String, Result<IpAddr, String>>,
     /// The last known MTU of the route to each endpoint, in bytes.
     pub path_mtus: BTreeMap<IpAddr, u32>,
+    /// Where controllers are.
+    pub controllers: BTreeSet<IpAddr>,
 }
 
 /// What the kernel and the data path should hold.
@@ -102,7 +104,7 @@ pub struct ForwardingTunnel {
 
 /// Works out the target.
 pub fn build(desired: &Desired, facts: &Facts, policy: &Policy) -> Target {
-    let foreign = Foreign::of(&facts.actual);
+    let foreign = Foreign::of(facts);
     let mut claims = Claims::default();
     let mut target = Target::default();
     for name in &desired.seniority {

@@ -1,3 +1,14 @@
-//! The controller: holds the mesh that is wanted, and the operator's commands.
+//! The controller: holds the mesh that is wanted, and brings it to the agents.
 
+pub mod alloc;
 pub mod cli;
+pub mod config;
+pub mod daemon;
+pub mod mesh;
+pub mod plan;
+pub mod registry;
+pub mod runtime;
+pub mod service;
+pub mod state;
+pub mod store;
+pub mod stored;

@@ -23,6 +23,16 @@ pub enum Command {
     },
 }
 
+impl Command {
+    /// The tunnel that it is about.
+    pub fn tunnel(&self) -> &TunnelName {
+        match self {
+            Self::Add { tunnel, .. } => &tunnel.name,
+            Self::Delete { name } => name,
+        }
+    }
+}
+
 /// A tunnel as it is asked for, with the device that it needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TunnelSpec {
@@ -166,14 +176,6 @@ impl CommandError {
 
     /// The error in words, with the field named as `field` on the wire that it came from.
     pub fn describe(&self, field: &str) -> String {
-        /// More of a value than this tells nobody anything, and floods logs.
-        const SHOWN: usize = 100;
-        let Invalid { problem, remedy } = &self.fault;
-        if self.value.is_empty() {
-            return format!("{field} {problem}; {remedy}");
-        }
-        let shown: String = self.value.chars().take(SHOWN).collect();
-        let more = if shown.len() < self.value.len() { "…" } else { "" };
-        format!("{field} {shown:?}{more} {problem}; {remedy}")
+        self.fault.describe(field, &self.value)
     }
 }

@@ -26,6 +26,23 @@ impl Invalid {
     pub(crate) fn new(problem: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self { problem: problem.into(), remedy: remedy.into() }
     }
+
+    /// In one line: the field, its value where there is one, what is wrong, what to do.
+    pub fn describe(&self, field: &str, value: &str) -> String {
+        if value.is_empty() {
+            return format!("{field} {self}");
+        }
+        format!("{field} {} {self}", shown(value))
+    }
+}
+
+/// A value in quotes, cut where it is long.
+pub(super) fn shown(value: &str) -> String {
+    /// More of a value than this tells nobody anything, and floods logs.
+    const SHOWN: usize = 100;
+    let shown: String = value.chars().take(SHOWN).collect();
+    let more = if shown.len() < value.len() { "…" } else { "" };
+    format!("{shown:?}{more}")
 }
 
 const NAME_CHARACTERS: &str = "use letters, digits, '.', '_' and '-', and begin with a letter or digit";
@@ -126,6 +143,22 @@ name_type!(
     15,
     ["all", "default"]
 );
+
+/// Refuses what cannot be a node's label: a key and a value of at most 63 letters, digits, '.', '_', '-' and '/'; the
+/// value may be empty.
+pub fn check_label(key: &str, value: &str) -> Result<(), Invalid> {
+    let is_word = |text: &str| {
+        text.len() <= NodeName::LONGEST
+            && text.chars().all(|c| c.is_ascii_alphanumeric() || "._-/".contains(c))
+    };
+    if key.is_empty() || !is_word(key) || !is_word(value) { Err(no_label()) } else { Ok(()) }
+}
+
+pub(crate) fn no_label() -> Invalid {
+    const FORM: &str =
+        "write a label as role=web, in at most 63 letters, digits, '.', '_', '-' and '/' on each side";
+    Invalid::new("is not a label", FORM)
+}
 
 /// The largest packet in bytes, without any framing: 68 (RFC 791) to 65,535.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -354,6 +387,11 @@ pub struct AllowedPrefix {
     pub preference: u32,
 }
 
+/// The networks in which an agent takes addresses and routes, unless it is started with others: private networks
+/// (RFC 1918), shared address space (RFC 6598) and unique local addresses (RFC 4193).
+pub const ACCEPTED: [&str; 5] =
+    ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7"];
+
 /// Parses a network: an address without host bits, and a prefix length.
 pub fn parse_network(text: &str) -> Result<IpNet, Invalid> {
     const FORM: &str = "write a network as 192.168.2.0/24 or fd00:2::/64";
@@ -470,6 +508,14 @@ impl Desired {
         true
     }
 
+    /// Keeps the tunnels that `stays` names, and the devices that they are on.
+    pub fn retain(&mut self, mut stays: impl FnMut(&TunnelName, &Tunnel) -> bool) {
+        self.tunnels.retain(|name, tunnel| stays(name, tunnel));
+        self.seniority.retain(|name| self.tunnels.contains_key(name));
+        let used: BTreeSet<_> = self.tunnels.values().map(|tunnel| &tunnel.device).collect();
+        self.devices.retain(|name, _| used.contains(name));
+    }
+
     /// Whether every tunnel has its device and its seniority, and nothing is left over.
     pub fn is_consistent(&self) -> bool {
         let ranked: BTreeSet<_> = self.seniority.iter().collect();
@@ -533,6 +579,8 @@ pub struct TunnelStatus {
     pub received: Traffic,
     /// When the last packet was received, as time since the Unix epoch.
     pub last_received: Option<std::time::Duration>,
+    /// What its owner should know.
+    pub notes: Vec<String>,
 }
 
 #[cfg(test)]

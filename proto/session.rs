@@ -195,8 +195,11 @@ pub struct Items(Arc<[Arc<Item>]>);
 impl Items {
     /// Puts items in order; of two with one id the later stays.
     pub fn new(items: impl IntoIterator<Item = Arc<Item>>) -> Self {
-        let ordered: BTreeMap<_, _> = items.into_iter().map(|item| (item.id.clone(), item)).collect();
-        Self(ordered.into_values().collect())
+        let mut ordered: Vec<Arc<Item>> = items.into_iter().collect();
+        ordered.reverse();
+        ordered.sort_by(|one, other| one.id.cmp(&other.id));
+        ordered.dedup_by(|next, first| next.id == first.id);
+        Self(ordered.into())
     }
 
     /// The items in order.
@@ -291,6 +294,8 @@ pub enum AgentMessage {
     Report(Report),
     /// It ends.
     Goodbye,
+    /// It does not follow this controller, for this reason, and ends the session.
+    Refusal(String),
 }
 
 /// What a controller says.

@@ -225,4 +225,8 @@ impl TunnelService for Refuses {
         let version = "1".to_owned();
         Ok(Response::new(v1::GetStatusResponse { version, datagrams_received: 7, ..Default::default() }))
     }
+
+    async fn leave(&self, _: Request<v1::LeaveRequest>) -> Result<Response<v1::LeaveResponse>, Status> {
+        refuse()
+    }
 }

@@ -6,7 +6,21 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Modules whose code takes time as an argument and returns values.
-const PURE: [&str; 5] = ["proto", "agent/reconcile", "agent/state", "agent/target", "agent/packet"];
+const PURE: [&str; 13] = [
+    "proto",
+    "agent/packet",
+    "agent/reconcile",
+    "agent/session",
+    "agent/state",
+    "agent/target",
+    "controller/alloc",
+    "controller/mesh",
+    "controller/plan",
+    "controller/registry",
+    "controller/state",
+    "controller/store/transaction",
+    "controller/stored",
+];
 /// The module that, beside `proto` itself, sees the generated protobuf code.
 const CONVERT: &str = "proto/convert";
 /// The part of `proto` that acts, and that no pure module may name.

@@ -9,13 +9,14 @@ use std::process::ExitCode;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use ipnet::IpNet;
 
-use crate::agent::config::Config;
+use crate::agent::config::{self, Config, ControllerConfig};
 use crate::proto::host::log::{self, LogFormat};
 use crate::proto::host::output::Format;
+use crate::proto::model::{ACCEPTED, Invalid, NodeName, Remote};
 
 /// Joins this host to others by UDP tunnels over tun devices.
 #[derive(Debug, Parser)]
-#[command(version, args_conflicts_with_subcommands = true, after_help = EXAMPLES)]
+#[command(name = "agent", version, args_conflicts_with_subcommands = true, after_help = EXAMPLES)]
 pub struct Cli {
     #[command(subcommand)]
     command: Option<Sub>,
@@ -27,6 +28,8 @@ const EXAMPLES: &str = "\
 Examples:
   agent                                run, steered over its socket and the legacy port of this host
   agent --legacy-allow 172.100.0.0/16  let other hosts steer it over the legacy port
+  agent --controller 172.100.0.1 --insecure 172.100.0.0/16
+                                       follow a controller, which may be there later
   agent status                         what the running agent does
   agent check                          what is missing on this host, and how to mend it";
 
@@ -36,6 +39,8 @@ enum Sub {
     Status(AskArgs),
     /// Show the tunnels of the running agent.
     Tunnels(AskArgs),
+    /// Forget the controller: its tunnels go, and it is not dialled again until the agent is started anew.
+    Leave(AskArgs),
     /// Show what is missing on this host, and how to mend it. Exit code 1 where something is.
     Check(FormatArgs),
 }
@@ -57,8 +62,10 @@ struct RunArgs {
     #[arg(long, env = "TUNMESH_NO_LEGACY", value_parser = clap::builder::FalseyValueParser::new())]
     no_legacy: bool,
     /// Where overlay addresses, allowed prefixes and routes may lie; may be repeated
-    #[arg(long, env = "TUNMESH_ACCEPT_PREFIX", value_name = "CIDR", value_delimiter = ',', default_values = ACCEPT)]
+    #[arg(long, env = "TUNMESH_ACCEPT_PREFIX", value_name = "CIDR", value_delimiter = ',', default_values = ACCEPTED)]
     accept_prefix: Vec<IpNet>,
+    #[command(flatten)]
+    controller: ControllerArgs,
     #[command(flatten)]
     socket: SocketArgs,
     /// Loopback address for TunnelService over TCP as well, as 127.0.0.1:5002
@@ -72,8 +79,50 @@ struct RunArgs {
     log_format: LogFormat,
 }
 
-/// Private networks (RFC 1918), shared address space (RFC 6598) and unique local addresses (RFC 4193).
-const ACCEPT: [&str; 5] = ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7"];
+#[derive(Debug, Args)]
+struct ControllerArgs {
+    /// Controllers to follow, one at a time: addresses or host names, port 7443 where they name none
+    #[arg(long, env = "TUNMESH_CONTROLLER", value_name = "ADDR", value_delimiter = ',')]
+    controller: Vec<Remote>,
+    /// The node that this host is; the host's name unless given
+    #[arg(long, env = "TUNMESH_NAME", value_name = "NAME")]
+    name: Option<NodeName>,
+    /// What the node says of itself, as role=web; may be repeated
+    #[arg(long, env = "TUNMESH_LABEL", value_name = "KEY=VALUE", value_delimiter = ',', value_parser = config::parse_label)]
+    label: Vec<(String, String)>,
+    /// Where others reach this node's data port; the address that its session comes from unless given
+    #[arg(long, env = "TUNMESH_ENDPOINT", value_name = "ADDR")]
+    endpoint: Option<Remote>,
+    /// Networks in which the controller is followed in plain text; may be repeated
+    #[arg(long, env = "TUNMESH_INSECURE", value_name = "CIDR", value_delimiter = ',')]
+    insecure: Vec<IpNet>,
+}
+
+impl ControllerArgs {
+    fn config(self) -> Result<Option<ControllerConfig>, String> {
+        if self.controller.is_empty() {
+            return Ok(None);
+        }
+        let config = ControllerConfig {
+            addresses: self.controller,
+            insecure: self.insecure.iter().map(IpNet::trunc).collect(),
+            node: self.name.map_or_else(host_name, Ok)?,
+            labels: self.label.into_iter().collect(),
+            endpoint: self.endpoint,
+        };
+        config.check()?;
+        Ok(Some(config))
+    }
+}
+
+/// The host's name as a node's.
+fn host_name() -> Result<NodeName, String> {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let name = name.trim();
+    name.parse().map_err(|Invalid { problem, .. }| {
+        format!("the host name {name:?} {problem}: name the node that this host is with --name")
+    })
+}
 
 #[derive(Debug, Args)]
 struct SocketArgs {
@@ -133,6 +182,7 @@ impl Cli {
             None => self.run.run().map(|()| ExitCode::SUCCESS),
             Some(Sub::Status(ask)) => block_on(show::status(&ask.socket.socket, ask.format.output))?,
             Some(Sub::Tunnels(ask)) => block_on(show::tunnels(&ask.socket.socket, ask.format.output))?,
+            Some(Sub::Leave(ask)) => block_on(show::leave(&ask.socket.socket, ask.format.output))?,
             Some(Sub::Check(format)) => show::check(format.output),
         }
     }
@@ -145,10 +195,13 @@ fn block_on<F: Future>(future: F) -> anyhow::Result<F::Output> {
 
 impl RunArgs {
     fn run(self) -> anyhow::Result<()> {
+        let refuse = |problem: String| -> ! {
+            Cli::command().error(clap::error::ErrorKind::ValueValidation, problem).exit()
+        };
         if !self.no_legacy && self.data_port == self.control_port {
-            let problem = format!("--data-port and --control-port are both {}", self.data_port);
-            Cli::command().error(clap::error::ErrorKind::ValueValidation, problem).exit();
+            refuse(format!("--data-port and --control-port are both {}", self.data_port));
         }
+        let controller = self.controller.config().unwrap_or_else(|problem| refuse(problem));
         log::init(self.log_format);
         let config = Config {
             data_port: self.data_port,
@@ -158,6 +211,7 @@ impl RunArgs {
             socket: self.socket.socket,
             grpc_listen: self.grpc_listen,
             state_dir: self.state_dir,
+            controller,
         };
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let ended = runtime.block_on(crate::agent::daemon::run(config));

@@ -1,15 +1,15 @@
-//! `agent status`, `agent tunnels` and `agent check`.
+//! `agent status`, `agent tunnels`, `agent leave` and `agent check`.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::{Duration, SystemTime};
 
 use tonic::transport::Channel;
 
 use crate::agent::check::{self, Severity};
 use crate::proto::host::client::connect;
 use crate::proto::host::output::{Format, columns, write};
+use crate::proto::host::words::{age, span, tunnel_state};
 use crate::proto::v1;
 use crate::proto::v1::tunnel_service_client::TunnelServiceClient;
 
@@ -26,6 +26,18 @@ pub(super) async fn status(socket: &Path, format: Format) -> anyhow::Result<Exit
 pub(super) async fn tunnels(socket: &Path, format: Format) -> anyhow::Result<ExitCode> {
     let answer = agent(socket).await?.list_tunnels(v1::ListTunnelsRequest {}).await?.into_inner();
     write(format, &answer, tunnels_table)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) async fn leave(socket: &Path, format: Format) -> anyhow::Result<ExitCode> {
+    let answer = agent(socket).await?.leave(v1::LeaveRequest {}).await?.into_inner();
+    write(format, &answer, |answer| {
+        format!(
+            "the controller is forgotten, and {} of its tunnels are gone; an agent that is started with --controller \
+             follows it again",
+            answer.tunnels
+        )
+    })?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -56,7 +68,10 @@ pub(super) fn check(format: Format) -> anyhow::Result<ExitCode> {
 fn status_table(status: &v1::GetStatusResponse) -> String {
     let mut rows = vec![
         vec!["version".to_owned(), status.version.clone()],
-        vec!["running for".to_owned(), status.started.as_ref().map_or_else(String::new, age)],
+        vec![
+            "running for".to_owned(),
+            status.started.as_ref().map_or_else(String::new, |started| span(age(started))),
+        ],
         vec!["data port".to_owned(), status.data_ports.join(", ")],
         vec!["tunnels".to_owned(), format!("{} ({} failed)", status.tunnels, status.failed_tunnels)],
         vec![
@@ -69,9 +84,60 @@ fn status_table(status: &v1::GetStatusResponse) -> String {
         ],
         vec!["packets".to_owned(), format!("of no tunnel: {}", reasons(&status.packets_dropped))],
     ];
+    rows.extend(status.controller.iter().flat_map(controller_rows));
     rows.extend(status.weakened.iter().map(|words| vec!["weakened".to_owned(), words.clone()]));
     rows.extend(status.findings.iter().map(|words| vec!["problem".to_owned(), words.clone()]));
     columns(&[], rows)
+}
+
+fn controller_rows(controller: &v1::ControllerStatus) -> Vec<Vec<String>> {
+    use v1::controller_status::State;
+    let since = controller.since.as_ref().map_or_else(String::new, |since| span(age(since)));
+    let state = match controller.state() {
+        State::NotDialled if controller.address.is_empty() => {
+            "none is dialled: the agent was started without --controller".to_owned()
+        }
+        State::NotDialled => "none is dialled: this agent has left".to_owned(),
+        State::Waiting => format!("{}, not connected for {since}", controller.address),
+        State::Dialling => format!("{}, dialling", controller.address),
+        State::Connected => format!("{}, connected for {since}, not in step", controller.address),
+        State::Synced => format!("{}, in step for {since}", controller.address),
+        State::Unspecified => "unknown".to_owned(),
+    };
+    let mut rows = vec![vec!["controller".to_owned(), state]];
+    let mut row = |name: &str, value: String| {
+        if !value.is_empty() {
+            rows.push(vec![name.to_owned(), value]);
+        }
+    };
+    row("", controller.trouble.clone());
+    row("node", controller.node.clone());
+    row(
+        "last heard",
+        controller.last_heard.as_ref().map_or_else(String::new, |time| format!("{} ago", span(age(time)))),
+    );
+    let generation = &controller.generation;
+    row(
+        "generation",
+        if generation.is_empty() {
+            String::new()
+        } else {
+            format!("{generation} of store {}", controller.store_id)
+        },
+    );
+    if !controller.held.is_empty() {
+        row(
+            "held",
+            format!(
+                "{}: too many to go without consent; give it with --allow-removals on the controller",
+                controller.held.join(", ")
+            ),
+        );
+    }
+    for (item, why) in &controller.failures {
+        row("fails", format!("{item}: {why}"));
+    }
+    rows
 }
 
 fn tunnels_table(answer: &v1::ListTunnelsResponse) -> String {
@@ -85,19 +151,21 @@ fn tunnels_table(answer: &v1::ListTunnelsResponse) -> String {
         let framing = tunnel.framing().as_str_name().to_lowercase();
         vec![
             tunnel.name,
+            status.owner().as_str_name().to_lowercase(),
             tunnel.device,
             tunnel.addresses.join(" "),
             if status.endpoint.is_empty() { tunnel.remote } else { status.endpoint.clone() },
             framing,
             format!("{}/{}", status.device_mtu, status.path_mtu),
-            state(status),
+            tunnel_state(status.state(), &status.reason, status.last_received.as_ref().map(age)),
             format!("{} / {}", sent.packets, reasons(&sent.drops)),
             format!("{} / {}", received.packets, reasons(&received.drops)),
         ]
     });
-    columns(
+    let table = columns(
         &[
             "name",
+            "owner",
             "device",
             "address",
             "endpoint",
@@ -108,23 +176,12 @@ fn tunnels_table(answer: &v1::ListTunnelsResponse) -> String {
             "received / drops",
         ],
         rows,
-    )
-}
-
-fn state(status: &v1::TunnelStatus) -> String {
-    use v1::tunnel_status::State;
-    match status.state() {
-        State::Passing => {
-            format!(
-                "passing, last packet {} ago",
-                status.last_received.as_ref().map_or_else(String::new, age)
-            )
-        }
-        State::Waiting if status.reason.is_empty() => "waiting for a first packet".to_owned(),
-        State::Waiting => format!("waiting: {}", status.reason),
-        State::Failed => format!("FAILED: {}", status.reason),
-        State::Unspecified => "unknown".to_owned(),
-    }
+    );
+    let notes = answer.tunnels.iter().flat_map(|status| {
+        let name = status.tunnel.as_ref().map_or("", |tunnel| tunnel.name.as_str());
+        status.notes.iter().map(move |note| format!("{name}: {note}"))
+    });
+    std::iter::once(table).chain(notes).collect::<Vec<_>>().join("\n")
 }
 
 fn reasons(drops: &BTreeMap<String, u64>) -> String {
@@ -132,18 +189,4 @@ fn reasons(drops: &BTreeMap<String, u64>) -> String {
         return "0".to_owned();
     }
     drops.iter().map(|(reason, count)| format!("{count} {reason}")).collect::<Vec<_>>().join(", ")
-}
-
-#[allow(clippy::disallowed_methods, reason = "an age for people, counted by the clock of the one who looks")]
-fn age(time: &pbjson_types::Timestamp) -> String {
-    let then =
-        Duration::new(u64::try_from(time.seconds).unwrap_or(0), u32::try_from(time.nanos).unwrap_or(0));
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let seconds = now.saturating_sub(then).as_secs();
-    match seconds {
-        0..60 => format!("{seconds} s"),
-        60..3600 => format!("{} min {} s", seconds / 60, seconds % 60),
-        3600..86400 => format!("{} h {} min", seconds / 3600, seconds % 3600 / 60),
-        _ => format!("{} d {} h", seconds / 86400, seconds % 86400 / 3600),
-    }
 }

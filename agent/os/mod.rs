@@ -2,7 +2,6 @@
 
 pub mod clock;
 pub mod epoll;
-pub mod limits;
 pub mod netlink;
 pub mod preflight;
 pub mod tun;

@@ -10,7 +10,8 @@ use tokio_util::task::TaskTracker;
 use tonic::{Code, Request, Response, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
-use crate::agent::runtime::AgentHandle;
+use crate::agent::runtime::{AgentHandle, ControllerStatus};
+use crate::agent::session::LinkState;
 use crate::proto::command::{Command, CommandError, ErrorKind, Field, Outcome};
 use crate::proto::convert;
 use crate::proto::model::{Invalid, Owner};
@@ -147,6 +148,7 @@ impl TunnelService for Local {
     ) -> Result<Response<v1::GetStatusResponse>, Status> {
         let tunnels = self.tunnels().await?;
         let counters = self.agent.counters().await.map_err(|error| status(&error))?;
+        let controller = self.agent.controller().await.map_err(|error| status(&error))?;
         let failed = tunnels.iter().filter(|tunnel| tunnel.state() == v1::tunnel_status::State::Failed);
         let findings = tokio::task::spawn_blocking(crate::agent::check::forwarding).await.unwrap_or_default();
         Ok(Response::new(v1::GetStatusResponse {
@@ -160,8 +162,42 @@ impl TunnelService for Local {
             packets_dropped: convert::drops(counters.packets_dropped),
             findings: findings.iter().map(ToString::to_string).collect(),
             weakened: self.facts.weakened.clone(),
+            controller: controller.map(controller_to_wire),
         }))
     }
+
+    async fn leave(&self, _: Request<v1::LeaveRequest>) -> Result<Response<v1::LeaveResponse>, Status> {
+        let tunnels = self.agent.leave().await.map_err(|error| status(&error))?;
+        Ok(Response::new(v1::LeaveResponse { tunnels: u32::try_from(tunnels).unwrap_or(u32::MAX) }))
+    }
+}
+
+fn controller_to_wire(status: ControllerStatus) -> v1::ControllerStatus {
+    use v1::controller_status::State;
+    let ControllerStatus { link, store_id, generation, held, failures } = status;
+    let mut wire = v1::ControllerStatus {
+        store_id: store_id.unwrap_or_default(),
+        generation: generation.map(|generation| generation.to_string()).unwrap_or_default(),
+        held: held.iter().map(ToString::to_string).collect(),
+        failures: failures.into_iter().map(|(item, why)| (item.to_string(), why)).collect(),
+        state: State::NotDialled.into(),
+        ..v1::ControllerStatus::default()
+    };
+    if let Some(link) = link {
+        wire.node = link.node.to_string();
+        wire.address = link.address;
+        wire.since = Some(convert::timestamp(link.since));
+        wire.last_heard = link.last_heard.map(convert::timestamp);
+        wire.trouble = link.trouble.unwrap_or_default();
+        wire.set_state(match link.state {
+            LinkState::Waiting => State::Waiting,
+            LinkState::Dialling => State::Dialling,
+            LinkState::Connected => State::Connected,
+            LinkState::Synced => State::Synced,
+            LinkState::Ended => State::NotDialled,
+        });
+    }
+    wire
 }
 
 impl Local {

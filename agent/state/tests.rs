@@ -1,3 +1,4 @@
+mod controller;
 mod kernel;
 mod model;
 
@@ -8,7 +9,8 @@ use ipnet::IpNet;
 use self::kernel::Event;
 use self::model::{Bench, Failing};
 use super::*;
-use crate::proto::model::{AllowedPrefix, Framing};
+use crate::proto::command::{Field, TunnelSpec};
+use crate::proto::model::{AllowedPrefix, Framing, TunnelState};
 
 #[allow(clippy::disallowed_methods, reason = "any instant will do to count from")]
 fn start() -> Instant {
@@ -342,7 +344,7 @@ fn the_same_in_another_order_is_no_change() {
         routes: routes.iter().copied().map(net).collect(),
         ..free()
     };
-    let mut state = AgentState::new(policy(), Desired::default(), start());
+    let mut state = AgentState::new(policy(), Wanted::default(), start());
     let first = add(tunnel(&["10.30.0.1/24", "10.31.0.1/24"], &["10.50.0.0/16", "10.51.0.0/16"]));
     let change = state.handle_command(&first, Owner::Local).unwrap();
     assert!(change.is_change);
@@ -365,7 +367,7 @@ fn with_foreign(device: &str) -> Actual {
 
 #[test]
 fn what_works_is_not_upset_by_what_could_work_again() {
-    let mut state = AgentState::new(policy(), Desired::default(), start());
+    let mut state = AgentState::new(policy(), Wanted::default(), start());
     let commit = |state: &mut AgentState, tunnel: TunnelSpec, replace| {
         let change = state.handle_command(&Command::Add { tunnel, replace }, Owner::Local).unwrap();
         state.commit(change, start());
@@ -383,13 +385,13 @@ fn what_works_is_not_upset_by_what_could_work_again() {
     commit(&mut state, changed, true);
     assert_eq!(faulty(&state), ["old"]);
     let desired = state.desired().clone();
-    let restarted = AgentState::new(policy(), desired, start());
+    let restarted = AgentState::new(policy(), desired.into(), start());
     assert_eq!(faulty(&restarted), ["old"]);
 }
 
 #[test]
 fn a_path_that_is_away_for_a_moment_keeps_its_mtu() {
-    let mut state = AgentState::new(policy(), Desired::default(), start());
+    let mut state = AgentState::new(policy(), Wanted::default(), start());
     let change = state.handle_command(&add(free()), Owner::Local).unwrap();
     state.commit(change, start());
     let endpoint: IpAddr = "10.20.0.9".parse().unwrap();
@@ -524,7 +526,7 @@ fn a_name_is_asked_for_again_and_a_known_address_is_kept() {
 
 #[test]
 fn a_name_takes_nothing_from_a_tunnel_that_works() {
-    let mut state = AgentState::new(policy(), Desired::default(), start());
+    let mut state = AgentState::new(policy(), Wanted::default(), start());
     let named = spec("named", "d0", &["10.31.0.1/24"], "h1");
     let other = TunnelSpec {
         routes: vec![net("10.50.0.0/16")],
@@ -541,7 +543,7 @@ fn a_name_takes_nothing_from_a_tunnel_that_works() {
     assert_eq!(faulty(&mut state, "10.20.0.6"), [""; 0]);
     for taken in ["10.20.0.5", "10.50.0.7"] {
         assert_eq!(faulty(&mut state, taken), ["named"], "{taken}");
-        let mut restarted = AgentState::new(policy(), state.desired().clone(), start());
+        let mut restarted = AgentState::new(policy(), state.desired().clone().into(), start());
         assert_eq!(faulty(&mut restarted, taken), ["named"], "{taken}");
     }
     assert_eq!(faulty(&mut state, "10.20.0.6"), [""; 0]);

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use ipnet::IpNet;
 use prefix_trie::joint::JointPrefixMap;
 
-use super::Policy;
+use super::{Facts, Policy};
 use crate::agent::reconcile::Actual;
 use crate::proto::command::{CommandError, ErrorKind, Field};
 use crate::proto::model::{AllowedPrefix, Device, DeviceName, Framing, Invalid, Mtu, Tunnel, TunnelName};
@@ -28,15 +28,17 @@ pub(super) struct Claims {
     whole_devices: BTreeMap<DeviceName, (TunnelName, bool)>,
 }
 
-/// The interfaces that are not the agent's.
+/// What is not the agent's: interfaces, and where controllers are.
 pub(super) struct Foreign<'a> {
     actual: &'a Actual,
+    controllers: &'a BTreeSet<IpAddr>,
     connected: JointPrefixMap<IpNet, &'a str>,
     addresses: BTreeSet<IpAddr>,
 }
 
 impl<'a> Foreign<'a> {
-    pub(super) fn of(actual: &'a Actual) -> Self {
+    pub(super) fn of(facts: &'a Facts) -> Self {
+        let Facts { actual, controllers, .. } = facts;
         let mut connected = JointPrefixMap::new();
         let mut addresses = BTreeSet::new();
         for (name, link) in actual.links.iter().filter(|(_, link)| !link.ours) {
@@ -45,7 +47,7 @@ impl<'a> Foreign<'a> {
                 addresses.insert(address.addr());
             }
         }
-        Self { actual, connected, addresses }
+        Self { actual, controllers, connected, addresses }
     }
 }
 
@@ -171,7 +173,7 @@ fn check_accepted(policy: &Policy, field: Field, network: IpNet) -> Result<(), C
     ))
 }
 
-/// Refuses a network of a device or route that the host or another device has, or that covers an endpoint.
+/// Refuses a network of a device or route that the host or another device has, or that covers an endpoint or a controller.
 fn check_network(
     claims: &Claims,
     foreign: &Foreign<'_>,
@@ -197,6 +199,12 @@ fn check_network(
         return fault(
             format!("is already on device {other_device} (tunnel {other})"),
             "choose another network, or put both tunnels on one device",
+        );
+    }
+    if let Some(controller) = foreign.controllers.range(within.network()..=within.broadcast()).next() {
+        return fault(
+            format!("covers {controller}, the address of the controller"),
+            "choose a network without it: the controller would be out of reach",
         );
     }
     let covered = claims.endpoint_addresses.range(within.network()..=within.broadcast()).next();

@@ -1,7 +1,7 @@
 //! `controller legacy`: the control client of 2015.
 
 use std::ffi::OsString;
-use std::io::{self, Write};
+use std::io;
 use std::net::{SocketAddr, ToSocketAddrs, UdpSocket};
 use std::time::Duration;
 
@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 
 use super::Error;
 use crate::proto::command::{CommandError, Field};
+use crate::proto::host::output::{print, printable};
 use crate::proto::legacy::{self, CONTROL_PORT, Operation};
 
 /// The longest reply.
@@ -120,15 +121,9 @@ impl Args {
         let Some(reply) = reply else { return Ok(()) };
         let reply = legacy::parse_reply(&reply)
             .map_err(|error| Error::Failed(format!("{server} answered, but {error}")))?;
-        let mut out = io::stdout().lock();
         for (tunnel, words) in &reply.entries {
-            // Whoever answered may be anybody: nothing of it steers the terminal.
-            match writeln!(out, "{}: {}", printable(tunnel), printable(words)) {
-                Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-                    return Err(Error::Failed(error.to_string()));
-                }
-                Ok(()) | Err(_) => {}
-            }
+            // Whoever answered may be anybody.
+            print(&printable(&format!("{tunnel}: {words}")))?;
         }
         if reply.is_ok() { Ok(()) } else { Err(Error::Failed(format!("{server} refused"))) }
     }
@@ -198,11 +193,6 @@ impl Args {
             format!("{server}: {error}")
         })
     }
-}
-
-/// A text with its control characters written out.
-fn printable(text: &str) -> String {
-    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
 }
 
 #[cfg(test)]

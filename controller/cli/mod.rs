@@ -1,43 +1,101 @@
 //! The operator's commands.
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use tonic::transport::Channel;
 
+use crate::proto::host::client;
+use crate::proto::host::log::{self, LogFormat};
+use crate::proto::host::output::{self, Format};
+use crate::proto::v1::mesh_admin_client::MeshAdminClient;
+
+mod apply;
+mod converge;
+mod error;
+mod events;
 pub mod legacy;
+mod mesh;
+mod nodes;
+mod operations;
+mod serve;
+mod status;
+
+pub use error::Error;
 
 /// Operates a mesh of UDP tunnels between hosts.
 #[derive(Debug, Parser)]
-#[command(name = "controller", version, arg_required_else_help = true)]
+#[command(name = "controller", version, arg_required_else_help = true, after_help = EXAMPLES)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
 }
 
+const EXAMPLES: &str = "\
+Exit code: 0 done, 1 failed, 2 wrong use. `plan` has 3 where there are changes.
+
+Examples:
+  controller serve --insecure 172.100.0.0/16   run the controller of a trusted network
+  controller plan -f mesh.yaml                 what applying the file would do
+  controller apply -f mesh.yaml --wait         do it, and wait until every node has it
+  controller nodes                             the nodes and how far they are";
+
 #[derive(Debug, Subcommand)]
 enum Command {
+    Serve(serve::Args),
+    #[command(flatten)]
+    Ask(Ask),
     Legacy(legacy::Args),
 }
 
-/// A command that was not done.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The command line cannot be meant; nothing was sent.
-    #[error("{0}")]
-    Usage(String),
-    /// It failed, in words.
-    #[error("{0}")]
-    Failed(String),
+/// What a running controller is asked.
+#[derive(Debug, Subcommand)]
+enum Ask {
+    Plan(apply::PlanArgs),
+    Apply(apply::ApplyArgs),
+    /// List the meshes, or delete one
+    #[command(subcommand)]
+    Mesh(mesh::Command),
+    Status(status::Args),
+    Nodes(nodes::NodesArgs),
+    Tunnels(nodes::TunnelsArgs),
+    Events(events::Args),
 }
 
-impl Error {
-    /// 2 for wrong use, 1 for the rest.
-    pub fn exit_code(&self) -> ExitCode {
-        match self {
-            Self::Usage(_) => ExitCode::from(2),
-            Self::Failed(_) => ExitCode::FAILURE,
-        }
+/// Where a controller hears its operators.
+#[derive(Debug, clap::Args)]
+struct SocketArgs {
+    /// Unix socket of the controller
+    #[arg(
+        long,
+        env = "TUNMESH_CONTROLLER_SOCKET",
+        value_name = "PATH",
+        default_value = "/run/tunmesh-controller/controller.sock"
+    )]
+    socket: PathBuf,
+}
+
+/// Which controller is asked, and how its answer is written.
+#[derive(Debug, clap::Args)]
+struct AskArgs {
+    #[command(flatten)]
+    socket: SocketArgs,
+    /// How the answer is written
+    #[arg(short, long, value_name = "FORMAT", default_value = "table")]
+    output: Format,
+}
+
+impl AskArgs {
+    async fn connect(&self) -> Result<MeshAdminClient<Channel>, Error> {
+        let channel = client::connect(&self.socket.socket, "controller", "controller serve").await?;
+        // What a controller has to say of a thousand nodes is longer than the usual 4 MiB.
+        Ok(MeshAdminClient::new(channel).max_decoding_message_size(usize::MAX))
+    }
+
+    fn write<T: serde::Serialize>(&self, answer: &T, table: impl FnOnce(&T) -> String) -> Result<(), Error> {
+        Ok(output::write(self.output, answer, table)?)
     }
 }
 
@@ -51,9 +109,33 @@ impl Cli {
     ///
     /// # Errors
     /// Why it was not done.
-    pub fn run(self) -> Result<(), Error> {
+    pub fn run(self) -> Result<ExitCode, Error> {
         match self.command {
-            Command::Legacy(args) => args.run(),
+            Command::Serve(args) => args.run().map(|()| ExitCode::SUCCESS),
+            Command::Ask(ask) => {
+                log::init(LogFormat::Text);
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+                runtime.block_on(ask.run())
+            }
+            Command::Legacy(args) => {
+                log::init(LogFormat::Text);
+                args.run().map(|()| ExitCode::SUCCESS)
+            }
         }
+    }
+}
+
+impl Ask {
+    async fn run(self) -> Result<ExitCode, Error> {
+        match self {
+            Self::Plan(args) => return args.run().await,
+            Self::Apply(args) => args.run().await,
+            Self::Mesh(command) => command.run().await,
+            Self::Status(args) => args.run().await,
+            Self::Nodes(args) => args.run().await,
+            Self::Tunnels(args) => args.run().await,
+            Self::Events(args) => args.run().await,
+        }
+        .map(|()| ExitCode::SUCCESS)
     }
 }

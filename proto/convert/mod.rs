@@ -227,6 +227,7 @@ impl From<TunnelStatus> for v1::TunnelStatus {
             sent: Some(status.sent.into()),
             received: Some(status.received.into()),
             last_received: status.last_received.map(timestamp),
+            notes: status.notes,
         }
     }
 }
@@ -249,6 +250,21 @@ pub fn timestamp(since_epoch: std::time::Duration) -> pbjson_types::Timestamp {
     pbjson_types::Timestamp {
         seconds: i64::try_from(since_epoch.as_secs()).unwrap_or(i64::MAX),
         nanos: i32::try_from(since_epoch.subsec_nanos()).unwrap_or_default(),
+    }
+}
+
+/// A span of time, as v1 has it.
+pub fn duration(span: std::time::Duration) -> pbjson_types::Duration {
+    let pbjson_types::Timestamp { seconds, nanos } = timestamp(span);
+    pbjson_types::Duration { seconds, nanos }
+}
+
+/// A span of time as v1 has it; one below zero is none.
+pub fn span(wire: &pbjson_types::Duration) -> std::time::Duration {
+    match (u64::try_from(wire.seconds), u32::try_from(wire.nanos)) {
+        (Ok(seconds), Ok(nanos)) => std::time::Duration::from_secs(seconds)
+            .saturating_add(std::time::Duration::from_nanos(nanos.into())),
+        (Ok(_) | Err(_), Ok(_) | Err(_)) => std::time::Duration::ZERO,
     }
 }
 

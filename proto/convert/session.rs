@@ -10,7 +10,7 @@ use prost::Message;
 use super::{framing_to_wire, owner_to_wire, texts};
 use crate::proto::command::{CommandError, Field, TunnelSpec};
 use crate::proto::model::{
-    DeviceName, Invalid, Owner, Remote, TunnelName, TunnelState, parse_interface_address,
+    DeviceName, Invalid, Owner, Remote, TunnelName, TunnelState, check_label, parse_interface_address, shown,
 };
 use crate::proto::session::{
     Ack, AgentMessage, ControllerMessage, Delta, Digest, Generation, Have, Heartbeat, Hello, Item, ItemId,
@@ -91,6 +91,13 @@ pub fn meaning(item: &Item) -> Result<Meaning, CommandError> {
             if tunnel.name != id.as_str() {
                 return Err(misnamed(&tunnel.name));
             }
+            if !tunnel.addresses.is_empty() {
+                return Err(CommandError::invalid(
+                    Field::Addresses,
+                    tunnel.addresses.join(", "),
+                    Invalid::new("are a device's, not a tunnel's", "report this fault"),
+                ));
+            }
             super::tunnel_spec(&tunnel).map(Meaning::Tunnel)
         }
     }
@@ -110,6 +117,16 @@ fn fault(field: &'static str, problem: impl Into<String>) -> MessageError {
     MessageError { field, fault: Invalid::new(problem, "run agent and controller of one release") }
 }
 
+/// The beginning of what an agent says in words: the controller keeps it, and whoever says more wants to fill its
+/// memory.
+fn cut(mut words: String) -> String {
+    /// In bytes; longer than any words of ours.
+    const LONGEST: usize = 1_000;
+    words.truncate(words.floor_char_boundary(LONGEST));
+    words.shrink_to_fit();
+    words
+}
+
 fn missing(field: &'static str) -> MessageError {
     fault(field, "is missing")
 }
@@ -117,13 +134,12 @@ fn missing(field: &'static str) -> MessageError {
 fn parse<T: FromStr<Err = Invalid>>(field: &'static str, text: &str) -> Result<T, MessageError> {
     text.parse().map_err(|invalid: Invalid| MessageError {
         field,
-        fault: Invalid::new(format!("{text:?} {}", invalid.problem), invalid.remedy),
+        fault: Invalid::new(format!("{} {}", shown(text), invalid.problem), invalid.remedy),
     })
 }
 
 fn generation(field: &'static str, wire: Option<v1::Generation>) -> Result<Generation, MessageError> {
-    let v1::Generation { incarnation, revision } = wire.ok_or_else(|| missing(field))?;
-    Ok(Generation { incarnation, revision })
+    wire.map(Into::into).ok_or_else(|| missing(field))
 }
 
 fn digest(bytes: &[u8]) -> Result<Digest, MessageError> {
@@ -169,20 +185,29 @@ pub fn agent_message(wire: v1::AgentMessage) -> Result<Option<AgentMessage>, Mes
             failures: wire
                 .failures
                 .into_iter()
-                .map(|failure| Ok((item_id(failure.item)?, failure.reason)))
+                .map(|failure| Ok((item_id(failure.item)?, cut(failure.reason))))
                 .collect::<Result<_, MessageError>>()?,
             removals_held: ids(wire.removals_held)?,
         }),
-        Wire::Resync(wire) => AgentMessage::Resync(wire.reason),
+        Wire::Resync(wire) => AgentMessage::Resync(cut(wire.reason)),
         Wire::Heartbeat(wire) => AgentMessage::Heartbeat(heartbeat(wire)),
         Wire::Report(wire) => AgentMessage::Report(report(wire)?),
         Wire::Goodbye(v1::Goodbye {}) => AgentMessage::Goodbye,
+        Wire::Refusal(wire) => AgentMessage::Refusal(cut(wire.reason)),
     }))
 }
 
 fn hello(wire: v1::Hello) -> Result<Hello, MessageError> {
+    /// More of either nobody needs, and whoever sends it wants to fill the controller's store.
+    const MOST: usize = 64;
     if wire.protocol_version == 0 {
         return Err(missing("protocol_version"));
+    }
+    if wire.capabilities.len() > MOST || wire.labels.len() > MOST {
+        return Err(fault("labels", format!("or capabilities are more than {MOST}")));
+    }
+    for (key, value) in &wire.labels {
+        check_label(key, value).map_err(|fault| MessageError { field: "labels", fault })?;
     }
     let have = match wire.have {
         None => None,
@@ -194,11 +219,11 @@ fn hello(wire: v1::Hello) -> Result<Hello, MessageError> {
     };
     Ok(Hello {
         protocol_version: wire.protocol_version,
-        capabilities: wire.capabilities.into_iter().collect(),
+        capabilities: wire.capabilities.into_iter().map(cut).collect(),
         node: parse("node", &wire.node)?,
         run_id: RunId::from_bytes(&wire.run_id).ok_or_else(|| fault("run_id", "is not 16 bytes long"))?,
         have,
-        version: wire.version,
+        version: cut(wire.version),
         labels: wire.labels,
         endpoint: match wire.endpoint.as_str() {
             "" => None,
@@ -219,22 +244,24 @@ fn report(wire: v1::Report) -> Result<Report, MessageError> {
 
 fn tunnel_report(wire: v1::TunnelReport) -> Result<(TunnelName, TunnelReport), MessageError> {
     use v1::tunnel_status::{Owner as WireOwner, State};
-    let owner = match wire.owner() {
-        WireOwner::Local => Owner::Local,
-        WireOwner::Controller => Owner::Controller,
-        WireOwner::Unspecified => return Err(missing("owner")),
+    let owner = match WireOwner::try_from(wire.owner) {
+        Ok(WireOwner::Local) => Owner::Local,
+        Ok(WireOwner::Controller) => Owner::Controller,
+        Ok(WireOwner::Unspecified) => return Err(missing("owner")),
+        Err(_) => return Err(fault("owner", format!("{} is none of this version", wire.owner))),
     };
-    let state = match wire.state() {
-        State::Waiting => TunnelState::Waiting((!wire.reason.is_empty()).then(|| wire.reason.clone())),
-        State::Passing => TunnelState::Passing,
-        State::Failed => TunnelState::Failed(wire.reason.clone()),
-        State::Unspecified => return Err(missing("state")),
+    let state = match State::try_from(wire.state) {
+        Ok(State::Waiting) => TunnelState::Waiting((!wire.reason.is_empty()).then(|| cut(wire.reason))),
+        Ok(State::Passing) => TunnelState::Passing,
+        Ok(State::Failed) => TunnelState::Failed(cut(wire.reason)),
+        Ok(State::Unspecified) => return Err(missing("state")),
+        Err(_) => return Err(fault("state", format!("{} is none of this version", wire.state))),
     };
     let report = TunnelReport {
         device: parse("device", &wire.device)?,
         owner,
         state,
-        endpoint: wire.endpoint,
+        endpoint: cut(wire.endpoint),
         last_received_ms: wire.last_received_ms,
     };
     Ok((parse("name", &wire.name)?, report))
@@ -280,6 +307,12 @@ pub fn controller_message(wire: v1::ControllerMessage) -> Result<Option<Controll
 
 impl From<Generation> for v1::Generation {
     fn from(Generation { incarnation, revision }: Generation) -> Self {
+        Self { incarnation, revision }
+    }
+}
+
+impl From<v1::Generation> for Generation {
+    fn from(v1::Generation { incarnation, revision }: v1::Generation) -> Self {
         Self { incarnation, revision }
     }
 }
@@ -337,6 +370,7 @@ impl From<AgentMessage> for v1::AgentMessage {
             AgentMessage::Heartbeat(heartbeat) => Wire::Heartbeat(heartbeat.into()),
             AgentMessage::Report(report) => Wire::Report(report.into()),
             AgentMessage::Goodbye => Wire::Goodbye(v1::Goodbye {}),
+            AgentMessage::Refusal(reason) => Wire::Refusal(v1::Refusal { reason }),
         };
         Self { message: Some(message) }
     }
@@ -425,3 +459,6 @@ impl From<ControllerMessage> for v1::ControllerMessage {
         Self { message: Some(message) }
     }
 }
+
+#[cfg(test)]
+mod tests;

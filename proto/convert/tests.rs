@@ -192,6 +192,7 @@ fn status(spec: TunnelSpec) -> TunnelStatus {
         sent: Traffic::default(),
         received: Traffic::default(),
         last_received: None,
+        notes: Vec::new(),
     }
 }
 

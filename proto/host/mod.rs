@@ -2,11 +2,14 @@
 //! uses.
 
 pub mod client;
+pub mod limits;
 pub mod lock;
 pub mod log;
 pub mod output;
+pub mod random;
 pub mod signals;
 pub mod socket;
+pub mod words;
 
 use tonic_reflection::server::Builder;
 

@@ -31,10 +31,25 @@ pub fn write<T: Serialize>(
         Format::Json => serde_json::to_string_pretty(value)?,
         Format::Yaml => serde_saphyr::to_string(value)?,
     };
+    print(&text)?;
+    Ok(())
+}
+
+/// Writes lines; whether the reader takes more.
+///
+/// # Errors
+/// Where they cannot be written.
+pub fn print(text: &str) -> io::Result<bool> {
     match writeln!(io::stdout(), "{}", text.trim_end()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
-        Ok(()) | Err(_) => Ok(()),
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(error),
     }
+}
+
+/// A text with its control characters written out: nothing that came over a wire steers the terminal.
+pub fn printable(text: &str) -> String {
+    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
 }
 
 /// A table without lines, with a header where there is one.
@@ -45,7 +60,7 @@ pub fn columns(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> 
         table.set_header(header.iter().map(|name| name.to_uppercase()));
     }
     for row in rows {
-        table.add_row(row);
+        table.add_row(row.iter().map(|cell| printable(cell)));
     }
     table.to_string().lines().map(str::trim_end).collect::<Vec<_>>().join("\n")
 }

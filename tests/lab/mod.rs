@@ -10,17 +10,25 @@
 #![allow(clippy::disallowed_methods, reason = "real processes are waited for in real time")]
 
 mod agent;
+mod controller;
+mod daemon;
 mod hosts;
 mod peer2015;
+mod reach;
+mod scripted;
 mod tools;
 mod traffic;
 
 use std::thread;
 use std::time::{Duration, Instant};
 
-pub use agent::{AGENT, Agent, CONTROLLER, StartError};
+pub use agent::{AGENT, Agent};
+pub use controller::{CONTROLLER, Controller, UNDERLAYS};
+pub use daemon::{Daemon, StartError};
 pub use hosts::{Failed, Family, Host, Lab, ThreeHosts};
 pub use peer2015::Peer2015;
+pub use reach::all_reach;
+pub use scripted::{Scripted, Talk};
 pub use tools::{GrpcError, grpcurl, grpcurl_at, grpcurl_path, legacy_add, legacy_send};
 pub use traffic::{PingReport, Pinger, ping, ping_ok, transfer, try_transfer};
 

@@ -12,7 +12,7 @@ use proptest::sample::{select, subsequence};
 use super::kernel::{Event, Kernel};
 use super::{net, policy, spec};
 use crate::agent::reconcile::{ActualRoute, Op};
-use crate::agent::state::{AgentState, Change, OpResult};
+use crate::agent::state::{AgentState, OpResult, Wanted};
 use crate::agent::target::Forwarding;
 use crate::proto::command::{Command, CommandError, ErrorKind, TunnelSpec};
 use crate::proto::model::{AllowedPrefix, Desired, DeviceName, Framing, Owner, TunnelName, TunnelState};
@@ -96,7 +96,7 @@ impl Bench {
     pub(super) fn new(promotes: bool) -> Self {
         let now = Instant::now();
         let mut bench = Self {
-            state: AgentState::new(policy(), Desired::default(), now),
+            state: AgentState::new(policy(), Wanted::default(), now),
             kernel: Kernel::new(promotes),
             published: Forwarding::new(),
             names: BTreeMap::new(),
@@ -155,9 +155,8 @@ impl Bench {
                 return Err(error);
             }
         };
-        let Change { tunnel, is_change, .. } = &change;
-        assert_eq!(*is_change, change.desired != before);
-        let (name, is_change) = (tunnel.clone(), *is_change);
+        let (name, is_change) = (command.tunnel().clone(), change.is_change);
+        assert_eq!(is_change, change.wanted.desired != before);
         self.state.commit(change, self.now);
         if is_change && let Some(tunnel) = self.state.desired().tunnels.get(&name) {
             self.held.retain(|held, _| held.split(' ').next() != Some(tunnel.device.as_str()));
@@ -604,7 +603,7 @@ proptest! {
         for device in bench.kernel.our_devices() {
             after.kernel.happen(&Event::Vanishes(device.to_owned()));
         }
-        after.state = AgentState::new(policy(), bench.state.desired().clone(), after.now);
+        after.state = AgentState::new(policy(), bench.state.desired().clone().into(), after.now);
         after.settle();
         after.converge();
         prop_assert_eq!(after.state.desired(), bench.state.desired());

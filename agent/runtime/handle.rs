@@ -1,0 +1,133 @@
+//! The way to a running agent, and what can be asked on it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+
+use crate::agent::session::LinkState;
+use crate::proto::command::{Command, CommandError, ErrorKind, Field, Outcome};
+use crate::proto::model::{Invalid, NodeName, Owner, TunnelStatus};
+use crate::proto::session::{Generation, ItemId};
+
+/// How many requests wait at most; more wait with their senders.
+const QUEUE: usize = 64;
+
+/// What the agent is asked for.
+pub(super) enum Request {
+    Execute(Box<Command>, Owner, oneshot::Sender<Result<Outcome, CommandError>>),
+    Tunnels(oneshot::Sender<Vec<TunnelStatus>>),
+    Counters(oneshot::Sender<Counters>),
+    Controller(oneshot::Sender<Option<ControllerStatus>>),
+    Leave(oneshot::Sender<Result<usize, CommandError>>),
+}
+
+/// What belongs to no tunnel, by reason.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Datagrams that arrived at the data port.
+    pub datagrams: u64,
+    /// Those of them that belong to no tunnel.
+    pub datagrams_dropped: BTreeMap<&'static str, u64>,
+    /// Packets from devices that belong to no tunnel.
+    pub packets_dropped: BTreeMap<&'static str, u64>,
+}
+
+/// What the agent has to do with its controller. Times are since the Unix epoch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ControllerStatus {
+    /// The link to it; `None`: none is dialled.
+    pub link: Option<LinkStatus>,
+    /// The store that the agent belongs to; `None`: none yet.
+    pub store_id: Option<String>,
+    /// The version of what is kept.
+    pub generation: Option<Generation>,
+    /// What is not wanted any more and is kept, for want of consent.
+    pub held: BTreeSet<ItemId>,
+    /// What of the controller's cannot be had, and why.
+    pub failures: BTreeMap<ItemId, String>,
+}
+
+/// The link to a controller.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LinkStatus {
+    /// The node that the agent says it is.
+    pub node: NodeName,
+    /// Who is dialled.
+    pub address: String,
+    /// How far it is.
+    pub state: LinkState,
+    /// Since when.
+    pub since: Duration,
+    /// When a controller was last heard.
+    pub last_heard: Option<Duration>,
+    /// Why it is not in step.
+    pub trouble: Option<String>,
+}
+
+/// The way to a running agent, for every service.
+#[derive(Debug, Clone)]
+pub struct AgentHandle(mpsc::Sender<Request>);
+
+/// A way to an agent, and where what is asked on it arrives.
+pub(super) fn channel() -> (AgentHandle, mpsc::Receiver<Request>) {
+    let (sender, requests) = mpsc::channel(QUEUE);
+    (AgentHandle(sender), requests)
+}
+
+fn stopping() -> CommandError {
+    CommandError::new(
+        ErrorKind::Unavailable,
+        Field::Command,
+        "",
+        Invalid::new("came while the agent is stopping", "try again when it is back"),
+    )
+}
+
+impl AgentHandle {
+    /// Has a command carried out. When this returns well the change is on disk.
+    ///
+    /// # Errors
+    /// Why the command was refused; nothing changed.
+    pub async fn execute(&self, command: Command, owner: Owner) -> Result<Outcome, CommandError> {
+        self.ask(|reply| Request::Execute(Box::new(command), owner, reply)).await?
+    }
+
+    /// All tunnels as they are, by name.
+    ///
+    /// # Errors
+    /// Where the agent is stopping.
+    pub async fn tunnels(&self) -> Result<Vec<TunnelStatus>, CommandError> {
+        self.ask(Request::Tunnels).await
+    }
+
+    /// What belongs to no tunnel.
+    ///
+    /// # Errors
+    /// Where the agent is stopping.
+    pub async fn counters(&self) -> Result<Counters, CommandError> {
+        self.ask(Request::Counters).await
+    }
+
+    /// What the agent has to do with its controller; `None`: it has none.
+    ///
+    /// # Errors
+    /// Where the agent is stopping.
+    pub async fn controller(&self) -> Result<Option<ControllerStatus>, CommandError> {
+        self.ask(Request::Controller).await
+    }
+
+    /// Forgets the controller. Returns how many tunnels went with it.
+    ///
+    /// # Errors
+    /// Where that cannot be kept on disk; nothing changed.
+    pub async fn leave(&self) -> Result<usize, CommandError> {
+        self.ask(Request::Leave).await?
+    }
+
+    async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Result<T, CommandError> {
+        let (reply, answer) = oneshot::channel();
+        self.0.send(request(reply)).await.map_err(|_| stopping())?;
+        answer.await.map_err(|_| stopping())
+    }
+}

@@ -1,0 +1,183 @@
+//! A session with its connection: performs what the session wants done.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use super::handle::LinkStatus;
+use crate::agent::service::controller::{Connection, Dialler, Event, Full};
+use crate::agent::session::{Base, Effect, Identity, Link, LinkState, Session};
+use crate::proto::model::{NodeName, TunnelName};
+use crate::proto::session::{AgentMessage, ItemId, TunnelReport};
+
+/// A session with what acts for it.
+pub struct Uplink {
+    session: Session,
+    dialler: Dialler,
+    connection: Option<Connection>,
+    /// What came first on the connection and has not been taken in.
+    arrived: Option<Event>,
+    /// What the session wants kept.
+    base: Option<Base>,
+    /// Where controllers are, when that has changed.
+    addresses: Option<BTreeSet<IpAddr>>,
+    node: NodeName,
+    told: (LinkState, Option<String>),
+}
+
+impl Uplink {
+    /// An uplink of `identity` that goes on from `base`; `seed` is random.
+    pub fn new(identity: Identity, dialler: Dialler, base: Option<Base>, seed: u64, now: Instant) -> Self {
+        let node = identity.node.clone();
+        let session = Session::new(identity, dialler.controllers().len(), base, seed, now);
+        Self {
+            session,
+            addresses: Some(dialler.known()),
+            dialler,
+            connection: None,
+            arrived: None,
+            base: None,
+            node,
+            told: (LinkState::Waiting, None),
+        }
+    }
+
+    /// Waits until something has arrived that [`Self::attend`] takes in; for ever where there is no connection.
+    pub(super) async fn ready(uplink: &mut Option<Self>) {
+        let Some(uplink) = uplink else { return std::future::pending().await };
+        let Some(connection) = &mut uplink.connection else { return std::future::pending().await };
+        uplink.arrived = Some(connection.event().await);
+    }
+
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        self.session.poll_timeout()
+    }
+
+    /// Takes in all that has arrived, and does what is due.
+    pub(super) fn attend(&mut self, now: Instant) {
+        while let Some(event) = self.next_event() {
+            match event {
+                Event::Resolved(addresses) => {
+                    self.dialler.learn(self.session.link().controller, addresses);
+                    self.addresses = Some(self.dialler.known());
+                }
+                Event::Connected => self.session.handle_connected(now),
+                Event::Message(message) => self.session.handle_message(message, now),
+                Event::Closed { reason, retry_after } => {
+                    self.connection = None;
+                    self.session.handle_closed(&reason, retry_after, now);
+                }
+            }
+            self.act(now);
+        }
+        if self.session.poll_timeout().is_some_and(|at| at <= now) {
+            self.session.handle_timeout(now);
+            self.act(now);
+        }
+    }
+
+    fn next_event(&mut self) -> Option<Event> {
+        self.arrived.take().or_else(|| self.connection.as_mut()?.try_event())
+    }
+
+    /// Does what the session wants done.
+    fn act(&mut self, now: Instant) {
+        while let Some(effect) = self.session.poll_effect() {
+            match effect {
+                Effect::Dial(controller) => self.connection = Some(self.dialler.dial(controller)),
+                Effect::Send(message) => self.send(message, now),
+                Effect::Close => {
+                    self.connection = None;
+                    self.arrived = None;
+                }
+                Effect::Keep(base) => self.base = Some(base),
+            }
+        }
+        self.tell();
+    }
+
+    fn send(&mut self, message: AgentMessage, now: Instant) {
+        let Some(connection) = &self.connection else { return };
+        if connection.send(message) == Err(Full) {
+            self.connection = None;
+            self.session.handle_closed("the controller takes nothing any more", None, now);
+        }
+    }
+
+    /// Logs what changed.
+    fn tell(&mut self) {
+        let Link { state, controller, trouble, generation, .. } = self.session.link();
+        if (state, &trouble) == (self.told.0, &self.told.1) {
+            return;
+        }
+        let address = self.dialler.controllers().get(controller);
+        let address = address.map(ToString::to_string).unwrap_or_default();
+        let generation = generation.map(|generation| generation.to_string()).unwrap_or_default();
+        match (state, &trouble) {
+            (LinkState::Synced, _) => tracing::info!(%address, generation, "in step with the controller"),
+            (LinkState::Waiting | LinkState::Connected, Some(reason)) if self.told.1 != trouble => {
+                tracing::warn!(%address, %reason, "not in step with the controller; tunnels stay as they are");
+            }
+            (LinkState::Waiting | LinkState::Connected | LinkState::Dialling | LinkState::Ended, _) => {
+                tracing::debug!(%address, ?state, "the session with the controller");
+            }
+        }
+        self.told = (state, trouble);
+    }
+
+    pub(super) fn take_addresses(&mut self) -> Option<BTreeSet<IpAddr>> {
+        self.addresses.take()
+    }
+
+    /// What is to be kept; then say [`Self::handle_kept`].
+    pub(super) fn take_base(&mut self) -> Option<Base> {
+        self.base.take()
+    }
+
+    pub(super) fn handle_kept(&mut self, outcome: Result<BTreeMap<ItemId, String>, String>, now: Instant) {
+        self.session.handle_kept(outcome, now);
+        self.act(now);
+    }
+
+    pub(super) fn wants_tunnels(&self) -> bool {
+        self.session.wants_tunnels()
+    }
+
+    /// Takes in how all tunnels are, and what of the controller's cannot be had.
+    pub(super) fn handle_tunnels(
+        &mut self,
+        tunnels: BTreeMap<TunnelName, TunnelReport>,
+        failures: BTreeMap<ItemId, String>,
+        now: Instant,
+    ) {
+        self.session.handle_tunnels(tunnels);
+        self.session.handle_failures(failures);
+        self.act(now);
+    }
+
+    /// Says goodbye.
+    pub(super) fn end(&mut self, now: Instant) {
+        self.session.end(now);
+        self.act(now);
+    }
+
+    /// Waits for a goodbye to be said.
+    pub(super) async fn drain(self) {
+        drop(self.connection);
+        self.dialler.drain().await;
+    }
+
+    /// The link as it is; `since_epoch` is `now` as time since the Unix epoch.
+    pub(super) fn status(&self, now: Instant, since_epoch: Duration) -> LinkStatus {
+        let Link { state, since, controller, last_heard, trouble, .. } = self.session.link();
+        let at = |then: Instant| since_epoch.saturating_sub(now.saturating_duration_since(then));
+        LinkStatus {
+            node: self.node.clone(),
+            address: self.dialler.controllers().get(controller).map(ToString::to_string).unwrap_or_default(),
+            state,
+            since: at(since),
+            last_heard: last_heard.map(at),
+            trouble,
+        }
+    }
+}

@@ -1,0 +1,270 @@
+//! The way to a controller: dials, and turns what crosses the wire into events. No type of the wire goes further.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use hyper_util::rt::TokioIo;
+use ipnet::IpNet;
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::task::JoinSet;
+use tokio_stream::StreamExt;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Endpoint;
+use tonic::{Code, Status};
+use tonic_types::StatusExt;
+
+use crate::proto::convert::session::controller_message;
+use crate::proto::model::{Host, Remote};
+use crate::proto::session::{AgentMessage, ControllerMessage};
+use crate::proto::v1;
+use crate::proto::v1::agent_control_client::AgentControlClient;
+
+/// Where controllers listen, unless their address says otherwise.
+const PORT: u16 = 7443;
+/// How many events wait at most; a controller that says more waits.
+const EVENTS: usize = 16;
+/// How many messages wait at most; more are too many.
+const MESSAGES: usize = 64;
+/// The longest message that is read, in bytes. A change to a large mesh comes in one.
+const LONGEST: usize = 64 << 20;
+/// How long a goodbye may take.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// What happens on a connection.
+#[derive(Debug)]
+pub enum Event {
+    /// These are addresses of the controller.
+    Resolved(BTreeSet<IpAddr>),
+    /// The controller answers.
+    Connected,
+    /// It says something.
+    Message(ControllerMessage),
+    /// The connection is gone or did not come about. The last event.
+    Closed {
+        /// Why, in words.
+        reason: String,
+        /// The least time that the controller asks to wait.
+        retry_after: Option<Duration>,
+    },
+}
+
+/// A connection, or an attempt at one. Dropping it ends it, after what was sent.
+#[derive(Debug)]
+pub struct Connection {
+    events: mpsc::Receiver<Event>,
+    messages: mpsc::Sender<AgentMessage>,
+}
+
+impl Connection {
+    /// What happens next; never again once it is closed.
+    pub async fn event(&mut self) -> Event {
+        match self.events.recv().await {
+            Some(event) => event,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// What has happened.
+    pub fn try_event(&mut self) -> Option<Event> {
+        self.events.try_recv().ok()
+    }
+
+    /// Says something; one that is closed hears nothing, and says so by its last event.
+    ///
+    /// # Errors
+    /// Where too much waits to be sent.
+    pub fn send(&self, message: AgentMessage) -> Result<(), Full> {
+        match self.messages.try_send(message) {
+            Ok(()) | Err(TrySendError::Closed(_)) => Ok(()),
+            Err(TrySendError::Full(_)) => Err(Full),
+        }
+    }
+}
+
+/// The controller takes nothing any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Full;
+
+/// Dials controllers.
+pub struct Dialler {
+    controllers: Vec<Remote>,
+    insecure: Vec<IpNet>,
+    /// Where each of them is, as far as it is known.
+    known: Vec<BTreeSet<IpAddr>>,
+    attempts: JoinSet<()>,
+}
+
+impl Dialler {
+    /// One that dials `controllers`, and connects to them without encryption where they are inside `insecure`, nowhere
+    /// else.
+    pub fn new(controllers: Vec<Remote>, insecure: Vec<IpNet>) -> Self {
+        let known = controllers.iter().map(|controller| match controller.host {
+            Host::Address(address) => BTreeSet::from([address]),
+            Host::Name(_) => BTreeSet::new(),
+        });
+        let known = known.collect();
+        Self { controllers, insecure, known, attempts: JoinSet::new() }
+    }
+
+    /// Who is dialled.
+    pub fn controllers(&self) -> &[Remote] {
+        &self.controllers
+    }
+
+    /// Where controllers are, as far as it is known.
+    pub fn known(&self) -> BTreeSet<IpAddr> {
+        self.known.iter().flatten().copied().collect()
+    }
+
+    /// Takes in where the controller at a position is now.
+    pub fn learn(&mut self, controller: usize, addresses: BTreeSet<IpAddr>) {
+        if let Some(known) = self.known.get_mut(controller) {
+            *known = addresses;
+        }
+    }
+
+    /// Dials the controller at a position.
+    pub fn dial(&mut self, controller: usize) -> Connection {
+        let (event_sender, events) = mpsc::channel(EVENTS);
+        let (messages, message_receiver) = mpsc::channel(MESSAGES);
+        while self.attempts.try_join_next().is_some() {}
+        if let Some(controller) = self.controllers.get(controller).cloned() {
+            self.attempts.spawn(live(controller, self.insecure.clone(), event_sender, message_receiver));
+        }
+        Connection { events, messages }
+    }
+
+    /// Waits for goodbyes to be said.
+    pub async fn drain(mut self) {
+        while self.attempts.join_next().await.is_some() {}
+    }
+}
+
+/// Why a connection ended.
+struct End {
+    reason: String,
+    retry_after: Option<Duration>,
+}
+
+impl End {
+    fn new(reason: impl Into<String>) -> Self {
+        Self { reason: reason.into(), retry_after: None }
+    }
+}
+
+impl From<Status> for End {
+    fn from(status: Status) -> Self {
+        let retry_after = status.get_details_retry_info().and_then(|info| info.retry_delay);
+        let reason = match (status.code(), status.message()) {
+            (code, "") => code.to_string(),
+            (Code::Unknown | Code::Unavailable | Code::Cancelled, words) => words.to_owned(),
+            (_, words) => format!("refused: {words}"),
+        };
+        Self { reason, retry_after }
+    }
+}
+
+/// A connection from its first packet to its last.
+async fn live(
+    controller: Remote,
+    insecure: Vec<IpNet>,
+    events: mpsc::Sender<Event>,
+    messages: mpsc::Receiver<AgentMessage>,
+) {
+    let let_go = async {
+        events.closed().await;
+        // What was sent before may still be on its way.
+        tokio::time::sleep(GRACE).await;
+    };
+    let end = tokio::select! {
+        () = let_go => return,
+        Err(end) = converse(&controller, &insecure, &events, messages) => end,
+    };
+    let End { reason, retry_after } = end;
+    // Whoever let go needs no reason.
+    let _ = events.send(Event::Closed { reason, retry_after }).await;
+}
+
+async fn converse(
+    controller: &Remote,
+    insecure: &[IpNet],
+    events: &mpsc::Sender<Event>,
+    messages: mpsc::Receiver<AgentMessage>,
+) -> Result<std::convert::Infallible, End> {
+    let stream = connect(controller, insecure, events).await?;
+    let mut stream = Some(TokioIo::new(stream));
+    let connector = tower::service_fn(move |_| {
+        let stream = stream.take().ok_or_else(|| std::io::Error::other("the connection is gone"));
+        std::future::ready(stream)
+    });
+    let endpoint = Endpoint::from_static("http://controller.tunmesh");
+    let channel =
+        endpoint.connect_with_connector(connector).await.map_err(|error| End::new(innermost(&error)))?;
+    let mut client = AgentControlClient::new(channel).max_decoding_message_size(LONGEST);
+    // Where nobody listens any more it is read on, so that the last words get out.
+    let _ = events.send(Event::Connected).await;
+    let outbound = ReceiverStream::new(messages).map(v1::AgentMessage::from);
+    let mut inbound = client.session(outbound).await?.into_inner();
+    while let Some(message) = inbound.message().await? {
+        match controller_message(message) {
+            Ok(Some(message)) => {
+                let _ = events.send(Event::Message(message)).await;
+            }
+            Ok(None) => {
+                tracing::debug!("the controller says something that only a later release understands")
+            }
+            Err(error) => return Err(End::new(format!("the controller's message cannot be read: {error}"))),
+        }
+    }
+    Err(End::new("the controller ended the session"))
+}
+
+/// A TCP connection to one of the controller's addresses, in plain text and therefore only inside `insecure`.
+async fn connect(
+    controller: &Remote,
+    insecure: &[IpNet],
+    events: &mpsc::Sender<Event>,
+) -> Result<TcpStream, End> {
+    let port = controller.port.unwrap_or(PORT);
+    let addresses: BTreeSet<IpAddr> = match &controller.host {
+        Host::Address(address) => BTreeSet::from([*address]),
+        Host::Name(name) => {
+            let found = tokio::net::lookup_host((name.as_str(), port)).await;
+            let found = found.map_err(|error| End::new(format!("{name} does not resolve: {error}")))?;
+            found.map(|address| address.ip().to_canonical()).collect()
+        }
+    };
+    let (inside, outside): (BTreeSet<IpAddr>, BTreeSet<IpAddr>) =
+        addresses.into_iter().partition(|address| insecure.iter().any(|network| network.contains(address)));
+    if inside.is_empty() {
+        let outside: Vec<String> = outside.iter().map(ToString::to_string).collect();
+        return Err(End::new(format!(
+            "{} is in none of the networks of --insecure, and encryption of the control channel is not available in \
+             this version",
+            outside.join(", ")
+        )));
+    }
+    let _ = events.send(Event::Resolved(inside.clone())).await;
+    let mut end = End::new("it has no address");
+    for address in inside {
+        match TcpStream::connect(SocketAddr::new(address, port)).await {
+            Ok(stream) => {
+                let made = stream.set_nodelay(true).map(|()| stream);
+                return made.map_err(|error| End::new(error.to_string()));
+            }
+            Err(error) => end = End::new(format!("{address} port {port}: {error}")),
+        }
+    }
+    Err(end)
+}
+
+fn innermost(error: &dyn std::error::Error) -> String {
+    let mut error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
+}

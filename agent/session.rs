@@ -1,0 +1,559 @@
+//! The agent's session with its controller: what is said, what is kept of it, and when.
+//!
+//! Drive it so: after each call [`Session::poll_effect`] until it gives nothing more, and call
+//! [`Session::handle_timeout`] when [`Session::poll_timeout`] says so. While [`Session::wants_tunnels`] says so,
+//! tell it how the tunnels are with [`Session::handle_tunnels`] and [`Session::handle_failures`]. `now` never goes
+//! back.
+//!
+//! Nothing here touches forwarding: whatever becomes of a session, what was kept stays real.
+
+mod base;
+mod random;
+mod reports;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+pub use self::base::Base;
+use self::random::Random;
+use self::reports::Reports;
+use crate::proto::model::{NodeName, Remote, TunnelName};
+use crate::proto::session::{
+    Ack, AgentMessage, ControllerMessage, Delta, Generation, Heartbeat, Hello, Item, ItemId, Items,
+    PROTOCOL_VERSION, RunId, SnapshotChunk, TunnelReport, Welcome,
+};
+
+/// How long a dial may take, names and handshakes included.
+pub const DIAL_TIMEOUT: Duration = Duration::from_secs(3);
+/// How often the agent says that it is there; 10 % more or less.
+const HEARTBEAT: Duration = Duration::from_secs(5);
+/// A controller that has said nothing for so long is not there.
+const WATCHDOG: Duration = Duration::from_secs(15);
+/// The longest wait before the second attempt; doubled with each up to [`BACKOFF_MOST`].
+const BACKOFF: Duration = Duration::from_millis(500);
+/// The longest wait before any attempt.
+const BACKOFF_MOST: Duration = Duration::from_secs(6);
+/// A session that was in step for so long was a good one.
+const GOOD: Duration = Duration::from_secs(10);
+/// The least time between two requests for a snapshot, and before one after what could not be kept.
+const RESYNC_PAUSE: Duration = Duration::from_secs(5);
+/// How soon a controller is asked again to which this agent does not belong.
+const REFUSED: Duration = Duration::from_secs(30);
+/// The longest time that a controller can ask for.
+const ASKED_MOST: Duration = Duration::from_secs(300);
+
+/// What an agent says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// The node that it says it is.
+    pub node: NodeName,
+    /// What the node says of itself.
+    pub labels: BTreeMap<String, String>,
+    /// Where others reach its data port; absent: the address that the session comes from.
+    pub endpoint: Option<Remote>,
+    /// The UDP port on which it receives packets.
+    pub data_port: u16,
+    /// Its release.
+    pub version: String,
+    /// This run of its process.
+    pub run_id: RunId,
+}
+
+/// What is to be done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Effect {
+    /// Dial one of the controllers, by position; then say [`Session::handle_connected`] or
+    /// [`Session::handle_closed`].
+    Dial(usize),
+    /// Send a message.
+    Send(AgentMessage),
+    /// Let go of the connection or attempt; nothing that it still says is heeded.
+    Close,
+    /// Keep this on disk and try it; then say [`Session::handle_kept`].
+    Keep(Base),
+}
+
+/// How far a session is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LinkState {
+    /// It waits before it dials again.
+    Waiting,
+    /// It dials.
+    Dialling,
+    /// It is connected, and not in step yet.
+    Connected,
+    /// It has what the controller wants.
+    Synced,
+    /// It has ended for good.
+    Ended,
+}
+
+/// A session as it is, to be shown.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    /// How far it is.
+    pub state: LinkState,
+    /// Since when.
+    pub since: Instant,
+    /// The controller that is dialled, by position.
+    pub controller: usize,
+    /// When a controller was last heard.
+    pub last_heard: Option<Instant>,
+    /// What is kept.
+    pub generation: Option<Generation>,
+    /// What was to be removed and is kept, for want of consent.
+    pub held: BTreeSet<ItemId>,
+    /// Why it is not in step, in words.
+    pub trouble: Option<String>,
+}
+
+/// The state machine of one agent's sessions, one after the other.
+#[derive(Debug)]
+pub struct Session {
+    identity: Identity,
+    controllers: usize,
+    random: Random,
+    base: Option<Base>,
+    /// What is being kept. Meanwhile nothing is dialled: a Hello must say what is on disk.
+    keeping: Option<Base>,
+    phase: Phase,
+    since: Instant,
+    controller: usize,
+    /// Attempts since the last good session.
+    attempts: u32,
+    last_heard: Option<Instant>,
+    trouble: Option<String>,
+    effects: VecDeque<Effect>,
+}
+
+#[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "an agent has one")]
+enum Phase {
+    Waiting { dial_at: Instant },
+    Dialling { until: Instant },
+    Open(Open),
+    Ended,
+}
+
+/// A connection.
+#[derive(Debug)]
+struct Open {
+    heard: Instant,
+    beat_at: Instant,
+    /// The store of the controller that welcomed it; `None`: none has yet.
+    store_id: Option<String>,
+    /// Whether what it said in its Hello has been answered.
+    answered: bool,
+    synced: Option<Instant>,
+    chunks: Option<(Generation, Vec<Arc<Item>>)>,
+    /// When and why a snapshot is to be asked for.
+    resync: Option<(Instant, String)>,
+    resynced_at: Option<Instant>,
+    /// What was acknowledged last.
+    acked: Option<Ack>,
+    reports: Reports,
+}
+
+impl Session {
+    /// A session that dials the first of `controllers` at once. `base` is what was kept of earlier ones, and `seed`
+    /// is random.
+    pub fn new(identity: Identity, controllers: usize, base: Option<Base>, seed: u64, now: Instant) -> Self {
+        Self {
+            identity,
+            controllers: controllers.max(1),
+            random: Random(seed),
+            base,
+            keeping: None,
+            phase: Phase::Waiting { dial_at: now },
+            since: now,
+            controller: controllers.max(1) - 1,
+            attempts: 0,
+            last_heard: None,
+            trouble: None,
+            effects: VecDeque::new(),
+        }
+    }
+
+    /// The session as it is.
+    pub fn link(&self) -> Link {
+        Link {
+            state: match &self.phase {
+                Phase::Waiting { .. } => LinkState::Waiting,
+                Phase::Dialling { .. } => LinkState::Dialling,
+                Phase::Open(Open { synced: None, .. }) => LinkState::Connected,
+                Phase::Open(Open { synced: Some(_), .. }) => LinkState::Synced,
+                Phase::Ended => LinkState::Ended,
+            },
+            since: self.since,
+            controller: self.controller,
+            last_heard: self.last_heard,
+            generation: self.base.as_ref().map(|base| base.generation),
+            held: self.base.iter().flat_map(|base| base.held.iter()).map(|item| item.id.clone()).collect(),
+            trouble: self.trouble.clone(),
+        }
+    }
+
+    /// What is kept of the controller.
+    pub fn base(&self) -> Option<&Base> {
+        self.base.as_ref()
+    }
+
+    /// The dialled controller answers.
+    pub fn handle_connected(&mut self, now: Instant) {
+        if !matches!(self.phase, Phase::Dialling { .. }) {
+            return;
+        }
+        let beat_at = now + self.random.about(HEARTBEAT);
+        self.enter(
+            Phase::Open(Open {
+                heard: now,
+                beat_at,
+                store_id: None,
+                answered: false,
+                synced: None,
+                chunks: None,
+                resync: None,
+                resynced_at: None,
+                acked: None,
+                reports: Reports::default(),
+            }),
+            now,
+        );
+        let hello = Hello {
+            protocol_version: PROTOCOL_VERSION,
+            capabilities: BTreeSet::new(),
+            node: self.identity.node.clone(),
+            run_id: self.identity.run_id,
+            have: self.base.as_ref().map(Base::have),
+            version: self.identity.version.clone(),
+            labels: self.identity.labels.clone(),
+            endpoint: self.identity.endpoint.clone(),
+            data_port: self.identity.data_port,
+        };
+        self.send(AgentMessage::Hello(hello));
+    }
+
+    /// The connection is gone, was refused, or did not come about, in words why; `retry_after`: the least time that
+    /// the controller asks for.
+    pub fn handle_closed(&mut self, reason: &str, retry_after: Option<Duration>, now: Instant) {
+        match self.phase {
+            Phase::Dialling { .. } | Phase::Open(_) => {
+                self.wait(reason, retry_after.unwrap_or_default(), now)
+            }
+            Phase::Waiting { .. } | Phase::Ended => {}
+        }
+    }
+
+    /// The controller says something.
+    pub fn handle_message(&mut self, message: ControllerMessage, now: Instant) {
+        let Phase::Open(open) = &mut self.phase else { return };
+        open.heard = now;
+        self.last_heard = Some(now);
+        let welcomed = open.store_id.is_some();
+        match message {
+            ControllerMessage::Heartbeat(Heartbeat { ping, .. }) => {
+                if ping.is_some() {
+                    self.send(AgentMessage::Heartbeat(Heartbeat { ping: None, answers: ping }));
+                }
+            }
+            ControllerMessage::GoAway { reason, after_ms } => {
+                let reason = format!("the controller ended the session: {reason}");
+                self.close(&reason, Duration::from_millis(after_ms), now);
+            }
+            ControllerMessage::Welcome(welcome) if !welcomed => self.handle_welcome(&welcome, now),
+            ControllerMessage::Welcome(_) => {
+                self.close("the controller welcomed a session twice", Duration::ZERO, now);
+            }
+            ControllerMessage::NotModified(_)
+            | ControllerMessage::Snapshot(_)
+            | ControllerMessage::Delta(_)
+            | ControllerMessage::ReportRequest(_)
+                if !welcomed =>
+            {
+                self.close("the controller began without a welcome", Duration::ZERO, now);
+            }
+            ControllerMessage::NotModified(generation) => self.handle_not_modified(generation, now),
+            ControllerMessage::Snapshot(chunk) => self.handle_chunk(chunk, now),
+            ControllerMessage::Delta(delta) => self.handle_delta(delta, now),
+            ControllerMessage::ReportRequest(request) => {
+                open.reports.handle_request(request);
+            }
+        }
+    }
+
+    /// What came of [`Effect::Keep`]: on disk and tried, with what of it cannot be had and why; or why it could not
+    /// be kept, and nothing changed.
+    pub fn handle_kept(&mut self, outcome: Result<BTreeMap<ItemId, String>, String>, now: Instant) {
+        let Some(base) = self.keeping.take() else { return };
+        match outcome {
+            Ok(failures) => {
+                let ack = Ack {
+                    generation: base.generation,
+                    failures,
+                    removals_held: base.held.iter().map(|item| item.id.clone()).collect(),
+                };
+                self.base = Some(base);
+                if let Phase::Open(open) = &mut self.phase {
+                    // A push that came meanwhile is asked for again.
+                    if open.resync.is_none() {
+                        if open.synced.is_none() {
+                            open.synced = Some(now);
+                            self.since = now;
+                        }
+                        self.trouble = None;
+                    }
+                    open.acked = Some(ack.clone());
+                    self.send(AgentMessage::Ack(ack));
+                }
+            }
+            Err(reason) => {
+                let reason = format!("cannot be kept on disk: {reason}");
+                self.trouble = Some(reason.clone());
+                self.resync(&reason, now + RESYNC_PAUSE, now);
+            }
+        }
+        self.handle_timeout(now);
+    }
+
+    /// Whether the controller is to be told of tunnels: as they are, or as they changed.
+    pub fn wants_tunnels(&self) -> bool {
+        match &self.phase {
+            Phase::Open(open) => open.store_id.is_some() && (open.reports.are_due() || open.synced.is_some()),
+            Phase::Waiting { .. } | Phase::Dialling { .. } | Phase::Ended => false,
+        }
+    }
+
+    /// Takes in all tunnels as they are now.
+    pub fn handle_tunnels(&mut self, tunnels: BTreeMap<TunnelName, TunnelReport>) {
+        let wanted = self.wants_tunnels();
+        let Phase::Open(open) = &mut self.phase else { return };
+        if wanted {
+            let reports = open.reports.next(tunnels).into_iter();
+            self.effects.extend(reports.map(|report| Effect::Send(AgentMessage::Report(report))));
+        }
+    }
+
+    /// Takes in what of the controller's cannot be had now, and why: where that has changed since it was acknowledged,
+    /// it is acknowledged again.
+    pub fn handle_failures(&mut self, failures: BTreeMap<ItemId, String>) {
+        let Phase::Open(open) = &mut self.phase else { return };
+        if let Some(ack) = open.acked.as_mut().filter(|ack| open.synced.is_some() && ack.failures != failures)
+        {
+            ack.failures = failures;
+            let ack = ack.clone();
+            self.send(AgentMessage::Ack(ack));
+        }
+    }
+
+    /// Ends for good.
+    pub fn end(&mut self, now: Instant) {
+        if matches!(self.phase, Phase::Open(_)) {
+            self.send(AgentMessage::Goodbye);
+        }
+        if matches!(self.phase, Phase::Open(_) | Phase::Dialling { .. }) {
+            self.effects.push_back(Effect::Close);
+        }
+        self.enter(Phase::Ended, now);
+    }
+
+    /// When to call [`Self::handle_timeout`]; `None`: after the next event at the earliest.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        match &self.phase {
+            Phase::Waiting { dial_at } => self.keeping.is_none().then_some(*dial_at),
+            Phase::Dialling { until } => Some(*until),
+            Phase::Open(open) => {
+                let resync = open.resync.as_ref().filter(|_| self.keeping.is_none()).map(|(at, _)| *at);
+                let watch = (open.heard + WATCHDOG).min(open.beat_at);
+                Some(resync.map_or(watch, |at| at.min(watch)))
+            }
+            Phase::Ended => None,
+        }
+    }
+
+    /// Does what is due.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        let keeping = self.keeping.is_some();
+        match &mut self.phase {
+            Phase::Waiting { dial_at } => {
+                if now >= *dial_at && !keeping {
+                    self.controller = (self.controller + 1) % self.controllers;
+                    self.effects.push_back(Effect::Dial(self.controller));
+                    self.enter(Phase::Dialling { until: now + DIAL_TIMEOUT }, now);
+                }
+            }
+            Phase::Dialling { until } => {
+                if now >= *until {
+                    let reason = format!("no answer within {} s", DIAL_TIMEOUT.as_secs());
+                    self.close(&reason, Duration::ZERO, now);
+                }
+            }
+            Phase::Open(open) => {
+                if now >= open.heard + WATCHDOG {
+                    let reason = format!("the controller has said nothing for {} s", WATCHDOG.as_secs());
+                    self.close(&reason, Duration::ZERO, now);
+                    return;
+                }
+                if let Some((_, reason)) = open.resync.take_if(|(at, _)| now >= *at && !keeping) {
+                    open.resynced_at = Some(now);
+                    self.effects.push_back(Effect::Send(AgentMessage::Resync(reason)));
+                }
+                if now >= open.beat_at {
+                    open.beat_at = now + self.random.about(HEARTBEAT);
+                    self.send(AgentMessage::Heartbeat(Heartbeat::default()));
+                }
+            }
+            Phase::Ended => {}
+        }
+    }
+
+    /// The next thing to do.
+    pub fn poll_effect(&mut self) -> Option<Effect> {
+        self.effects.pop_front()
+    }
+
+    fn handle_welcome(&mut self, welcome: &Welcome, now: Instant) {
+        let foreign = self.base.as_ref().filter(|base| base.store_id != welcome.store_id);
+        if let Some(base) = foreign {
+            let reason = format!(
+                "the controller has the store {}, and this agent belongs to {}; to change to this one run `agent leave`, \
+                 then start the agent again",
+                welcome.store_id, base.store_id
+            );
+            return self.refuse(reason, now);
+        }
+        if !(1..=PROTOCOL_VERSION).contains(&welcome.protocol_version) {
+            let reason = format!(
+                "the controller ({}) speaks version {} of the protocol, this agent {PROTOCOL_VERSION}; run agent and \
+                 controller of one release",
+                welcome.version, welcome.protocol_version
+            );
+            return self.refuse(reason, now);
+        }
+        if let Phase::Open(open) = &mut self.phase {
+            open.store_id = Some(welcome.store_id.clone());
+        }
+    }
+
+    fn handle_not_modified(&mut self, generation: Generation, now: Instant) {
+        let Phase::Open(open) = &self.phase else { return };
+        match &self.base {
+            Some(base) if !open.answered => {
+                let base = Base { generation, ..base.clone() };
+                self.keep(base, now);
+            }
+            // It would say nothing of what is here now.
+            Some(_) | None => self.resync("nothing was asked that this could answer", now, now),
+        }
+    }
+
+    fn handle_chunk(&mut self, chunk: SnapshotChunk, now: Instant) {
+        let Phase::Open(open) = &mut self.phase else { return };
+        let (generation, items) = open.chunks.get_or_insert_with(|| (chunk.generation, Vec::new()));
+        if *generation != chunk.generation {
+            let reason = format!("a part of {} came amid {generation}", chunk.generation);
+            return self.resync(&reason, now, now);
+        }
+        items.extend(chunk.items);
+        let Some(end) = chunk.end else { return };
+        let items = Items::new(std::mem::take(items));
+        if items.digest() != end.digest {
+            let reason = format!("the snapshot of {} is not whole", chunk.generation);
+            return self.resync(&reason, now, now);
+        }
+        let store_id = open.store_id.clone().unwrap_or_default();
+        let next = Base::next(self.base.as_ref(), store_id, chunk.generation, items, end.consent);
+        self.keep(next, now);
+    }
+
+    fn handle_delta(&mut self, delta: Delta, now: Instant) {
+        let Phase::Open(open) = &self.phase else { return };
+        let base = self.base.as_ref().filter(|base| base.generation == delta.base && open.chunks.is_none());
+        let Some(base) = base else {
+            let reason = format!("a change of {} cannot be made here", delta.base);
+            return self.resync(&reason, now, now);
+        };
+        let stays = base.items.iter().filter(|item| !delta.delete.contains(&item.id)).cloned();
+        let items = Items::new(stays.chain(delta.set));
+        if items.digest() != delta.digest {
+            let reason = format!("the change to {} does not come out", delta.generation);
+            return self.resync(&reason, now, now);
+        }
+        let next = Base::next(Some(base), base.store_id.clone(), delta.generation, items, delta.consent);
+        self.keep(next, now);
+    }
+
+    /// Has a new base kept, if it can follow the one that is.
+    fn keep(&mut self, next: Base, now: Instant) {
+        if self.keeping.is_some() {
+            let reason = format!("{} came before what was under way was acknowledged", next.generation);
+            return self.resync(&reason, now, now);
+        }
+        if let Some(base) = self.base.as_ref().filter(|base| next.generation < base.generation) {
+            let reason = format!(
+                "the controller wants {}, which is older than {}, which this agent has",
+                next.generation, base.generation
+            );
+            return self.refuse(reason, now);
+        }
+        if let Phase::Open(open) = &mut self.phase {
+            open.chunks = None;
+            open.resync = None;
+            open.answered = true;
+        }
+        self.keeping = Some(next.clone());
+        self.effects.push_back(Effect::Keep(next));
+    }
+
+    /// Asks for a snapshot, at `at` or later.
+    fn resync(&mut self, reason: &str, at: Instant, now: Instant) {
+        let Phase::Open(open) = &mut self.phase else { return };
+        open.chunks = None;
+        if open.synced.take().is_some() {
+            self.since = now;
+        }
+        let at = open.resynced_at.map_or(at, |last| at.max(last + RESYNC_PAUSE));
+        open.resync.get_or_insert_with(|| (at, reason.to_owned()));
+        self.handle_timeout(now);
+    }
+
+    /// Ends a session with a controller that this agent does not follow; both sides show why.
+    fn refuse(&mut self, reason: String, now: Instant) {
+        let trouble = format!("refused: {reason}");
+        self.send(AgentMessage::Refusal(reason));
+        self.close(&trouble, REFUSED, now);
+    }
+
+    fn close(&mut self, reason: &str, least: Duration, now: Instant) {
+        self.effects.push_back(Effect::Close);
+        self.wait(reason, least, now);
+    }
+
+    /// Waits at least `least` before it dials again.
+    fn wait(&mut self, reason: &str, least: Duration, now: Instant) {
+        let was_good = match &self.phase {
+            Phase::Open(open) => open.synced.is_some_and(|at| now >= at + GOOD),
+            Phase::Waiting { .. } | Phase::Dialling { .. } | Phase::Ended => false,
+        };
+        if was_good {
+            self.attempts = 0;
+        }
+        let most = BACKOFF.saturating_mul(1 << self.attempts.min(16)).min(BACKOFF_MOST);
+        self.attempts = self.attempts.saturating_add(1);
+        let dial_at = now + least.min(ASKED_MOST) + self.random.up_to(most);
+        self.trouble = Some(reason.to_owned());
+        self.enter(Phase::Waiting { dial_at }, now);
+    }
+
+    fn enter(&mut self, phase: Phase, now: Instant) {
+        self.phase = phase;
+        self.since = now;
+    }
+
+    fn send(&mut self, message: AgentMessage) {
+        self.effects.push_back(Effect::Send(message));
+    }
+}
+
+#[cfg(test)]
+mod tests;

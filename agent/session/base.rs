@@ -1,0 +1,106 @@
+//! What an agent keeps of its controller.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+
+use crate::proto::session::{Generation, Have, Item, ItemId, Items};
+
+/// The most tunnels that go without anyone's consent, however many there are.
+const FEW: usize = 3;
+
+/// All that the controller wants of this node, as it said it: also what this release does not understand. Its serde
+/// form is a part of the state file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Base {
+    /// The store that it comes from.
+    pub store_id: String,
+    /// Its version.
+    pub generation: Generation,
+    /// What is wanted.
+    #[serde(with = "kept")]
+    pub items: Items,
+    /// What is not wanted any more, and is kept for want of consent.
+    #[serde(with = "kept", default)]
+    pub held: Items,
+}
+
+impl Base {
+    /// All items that are to be real, by id.
+    pub fn all(&self) -> Items {
+        Items::new(self.items.iter().chain(self.held.iter()).cloned())
+    }
+
+    /// What a Hello says. What is held counts, so that the answer is a snapshot: only that says what has been
+    /// consented to.
+    pub fn have(&self) -> Have {
+        let digest = if self.held.is_empty() { self.items.digest() } else { self.all().digest() };
+        Have { store_id: self.store_id.clone(), generation: self.generation, digest }
+    }
+
+    /// What follows `base` when `items` are wanted. More than half of the tunnels, and more than three, go only with
+    /// consent that is younger than `base`; so do those that were held before.
+    pub(super) fn next(
+        base: Option<&Self>,
+        store_id: String,
+        generation: Generation,
+        items: Items,
+        consent: u64,
+    ) -> Self {
+        let held = match base {
+            Some(base) if consent <= base.generation.revision => base.held_without(&items),
+            Some(_) | None => Items::default(),
+        };
+        Self { store_id, generation, items, held }
+    }
+
+    /// What of this stays beside `wanted` without consent.
+    fn held_without(&self, wanted: &Items) -> Items {
+        let wanted: BTreeSet<&ItemId> = wanted.iter().map(|item| &item.id).collect();
+        let is_tunnel = |item: &Item| matches!(item.id, ItemId::Tunnel(_));
+        let had = self.items.iter().filter(|item| is_tunnel(item)).count();
+        // Devices as well: those that stay may need them.
+        let going: Vec<_> = self.items.iter().filter(|item| !wanted.contains(&item.id)).collect();
+        let tunnels = going.iter().filter(|item| is_tunnel(item)).count();
+        let is_mass = tunnels > FEW && tunnels * 2 > had;
+        let held = self.held.iter().filter(|item| !wanted.contains(&item.id));
+        Items::new(held.chain(going.into_iter().filter(|_| is_mass)).cloned())
+    }
+}
+
+/// Items in the state file: a map by id.
+mod kept {
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+
+    use base64::Engine;
+    use base64::engine::general_purpose::STANDARD;
+    use serde::de::Error;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use crate::proto::session::{Item, ItemId, Items, Tag};
+
+    #[derive(Serialize, Deserialize)]
+    struct Kept {
+        tag: Tag,
+        /// Base64.
+        content: String,
+    }
+
+    pub(super) fn serialize<S: Serializer>(items: &Items, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(
+            items
+                .iter()
+                .map(|item| (&item.id, Kept { tag: item.tag, content: STANDARD.encode(&item.content) })),
+        )
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Items, D::Error> {
+        let kept = BTreeMap::<ItemId, Kept>::deserialize(deserializer)?;
+        let items = kept.into_iter().map(|(id, Kept { tag, content })| {
+            let content = STANDARD.decode(content).map_err(D::Error::custom)?;
+            Ok(Arc::new(Item { id, tag, content }))
+        });
+        items.collect::<Result<Vec<_>, _>>().map(Items::new)
+    }
+}

@@ -1,0 +1,133 @@
+//! What a command makes of what is wanted.
+
+use std::collections::BTreeSet;
+
+use crate::proto::command::{CommandError, ErrorKind, Field, TunnelSpec};
+use crate::proto::model::{Desired, Device, Invalid, Owner, Tunnel, TunnelName};
+
+/// Puts a tunnel into the wanted state.
+pub(super) fn add(
+    desired: &mut Desired,
+    spec: &TunnelSpec,
+    replace: bool,
+    owner: Owner,
+) -> Result<(), CommandError> {
+    let known = desired.tunnels.get(&spec.name);
+    if known.is_some_and(|known| known.owner != owner) {
+        return Err(foreign_owner(Field::Name, &spec.name));
+    }
+    let device = device_for(desired, spec, replace, owner)?;
+    let tunnel = Tunnel {
+        device: spec.device.clone(),
+        mtu: spec.mtu,
+        remote: spec.remote.clone(),
+        framing: spec.framing,
+        allowed_prefixes: spec.allowed_prefixes.clone(),
+        routes: spec.routes.clone(),
+        owner,
+    };
+    let same_device = desired
+        .devices
+        .get(&spec.device)
+        .is_some_and(|known| known.owner == device.owner && is_same_set(&known.addresses, &device.addresses));
+    match known {
+        Some(known) if is_same(known, &tunnel) && same_device => return Ok(()),
+        Some(known) if !replace => {
+            return Err(CommandError::new(
+                ErrorKind::AlreadyExists,
+                Field::Name,
+                &spec.name,
+                Invalid::new(
+                    format!(
+                        "is known with another content (remote {}, device {})",
+                        known.remote, known.device
+                    ),
+                    "set replace to change it in place, or choose another name",
+                ),
+            ));
+        }
+        Some(_) | None => {}
+    }
+    desired.set(&spec.name, tunnel, device);
+    Ok(())
+}
+
+/// Whether two tunnels mean the same: in their lists the order says nothing.
+fn is_same(one: &Tunnel, other: &Tunnel) -> bool {
+    let Tunnel { device, mtu, remote, framing, allowed_prefixes, routes, owner } = one;
+    (device, mtu, remote, framing, owner)
+        == (&other.device, &other.mtu, &other.remote, &other.framing, &other.owner)
+        && is_same_set(allowed_prefixes, &other.allowed_prefixes)
+        && is_same_set(routes, &other.routes)
+}
+
+fn is_same_set<T: Ord>(one: &[T], other: &[T]) -> bool {
+    one.iter().collect::<BTreeSet<_>>() == other.iter().collect::<BTreeSet<_>>()
+}
+
+/// The device that a tunnel asks for: the one that it names, or with its addresses a new one.
+fn device_for(
+    desired: &Desired,
+    spec: &TunnelSpec,
+    replace: bool,
+    owner: Owner,
+) -> Result<Device, CommandError> {
+    let wanted = Device { addresses: spec.addresses.clone(), owner };
+    let Some(known) = desired.devices.get(&spec.device) else {
+        if spec.addresses.is_empty() {
+            return Err(CommandError::missing(
+                Field::Addresses,
+                format!(
+                    "device {} does not exist yet: give its addresses, as 10.0.1.1/30, or name a device that exists",
+                    spec.device
+                ),
+            ));
+        }
+        return Ok(wanted);
+    };
+    if known.owner != owner {
+        return Err(foreign_owner(Field::Device, &spec.device));
+    }
+    if spec.addresses.is_empty() || is_same_set(&spec.addresses, &known.addresses) {
+        return Ok(known.clone());
+    }
+    let alone = desired.tunnels_on(&spec.device).all(|(name, _)| *name == spec.name);
+    if replace || alone {
+        return Ok(wanted);
+    }
+    let has: Vec<String> = known.addresses.iter().map(ToString::to_string).collect();
+    Err(CommandError::new(
+        ErrorKind::Clash,
+        Field::Device,
+        &spec.device,
+        Invalid::new(
+            format!("has other addresses ({})", has.join(", ")),
+            "leave the addresses out, or set replace to change them for all its tunnels",
+        ),
+    ))
+}
+
+pub(super) fn delete(desired: &mut Desired, name: &TunnelName, owner: Owner) -> Result<(), CommandError> {
+    match desired.tunnels.get(name) {
+        None => Err(CommandError::new(
+            ErrorKind::NotFound,
+            Field::Name,
+            name,
+            Invalid::new("is no tunnel of this agent", "list the tunnels for their names"),
+        )),
+        Some(tunnel) if tunnel.owner != owner => Err(foreign_owner(Field::Name, name)),
+        Some(_) => {
+            desired.remove(name);
+            Ok(())
+        }
+    }
+}
+
+fn foreign_owner(field: Field, name: impl std::fmt::Display) -> CommandError {
+    CommandError::new(
+        ErrorKind::Clash,
+        field,
+        name,
+        Invalid::new("is the other owner's", "change it where it was made, or choose another name"),
+    )
+}

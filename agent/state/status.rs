@@ -1,0 +1,99 @@
+//! Tunnels as they are, in words.
+
+use std::collections::BTreeMap;
+
+use super::AgentState;
+use crate::proto::model::{Owner, Traffic, Tunnel, TunnelName, TunnelState, TunnelStatus};
+use crate::proto::session::ItemId;
+
+impl AgentState {
+    /// Every tunnel as far as this state knows it: without counters, and never passing.
+    pub fn statuses(&self) -> impl Iterator<Item = TunnelStatus> {
+        self.wanted.desired.tunnels.iter().map(|(name, tunnel)| self.status_of(name, tunnel))
+    }
+
+    /// One tunnel, as [`Self::statuses`] has it.
+    pub fn status(&self, name: &TunnelName) -> Option<TunnelStatus> {
+        self.wanted.desired.tunnels.get(name).map(|tunnel| self.status_of(name, tunnel))
+    }
+
+    /// What the owner of a tunnel should know of it.
+    pub fn notes(&self, name: &TunnelName) -> Vec<String> {
+        let Some(tunnel) = self.desired().tunnels.get(name) else { return Vec::new() };
+        let mut notes = Vec::new();
+        if let (Some(asked), Some(path)) = (tunnel.mtu, self.target.path_mtus.get(name))
+            && asked > *path
+        {
+            notes.push(format!(
+                "mtu {asked} is more than the path carries ({path}): larger packets are refused with ICMP \
+                 too-big or, where they may be, fragmented"
+            ));
+        }
+        let clashes =
+            [(ItemId::Tunnel(name.clone()), "tunnel"), (ItemId::Device(tunnel.device.clone()), "device")];
+        for (id, kind) in clashes {
+            if tunnel.owner == Owner::Local && self.refused.contains_key(&id) {
+                notes.push(format!(
+                    "the controller wants a {kind} of this name, too, and gets it once this one is gone"
+                ));
+            }
+        }
+        notes
+    }
+
+    /// What of the controller's cannot be had, and why.
+    pub fn failures(&self) -> BTreeMap<ItemId, String> {
+        let tunnels = self.desired().tunnels.iter().filter(|(_, tunnel)| tunnel.owner == Owner::Controller);
+        let failed = tunnels.filter_map(|(name, tunnel)| match self.tunnel_state(name, tunnel) {
+            TunnelState::Failed(reason) => Some((ItemId::Tunnel(name.clone()), reason)),
+            TunnelState::Waiting(_) | TunnelState::Passing => None,
+        });
+        self.refused.clone().into_iter().chain(failed).collect()
+    }
+
+    fn status_of(&self, name: &TunnelName, tunnel: &Tunnel) -> TunnelStatus {
+        let device = self.target.devices.get(&tunnel.device);
+        TunnelStatus {
+            name: name.clone(),
+            tunnel: tunnel.clone(),
+            addresses: self
+                .wanted
+                .desired
+                .devices
+                .get(&tunnel.device)
+                .map_or_else(Vec::new, |d| d.addresses.clone()),
+            state: self.tunnel_state(name, tunnel),
+            endpoint: self.target.endpoints.get(name).copied(),
+            device_mtu: device.map(|device| device.mtu),
+            path_mtu: self.target.path_mtus.get(name).copied(),
+            sent: Traffic::default(),
+            received: Traffic::default(),
+            last_received: None,
+            notes: self.notes(name),
+        }
+    }
+
+    fn tunnel_state(&self, name: &TunnelName, tunnel: &Tunnel) -> TunnelState {
+        if let Some(fault) = self.target.faults.get(name) {
+            return TunnelState::Failed(fault.describe(fault.field.name()));
+        }
+        if let Some(failure) = self.failed_devices.get(&tunnel.device) {
+            return TunnelState::Failed(failure.reason.clone());
+        }
+        let mut routes = self
+            .failed_routes
+            .iter()
+            .filter(|(route, _)| route.device == tunnel.device && tunnel.routes.contains(&route.prefix));
+        if let Some((route, failure)) = routes.next() {
+            return TunnelState::Failed(format!("route {}: {}", route.prefix, failure.reason));
+        }
+        let Some(endpoint) = self.target.endpoints.get(name) else {
+            return TunnelState::Waiting(Some(format!("{} is being resolved", tunnel.remote)));
+        };
+        if let Some(Some(reason)) = self.paths.get(&endpoint.ip()) {
+            return TunnelState::Failed(format!("no route to {}: {reason}", endpoint.ip()));
+        }
+        let up = self.facts.actual.links.get(tunnel.device.as_str()).is_some_and(|link| link.ours && link.up);
+        TunnelState::Waiting((!up).then(|| format!("device {} is being made", tunnel.device)))
+    }
+}

@@ -1,0 +1,289 @@
+//! The controller's part of what is wanted, beside the local one.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use proptest::sample::select;
+
+use super::model::Bench;
+use super::{add, allowed, free, net, policy, spec, start};
+use crate::agent::session::Base;
+use crate::agent::state::{AgentState, Wanted};
+use crate::proto::command::{Command, TunnelSpec};
+use crate::proto::convert::session::{device_item, tunnel_item};
+use crate::proto::model::{Desired, Device, Owner, TunnelState};
+use crate::proto::session::{Generation, Item, ItemId, Items, Tag};
+
+fn base(revision: u64, items: impl IntoIterator<Item = Item>) -> Base {
+    Base {
+        store_id: "s1".to_owned(),
+        generation: Generation { incarnation: 1, revision },
+        items: Items::new(items.into_iter().map(Arc::new)),
+        held: Items::default(),
+    }
+}
+
+fn id(text: &str) -> ItemId {
+    text.parse().unwrap()
+}
+
+/// A mesh's device, and tunnels of it to hosts by number.
+fn mesh(hosts: impl IntoIterator<Item = u8>) -> Vec<Item> {
+    let device = device_item(&"m".parse().unwrap(), &[net("10.60.0.1/24")]);
+    std::iter::once(device).chain(hosts.into_iter().map(|host| tunnel_item(&peer(host)))).collect()
+}
+
+fn peer(host: u8) -> TunnelSpec {
+    TunnelSpec {
+        allowed_prefixes: allowed(&format!("10.60.0.{host}/32"), 0),
+        ..spec(&format!("m.n{host}"), "m", &[], &format!("10.20.0.{host}:5000"))
+    }
+}
+
+/// Takes in what the controller wants, as the runtime does.
+fn follow(state: &mut AgentState, base: Base) {
+    let change = state.handle_wanted(Some(base));
+    state.commit(change, start());
+}
+
+fn names(state: &AgentState) -> Vec<&str> {
+    state.desired().tunnels.keys().map(|name| name.as_str()).collect()
+}
+
+#[test]
+fn what_a_controller_wants_comes_up_beside_what_is_local() {
+    let mut bench = Bench::new(true);
+    bench.command(&add(free()), Owner::Local).unwrap();
+    let change = bench.state.handle_wanted(Some(base(1, mesh([2, 3]))));
+    assert!(change.is_change);
+    bench.state.commit(change, bench.now);
+    bench.converge();
+    assert_eq!(names(&bench.state), ["m.n2", "m.n3", "new"]);
+    assert_eq!(bench.state.failures(), BTreeMap::new());
+    assert_eq!(bench.published.keys().map(|device| device.as_str()).collect::<Vec<_>>(), ["dnew", "m"]);
+    let change = bench.state.handle_wanted(Some(base(2, mesh([3]))));
+    bench.state.commit(change, bench.now);
+    bench.converge();
+    assert_eq!(names(&bench.state), ["m.n3", "new"]);
+    // The same again is nothing new.
+    assert!(!bench.state.handle_wanted(Some(base(2, mesh([3])))).is_change);
+    let change = bench.state.handle_wanted(None);
+    bench.state.commit(change, bench.now);
+    bench.converge();
+    assert_eq!((names(&bench.state), bench.state.base()), (vec!["new"], None));
+}
+
+#[test]
+fn what_cannot_be_meant_is_a_failure_and_the_rest_applies() {
+    let later = |mut item: Item, field: &[u8]| {
+        item.content.extend_from_slice(field);
+        Item { tag: Tag::of(&item.content), ..item }
+    };
+    let mut items = mesh([2]);
+    // Field 100, a text: of a later release.
+    items.push(later(tunnel_item(&peer(3)), &[0xa2, 0x06, 1, b'x']));
+    // A text that is longer than what follows.
+    items.push(later(tunnel_item(&peer(4)), &[0xa2, 0x06, 9, b'x']));
+    items.push(tunnel_item(&TunnelSpec { device: "gone".parse().unwrap(), ..peer(5) }));
+    let mut state = AgentState::new(policy(), Wanted::default(), start());
+    follow(&mut state, base(1, items));
+    assert_eq!(names(&state), ["m.n2", "m.n3"]);
+    let failures = state.failures();
+    assert_eq!(failures.keys().cloned().collect::<Vec<_>>(), [id("tunnel m.n4"), id("tunnel m.n5")]);
+    assert!(failures[&id("tunnel m.n4")].contains("cannot be read"), "{failures:?}");
+    assert!(failures[&id("tunnel m.n5")].contains("device gone is not among"), "{failures:?}");
+}
+
+#[test]
+fn a_clash_with_the_host_is_a_failure_of_that_tunnel() {
+    let mut state = AgentState::new(policy(), Wanted::default(), start());
+    let abroad = TunnelSpec { allowed_prefixes: allowed("192.0.2.0/24", 0), ..peer(3) };
+    follow(&mut state, base(1, mesh([2]).into_iter().chain([tunnel_item(&abroad)])));
+    let failures = state.failures();
+    assert_eq!(failures.keys().cloned().collect::<Vec<_>>(), [id("tunnel m.n3")]);
+    assert!(failures[&id("tunnel m.n3")].contains("--accept-prefix"), "{failures:?}");
+}
+
+#[test]
+fn a_local_name_stays_local_until_it_is_free() {
+    for (local, failing) in [
+        (TunnelSpec { name: peer(2).name, ..free() }, vec!["tunnel m.n2"]),
+        (TunnelSpec { device: peer(2).device, ..free() }, vec!["device m", "tunnel m.n2", "tunnel m.n3"]),
+    ] {
+        let mut state = AgentState::new(policy(), Wanted::default(), start());
+        let name = local.name.clone();
+        let change = state.handle_command(&add(local), Owner::Local).unwrap();
+        state.commit(change, start());
+        follow(&mut state, base(1, mesh([2, 3])));
+        let failures = state.failures();
+        assert_eq!(failures.keys().map(ToString::to_string).collect::<Vec<_>>(), failing);
+        assert!(failures.values().all(|why| why.contains("is taken by a local tunnel")), "{failures:?}");
+        assert_eq!(state.desired().tunnels[&name].owner, Owner::Local);
+        let notes = state.notes(&name);
+        assert!(notes.iter().any(|note| note.contains("the controller wants a")), "{notes:?}");
+
+        let change = state.handle_command(&Command::Delete { name }, Owner::Local).unwrap();
+        assert!(change.is_change);
+        state.commit(change, start());
+        assert_eq!((names(&state), state.failures()), (vec!["m.n2", "m.n3"], BTreeMap::new()));
+    }
+}
+
+#[test]
+fn a_local_command_does_not_touch_what_is_the_controllers() {
+    let mut state = AgentState::new(policy(), Wanted::default(), start());
+    follow(&mut state, base(1, mesh([2, 3])));
+    let delete = Command::Delete { name: peer(2).name };
+    for command in [
+        delete,
+        Command::Add { tunnel: TunnelSpec { name: peer(2).name, ..free() }, replace: true },
+        Command::Add { tunnel: TunnelSpec { device: peer(2).device, ..free() }, replace: true },
+    ] {
+        let error = state.handle_command(&command, Owner::Local).unwrap_err();
+        assert!(error.fault.problem.contains("other owner's"), "{error:?}");
+    }
+}
+
+#[test]
+fn unchanged_tunnels_are_the_seniors() {
+    let mut state = AgentState::new(policy(), Wanted::default(), start());
+    follow(&mut state, base(1, mesh([3, 5])));
+    follow(&mut state, base(2, mesh([2, 3, 4, 5])));
+    let order =
+        |state: &AgentState| state.desired().seniority.iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(order(&state), ["m.n3", "m.n5", "m.n2", "m.n4"]);
+    // Another tunnel with the remote of one that works is the one at fault, whatever their names.
+    let changed = TunnelSpec { remote: peer(5).remote, ..peer(3) };
+    let items = mesh([2, 4, 5]).into_iter().chain([tunnel_item(&changed)]);
+    follow(&mut state, base(3, items));
+    assert_eq!(order(&state), ["m.n5", "m.n2", "m.n4", "m.n3"]);
+    assert_eq!(state.failures().keys().cloned().collect::<Vec<_>>(), [id("tunnel m.n3")]);
+    // And what it would have upset comes before it, however it changes.
+    follow(&mut state, base(4, mesh([2, 3, 4, 5])));
+    assert_eq!((order(&state).last().map(String::as_str), state.failures()), (Some("m.n3"), BTreeMap::new()));
+}
+
+#[test]
+fn what_was_kept_is_understood_anew_at_start() {
+    let mut state = AgentState::new(policy(), Wanted::default(), start());
+    let change = state.handle_command(&add(free()), Owner::Local).unwrap();
+    state.commit(change, start());
+    follow(&mut state, base(1, mesh([2, 3])));
+    // As a release would have kept it that understands less.
+    let mut less = Wanted { desired: state.desired().clone(), controller: state.base().cloned() };
+    less.desired.remove(&peer(2).name);
+    let restarted = AgentState::new(policy(), less, start());
+    assert_eq!(names(&restarted), ["m.n2", "m.n3", "new"]);
+    assert!(restarted.desired().is_consistent());
+}
+
+#[test]
+fn no_network_covers_the_controller() {
+    let mut state = AgentState::new(policy(), Wanted::default(), start());
+    state.handle_controllers(BTreeSet::from(["10.60.0.77".parse().unwrap()]), start());
+    follow(&mut state, base(1, mesh([2])));
+    let failed = |state: &AgentState| state.failures().remove(&id("tunnel m.n2")).unwrap_or_default();
+    assert!(
+        failed(&state).contains("covers 10.60.0.77, the address of the controller"),
+        "{}",
+        failed(&state)
+    );
+    let error = state
+        .handle_command(&add(TunnelSpec { routes: vec![net("10.60.0.76/30")], ..free() }), Owner::Local)
+        .unwrap_err();
+    assert!(error.fault.problem.contains("address of the controller"), "{error:?}");
+    state.handle_controllers(BTreeSet::from(["192.0.2.77".parse().unwrap()]), start());
+    assert_eq!(failed(&state), "");
+}
+
+/// What may happen to both parts.
+#[derive(Debug, Clone)]
+enum Step {
+    Follow(Vec<u8>, Vec<u8>),
+    Add(TunnelSpec, bool),
+    Delete(u8),
+    Leave,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let hosts = || prop::collection::vec(2..8_u8, 0..6);
+    let local = || {
+        (2..8_u8, select(vec!["m", "d1", "d2"]), 2..30_u8).prop_map(|(name, device, remote)| TunnelSpec {
+            allowed_prefixes: allowed(&format!("10.61.0.{name}/32"), 0),
+            ..spec(&format!("m.n{name}"), device, &["10.61.0.1/24"], &format!("10.20.0.{remote}:5000"))
+        })
+    };
+    prop_oneof![
+        3 => (hosts(), hosts()).prop_map(|(hosts, garbled)| Step::Follow(hosts, garbled)),
+        3 => (local(), any::<bool>()).prop_map(|(tunnel, replace)| Step::Add(tunnel, replace)),
+        3 => (2..8_u8).prop_map(Step::Delete),
+        1 => Just(Step::Leave),
+    ]
+}
+
+fn part(desired: &Desired, owner: Owner) -> Desired {
+    let mut part = desired.clone();
+    part.retain(|_, tunnel| tunnel.owner == owner);
+    part
+}
+
+proptest! {
+    /// Whatever happens to either part the other stays, and every item of the controller's is there or a failure.
+    #[test]
+    fn each_owner_keeps_its_own(steps in prop::collection::vec(step(), 0..24)) {
+        let mut state = AgentState::new(policy(), Wanted::default(), start());
+        for (revision, step) in (1..).zip(steps) {
+            let local = part(state.desired(), Owner::Local);
+            match step {
+                Step::Follow(hosts, garbled) => {
+                    let mut items = mesh(hosts);
+                    items.extend(garbled.into_iter().map(|host| {
+                        Item { content: vec![0xff], ..tunnel_item(&peer(host)) }
+                    }));
+                    follow(&mut state, base(revision, items));
+                    prop_assert_eq!(part(state.desired(), Owner::Local), local);
+                }
+                Step::Leave => {
+                    let change = state.handle_wanted(None);
+                    state.commit(change, start());
+                    prop_assert_eq!(state.desired(), &local);
+                }
+                Step::Add(tunnel, replace) => {
+                    if let Ok(change) = state.handle_command(&Command::Add { tunnel, replace }, Owner::Local) {
+                        state.commit(change, start());
+                    }
+                }
+                Step::Delete(host) => {
+                    let command = Command::Delete { name: peer(host).name };
+                    if let Ok(change) = state.handle_command(&command, Owner::Local) {
+                        state.commit(change, start());
+                    }
+                }
+            }
+            prop_assert!(state.desired().is_consistent());
+            let failures = state.failures();
+            let device = Device { addresses: vec![net("10.60.0.1/24")], owner: Owner::Controller };
+            let mut expected = 0;
+            for item in state.base().iter().flat_map(|base| base.items.iter()) {
+                let ItemId::Tunnel(name) = &item.id else { continue };
+                let tunnel = state.desired().tunnels.get(name).filter(|tunnel| tunnel.owner == Owner::Controller);
+                match tunnel {
+                    Some(tunnel) => {
+                        expected += 1;
+                        prop_assert_eq!(&state.desired().devices[&tunnel.device], &device);
+                        let status = state.status(name).unwrap();
+                        let failed = matches!(status.state, TunnelState::Failed(_));
+                        prop_assert_eq!(failed, failures.contains_key(&item.id));
+                    }
+                    None => prop_assert!(failures.contains_key(&item.id), "{:?} is nowhere", item.id),
+                }
+            }
+            prop_assert_eq!(part(state.desired(), Owner::Controller).tunnels.len(), expected);
+            // A restart changes nothing.
+            let kept = Wanted { desired: state.desired().clone(), controller: state.base().cloned() };
+            let restarted = AgentState::new(policy(), kept, start());
+            prop_assert_eq!(restarted.desired(), state.desired());
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! Which node has which overlay address. The same file gives the same addresses, whoever comes and goes meanwhile.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use super::mesh::{Mesh, node_addresses, to_address};
+use crate::proto::model::NodeName;
+
+/// How long an address that was freed is given to no other node.
+pub const REST: Duration = Duration::from_secs(3600);
+
+/// How many nodes that have left are remembered, beside those that left less than [`REST`] ago: nodes that come and
+/// go under ever new names would fill the store.
+const REMEMBERED: usize = 4096;
+
+/// The overlay addresses of one mesh. Its serde form is what the store keeps.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Allocations {
+    /// By node; also nodes that have left and may come back.
+    pub nodes: BTreeMap<NodeName, Allocation>,
+}
+
+/// The addresses of one node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Allocation {
+    /// One of each family of the overlay; fewer where the overlay has none left.
+    pub addresses: Vec<IpAddr>,
+    /// When the node left, as time since the Unix epoch; absent: it is a member.
+    pub freed: Option<Duration>,
+}
+
+/// The allocations after `members` came to be the mesh's nodes, and who lacks an address and why. `now` is time
+/// since the Unix epoch.
+///
+/// An address that the file fixes goes to that node, and whoever had it moves. Other members keep what they have.
+/// New ones get the lowest address that nobody has or had; where there is none, the one that was freed first, once
+/// it has rested.
+pub fn allocate(
+    mesh: &Mesh,
+    members: &BTreeSet<NodeName>,
+    before: &Allocations,
+    now: Duration,
+) -> (Allocations, BTreeMap<NodeName, String>) {
+    let mut after = Allocations::default();
+    let mut failures = BTreeMap::new();
+    let mut families = Vec::new();
+    for network in mesh.overlay.networks() {
+        let mut family = Family::new(network, mesh, members, before, now);
+        for node in members {
+            let allocation = after.nodes.entry(node.clone());
+            let allocation = allocation.or_insert(Allocation { addresses: Vec::new(), freed: None });
+            match family.give(node) {
+                Some(address) => allocation.addresses.push(address),
+                None => _ = failures.entry(node.clone()).or_insert_with(|| family.exhausted()),
+            }
+        }
+        families.push(family);
+    }
+    for (node, former) in before.nodes.iter().filter(|(node, _)| !members.contains(*node)) {
+        let kept = families.iter().filter_map(|family| family.owned_by(node)).collect::<Vec<_>>();
+        if !kept.is_empty() {
+            let allocation = Allocation { addresses: kept, freed: former.freed.or(Some(now)) };
+            after.nodes.insert(node.clone(), allocation);
+        }
+    }
+    after.nodes.retain(|_, allocation| !allocation.addresses.is_empty());
+    forget(&mut after, now);
+    (after, failures)
+}
+
+/// The addresses of one of the overlay's networks while they are given away.
+struct Family {
+    network: IpNet,
+    /// Who has or had which address. Nothing is freed meanwhile, but to be given to another at once.
+    owners: BTreeMap<IpAddr, NodeName>,
+    addresses: BTreeMap<NodeName, IpAddr>,
+    /// Addresses of former members that have rested, the one freed last first.
+    rested: Vec<IpAddr>,
+    resting: usize,
+    /// Below this no address is free; `None`: nor above.
+    next: Option<u128>,
+}
+
+impl Family {
+    fn new(
+        network: IpNet,
+        mesh: &Mesh,
+        members: &BTreeSet<NodeName>,
+        before: &Allocations,
+        now: Duration,
+    ) -> Self {
+        let mut family = Self {
+            network,
+            owners: BTreeMap::new(),
+            addresses: BTreeMap::new(),
+            rested: Vec::new(),
+            resting: 0,
+            next: Some(*node_addresses(network).start()),
+        };
+        let belongs = |address: &&IpAddr| mesh.overlay.network_of(**address) == Some(network);
+        for (name, node) in mesh.nodes.iter().filter(|(name, _)| members.contains(*name)) {
+            node.addresses.iter().find(belongs).map(|address| family.claim(name, *address));
+        }
+        let mut left = Vec::new();
+        for (node, allocation) in &before.nodes {
+            let Some(address) = allocation.addresses.iter().find(belongs) else { continue };
+            if family.claim(node, *address) && !members.contains(node) {
+                left.push((allocation.freed.unwrap_or(now), *address));
+            }
+        }
+        left.sort_by_key(|(freed, _)| Reverse(*freed));
+        family.resting = left.iter().filter(|(freed, _)| rests(*freed, now)).count();
+        family.rested = left.into_iter().skip(family.resting).map(|(_, address)| address).collect();
+        family
+    }
+
+    /// Whether `node` now has `address`: nobody else had it, and it had none.
+    fn claim(&mut self, node: &NodeName, address: IpAddr) -> bool {
+        if self.owners.contains_key(&address) || self.addresses.contains_key(node) {
+            return false;
+        }
+        self.owners.insert(address, node.clone());
+        self.addresses.insert(node.clone(), address);
+        true
+    }
+
+    fn owned_by(&self, node: &NodeName) -> Option<IpAddr> {
+        self.addresses.get(node).copied()
+    }
+
+    /// The address of a member: what it has, or one that is free.
+    fn give(&mut self, node: &NodeName) -> Option<IpAddr> {
+        if let Some(address) = self.owned_by(node) {
+            return Some(address);
+        }
+        let address = self.unused().or_else(|| {
+            let address = self.rested.pop()?;
+            let former = self.owners.remove(&address)?;
+            self.addresses.remove(&former);
+            Some(address)
+        })?;
+        self.claim(node, address);
+        Some(address)
+    }
+
+    /// The lowest address that nobody has or had.
+    fn unused(&mut self) -> Option<IpAddr> {
+        let last = *node_addresses(self.network).end();
+        while let Some(number) = self.next.filter(|number| *number <= last) {
+            self.next = number.checked_add(1);
+            let address = to_address(self.network, number);
+            if !self.owners.contains_key(&address) {
+                return Some(address);
+            }
+        }
+        None
+    }
+
+    fn exhausted(&self) -> String {
+        let waiting = match self.resting {
+            0 => String::new(),
+            resting => format!(" ({resting} are kept for an hour for nodes that left)"),
+        };
+        format!("the overlay {} has no address left{waiting}; use a larger one", self.network)
+    }
+}
+
+/// Whether an address freed then is not to be given to another yet.
+fn rests(freed: Duration, now: Duration) -> bool {
+    now.saturating_sub(freed) < REST
+}
+
+/// Drops the former members that have been away the longest.
+fn forget(allocations: &mut Allocations, now: Duration) {
+    let freed = allocations.nodes.iter().filter_map(|(node, allocation)| Some((allocation.freed?, node)));
+    let mut rested: Vec<_> =
+        freed.filter(|(freed, _)| !rests(*freed, now)).map(|(freed, node)| (freed, node.clone())).collect();
+    rested.sort();
+    let excess = rested.len().saturating_sub(REMEMBERED);
+    for (_, node) in rested.iter().take(excess) {
+        allocations.nodes.remove(node);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,83 @@
+//! `controller mesh`.
+
+use super::apply::generation;
+use super::operations::{Tense, operations, summary};
+use super::{AskArgs, Error};
+use crate::proto::host::output::columns;
+use crate::proto::v1;
+
+#[derive(Debug, clap::Subcommand)]
+pub(super) enum Command {
+    /// List the meshes
+    List(ListArgs),
+    /// Delete a mesh: its devices and tunnels go from all nodes
+    Delete(DeleteArgs),
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct ListArgs {
+    #[command(flatten)]
+    ask: AskArgs,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct DeleteArgs {
+    /// The mesh
+    name: String,
+    /// Consent to the removal of more than half, and more than three, of a node's tunnels
+    #[arg(long)]
+    allow_removals: bool,
+    #[command(flatten)]
+    ask: AskArgs,
+}
+
+impl Command {
+    pub(super) async fn run(&self) -> Result<(), Error> {
+        match self {
+            Self::List(args) => args.run().await,
+            Self::Delete(args) => args.run().await,
+        }
+    }
+}
+
+impl ListArgs {
+    async fn run(&self) -> Result<(), Error> {
+        let answer = self.ask.connect().await?.list_meshes(v1::ListMeshesRequest {}).await?.into_inner();
+        self.ask.write(&answer, table)
+    }
+}
+
+impl DeleteArgs {
+    async fn run(&self) -> Result<(), Error> {
+        let request = v1::DeleteMeshRequest { name: self.name.clone(), allow_removals: self.allow_removals };
+        let answer = self.ask.connect().await?.delete_mesh(request).await?.into_inner();
+        self.ask.write(&answer, |answer| {
+            let mut lines = operations(&answer.nodes);
+            lines.push(format!(
+                "mesh {} deleted: {}; {}",
+                self.name,
+                summary(&answer.nodes, Tense::Past),
+                generation(answer.generation)
+            ));
+            lines.join("\n")
+        })
+    }
+}
+
+fn table(answer: &v1::ListMeshesResponse) -> String {
+    if answer.meshes.is_empty() {
+        return "no meshes: write a mesh file, and `controller apply -f` it".to_owned();
+    }
+    let rows = answer.meshes.iter().map(|mesh| {
+        vec![
+            mesh.name.clone(),
+            mesh.overlay.join(" "),
+            mesh.device.clone(),
+            mesh.topology.clone(),
+            mesh.security.clone(),
+            mesh.nodes.len().to_string(),
+            mesh.revision.to_string(),
+        ]
+    });
+    columns(&["name", "overlay", "device", "topology", "security", "nodes", "revision"], rows)
+}

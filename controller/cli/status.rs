@@ -1,0 +1,66 @@
+//! `controller status`.
+
+use super::operations::problem;
+use super::{AskArgs, Error};
+use crate::proto::host::output::columns;
+use crate::proto::host::words::{age, span};
+use crate::proto::session::Generation;
+use crate::proto::v1;
+
+/// Show the controller as a whole, and what is wrong by node
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    ask: AskArgs,
+}
+
+impl Args {
+    pub(super) async fn run(&self) -> Result<(), Error> {
+        let request = v1::GetControllerStatusRequest {};
+        let answer = self.ask.connect().await?.get_controller_status(request).await?.into_inner();
+        self.ask.write(&answer, table)
+    }
+}
+
+fn table(status: &v1::GetControllerStatusResponse) -> String {
+    let generation = Generation::from(status.generation.unwrap_or_default());
+    let started = status.started.as_ref();
+    let mut rows = vec![
+        ("version", status.version.clone()),
+        ("running for", started.map_or_else(String::new, |started| span(age(started)))),
+        ("listening on", status.listen.join(", ")),
+        ("store", format!("{} ({})", status.store, status.store_id)),
+        ("generation", generation.to_string()),
+        ("meshes", status.meshes.to_string()),
+        ("nodes", format!("{} live, {} stale, {} offline", status.live, status.stale, status.offline)),
+        ("up to date", status.converged.to_string()),
+    ];
+    rows.extend(status.problems.iter().map(|entry| ("problem", problem(entry))));
+    rows.extend(status.weakened.iter().map(|words| ("weakened", words.clone())));
+    columns(&[], rows.into_iter().map(|(name, words)| vec![name.to_owned(), words]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn problems_name_the_node_and_the_tunnel() {
+        let tunnel = v1::ItemId { id: Some(v1::item_id::Id::Tunnel("prod.minion-1".to_owned())) };
+        let text = table(&v1::GetControllerStatusResponse {
+            live: 2,
+            offline: 1,
+            problems: vec![v1::Problem {
+                node: "minion-2".to_owned(),
+                item: Some(tunnel),
+                message: "no route".to_owned(),
+            }],
+            weakened: vec!["--insecure: plain text".to_owned()],
+            ..Default::default()
+        });
+        for words in ["2 live, 0 stale, 1 offline", "minion-2: tunnel prod.minion-1: no route", "--insecure"]
+        {
+            assert!(text.contains(words), "{text}");
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! A controller's life: takes what it needs, serves, and sends the agents away for a moment when it ends.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use anyhow::Context;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::config::Config;
+use super::runtime::{self, Runtime};
+use super::service::Facts;
+use super::service::accept::Gate;
+use super::service::admin::Admin;
+use super::service::control::Control;
+use super::service::listen;
+use super::store::Store;
+use super::store::sqlite::SqliteStore;
+use super::stored::Stored;
+use crate::proto::host::socket::SocketFile;
+use crate::proto::host::{limits, random, signals};
+
+/// How long agents and operators may take to hear that the controller ends.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// Runs until SIGTERM or SIGINT.
+///
+/// # Errors
+/// What is missing or taken, in words.
+pub async fn run(config: Config) -> anyhow::Result<()> {
+    limits::raise_open_files();
+    let stop = CancellationToken::new();
+    signals::stop_on(&stop)?;
+    let directory = config.state_dir.clone();
+    // First of all: it keeps out a second controller, with words that say so.
+    let store = tokio::task::spawn_blocking(move || SqliteStore::open(&directory)).await??;
+    let store: Arc<dyn Store> = Arc::new(store);
+    let mut listeners = Vec::new();
+    for address in &config.listen {
+        listeners.push(bind(*address).await?);
+    }
+    let socket = SocketFile::bind(&config.socket)?;
+    for words in config.weakened() {
+        tracing::warn!("{words}");
+    }
+    let facts = facts(&config, &listeners);
+
+    let (controller, requests) = runtime::channel();
+    let mut services = JoinSet::new();
+    let listening = facts.listen.join(", ");
+    let admin = Admin::new(controller.clone(), facts, stop.clone());
+    let (health, operators) = listen::operators(admin, socket, stop.clone()).await?;
+    services.spawn(operators);
+    let (stored, start) = load(store.as_ref()).await?;
+    let revision = stored.revision;
+    let runtime = Runtime::new(stored, start, store, requests);
+    let (control, gate) = (Control::new(controller), Gate::new(&config.insecure));
+    for listener in listeners {
+        services.spawn(listen::agents(control.clone(), gate.clone(), listener, stop.clone()));
+    }
+    health.set(true).await;
+    tracing::info!(
+        listen = listening,
+        socket = %config.socket.display(),
+        revision,
+        "controller is ready"
+    );
+
+    let running = runtime.run(stop.clone().cancelled_owned());
+    let watching = async {
+        let outcome = tokio::select! {
+            () = stop.cancelled() => Ok(()),
+            Some(ended) = services.join_next() => ended.map_err(anyhow::Error::from).flatten(),
+        };
+        stop.cancel();
+        outcome
+    };
+    let ((), outcome) = tokio::join!(running, watching);
+    health.set(false).await;
+    let drained = async { while services.join_next().await.is_some() {} };
+    let _ = tokio::time::timeout(DRAIN, drained).await;
+    tracing::info!("controller has ended; the agents' tunnels stay as they are");
+    outcome
+}
+
+async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.map_err(|error| {
+        if error.kind() == io::ErrorKind::AddrInUse {
+            anyhow::anyhow!(
+                "{address}/tcp is taken, by another controller or program (`ss -tlnp` names it): end that, or \
+                 choose another with --listen"
+            )
+        } else {
+            anyhow::anyhow!("{address}/tcp cannot be listened on: {error}; choose another with --listen")
+        }
+    })
+}
+
+#[allow(clippy::disallowed_methods, reason = "the start of the controller is shown in its status")]
+fn facts(config: &Config, listeners: &[TcpListener]) -> Facts {
+    Facts {
+        started: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default(),
+        listen: listeners.iter().filter_map(|one| Some(one.local_addr().ok()?.to_string())).collect(),
+        store: config.state_dir.display().to_string(),
+        weakened: config.weakened(),
+    }
+}
+
+/// Reads the store and counts this start in it. Returns what it holds, and the start's number.
+async fn load(store: &dyn Store) -> anyhow::Result<(Stored, u64)> {
+    let read = async || {
+        let (entries, revision) = store.read("").await.context("the store cannot be read")?;
+        anyhow::Ok(Stored::from_entries(entries, revision))
+    };
+    let new_id = format!("{:032x}", random::bits().context("this host has no random numbers")?);
+    let (start, transaction) = read().await?.start(&new_id).map_err(anyhow::Error::msg)?;
+    store.commit(transaction).await.context("the store cannot be written")?;
+    let stored = read().await?;
+    for (key, reason) in &stored.faults {
+        tracing::error!(%key, %reason, "a value of the store cannot be read and is passed over");
+    }
+    Ok((stored, start))
+}

@@ -1,0 +1,404 @@
+//! The one task that owns the controller's state: it reads the clock, performs effects, and answers.
+
+mod orders;
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+use futures_util::StreamExt;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+
+use crate::controller::mesh::Mesh;
+use crate::controller::plan::Plan;
+use crate::controller::state::{
+    Connection, ControllerState, Convergence, Effect, Event, NodeTunnels, Refusal, Snapshot,
+};
+use crate::controller::store::{Change, Store, StoreError};
+use crate::controller::stored::Stored;
+use crate::proto::model::{MeshName, NodeName};
+use crate::proto::session::{AgentMessage, ControllerMessage, Hello};
+
+pub use orders::{Applied, OrderError};
+use orders::{Order, Orders};
+
+/// How many requests wait at most; more wait with their senders.
+const QUEUE: usize = 256;
+/// How many requests are answered before anything else is looked at.
+const BATCH: usize = 64;
+/// How many messages wait for one agent at most. One that is so far behind is not there.
+pub const BEHIND: usize = 64;
+/// How long a node may take to report its tunnels before its last report has to do.
+const REPORT: Duration = Duration::from_secs(1);
+/// How many events are told at once.
+const EVENTS: usize = 1_000;
+/// How soon a store that cannot be read is read again.
+const REREAD: Duration = Duration::from_secs(1);
+
+/// What goes out on a stream.
+#[derive(Debug)]
+pub enum Outgoing {
+    /// A message.
+    Message(ControllerMessage),
+    /// All that is wanted, to be sent in chunks.
+    Snapshot(Snapshot),
+    /// The end, and why.
+    End(Refusal),
+}
+
+/// An agent's stream.
+#[derive(Debug)]
+pub struct Link {
+    /// Where the agent dials from.
+    pub source: IpAddr,
+    /// The controller's address that it has dialled.
+    pub local: IpAddr,
+    /// What goes out. It should hold [`BEHIND`].
+    pub outgoing: mpsc::Sender<Outgoing>,
+    /// Cancelled once nothing that comes in is heeded any more.
+    pub ended: CancellationToken,
+}
+
+type Look = Box<dyn FnOnce(&ControllerState, Instant, Duration) + Send>;
+
+/// What the controller is asked for.
+enum Request {
+    Connected(Connection, Box<Link>, Box<Hello>),
+    Message(Connection, AgentMessage),
+    Closed(Connection),
+    Look(Look),
+    Order(Order, oneshot::Sender<Result<Applied, OrderError>>),
+    Report(NodeName, oneshot::Sender<()>),
+}
+
+/// The controller ends, and answers no more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the controller is ending; try again when it is back")]
+pub struct Stopping;
+
+/// How far things are, to be compared with what it was before.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Rises whenever the convergence may be another.
+    pub convergence: u64,
+    /// The number of the last event.
+    pub last_event: u64,
+}
+
+/// The way to a running controller, for every service.
+#[derive(Debug, Clone)]
+pub struct ControllerHandle {
+    requests: mpsc::Sender<Request>,
+    progress: watch::Receiver<Progress>,
+    connections: Arc<AtomicU64>,
+}
+
+impl ControllerHandle {
+    /// Begins an agent's stream with its first words. Returns its number, for what follows.
+    ///
+    /// # Errors
+    /// Where the controller is stopping; so for all others.
+    pub async fn connected(&self, link: Link, hello: Hello) -> Result<Connection, Stopping> {
+        let connection = Connection(self.connections.fetch_add(1, Ordering::Relaxed));
+        self.send(Request::Connected(connection, Box::new(link), Box::new(hello))).await?;
+        Ok(connection)
+    }
+
+    /// What an agent says.
+    pub async fn message(&self, connection: Connection, message: AgentMessage) -> Result<(), Stopping> {
+        self.send(Request::Message(connection, message)).await
+    }
+
+    /// An agent's stream has ended.
+    pub async fn closed(&self, connection: Connection) -> Result<(), Stopping> {
+        self.send(Request::Closed(connection)).await
+    }
+
+    /// Looks at the state: meshes, nodes, the status. `look` gets the time and the wall time.
+    pub async fn look<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&ControllerState, Instant, Duration) -> T + Send + 'static,
+    ) -> Result<T, Stopping> {
+        let (reply, answer) = oneshot::channel();
+        let look = move |state: &ControllerState, now, wall| {
+            // Whoever asked may have gone away meanwhile.
+            let _ = reply.send(look(state, now, wall));
+        };
+        self.send(Request::Look(Box::new(look))).await?;
+        answer.await.map_err(|_| Stopping)
+    }
+
+    /// What applying a mesh would do.
+    pub async fn plan(&self, mesh: Mesh) -> Result<Plan, Stopping> {
+        self.look(|state, _, wall| state.plan(mesh, wall)).await
+    }
+
+    /// Applies a mesh, see [`ControllerState::apply`]. When this returns well the store has it, and agents are being
+    /// brought to it.
+    ///
+    /// # Errors
+    /// Why it was refused; nothing changed.
+    pub async fn apply(
+        &self,
+        mesh: Mesh,
+        hash: Option<String>,
+        allow_removals: bool,
+    ) -> Result<Applied, OrderError> {
+        self.order(Order::Apply { mesh: Box::new(mesh), hash, allow_removals }).await
+    }
+
+    /// Deletes a mesh, see [`ControllerState::delete_mesh`].
+    ///
+    /// # Errors
+    /// Why it was refused; nothing changed.
+    pub async fn delete_mesh(&self, mesh: MeshName, allow_removals: bool) -> Result<Applied, OrderError> {
+        self.order(Order::Delete { mesh, allow_removals }).await
+    }
+
+    async fn order(&self, order: Order) -> Result<Applied, OrderError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Request::Order(order, reply)).await?;
+        answer.await.map_err(|_| Stopping)?
+    }
+
+    /// The tunnels of a node as they are now, or as last reported where it does not say within a second; `None`:
+    /// there is no such node.
+    pub async fn node_tunnels(&self, node: NodeName) -> Result<Option<NodeTunnels>, Stopping> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Request::Report(node.clone(), reply)).await?;
+        // Dropped: it has no session, and none comes.
+        let _ = tokio::time::timeout(REPORT, answer).await;
+        self.look(move |state, now, _| state.node_tunnels(&node, now)).await
+    }
+
+    /// How far the nodes are. [`Self::progress`] says when to look again.
+    pub async fn convergence(&self) -> Result<Convergence, Stopping> {
+        self.look(|state, now, _| state.convergence(now)).await
+    }
+
+    /// Events with a number above `number`, the oldest first, at most 1,000. [`Self::progress`] says when there are
+    /// more.
+    pub async fn events_after(&self, number: u64) -> Result<Vec<Arc<Event>>, Stopping> {
+        self.look(move |state, _, _| state.events_after(number).take(EVENTS).cloned().collect()).await
+    }
+
+    /// How far things are, to wait for a change. It ends with the controller.
+    pub fn progress(&self) -> watch::Receiver<Progress> {
+        self.progress.clone()
+    }
+
+    async fn send(&self, request: Request) -> Result<(), Stopping> {
+        self.requests.send(request).await.map_err(|_| Stopping)
+    }
+}
+
+/// The other end of a handle, for a runtime.
+#[derive(Debug)]
+pub struct Requests {
+    requests: mpsc::Receiver<Request>,
+    progress: watch::Sender<Progress>,
+}
+
+/// A handle, before there is anything behind it: what it is asked waits.
+pub fn channel() -> (ControllerHandle, Requests) {
+    let (sender, requests) = mpsc::channel(QUEUE);
+    let (progress, seen) = watch::channel(Progress::default());
+    let connections = Arc::new(AtomicU64::new(1));
+    (ControllerHandle { requests: sender, progress: seen, connections }, Requests { requests, progress })
+}
+
+/// What an answered watch or read brings.
+enum News {
+    Change(Change),
+    /// The watch has ended.
+    Missed,
+    Reread(Stored),
+}
+
+/// The state with everything that acts for it.
+pub struct Runtime {
+    state: ControllerState,
+    store: Arc<dyn Store>,
+    requests: Requests,
+    links: BTreeMap<Connection, Link>,
+    /// Changes of the store; while it is read again there are none.
+    changes: Option<ReceiverStream<Change>>,
+    rereads: JoinSet<Stored>,
+    commits: JoinSet<Result<u64, StoreError>>,
+    orders: Orders,
+    /// Who waits for a report with this number, or a later one.
+    reports: Vec<(NodeName, u64, oneshot::Sender<()>)>,
+}
+
+impl Runtime {
+    /// A runtime for what `store` holds, on the start with this number.
+    pub fn new(stored: Stored, start: u64, store: Arc<dyn Store>, requests: Requests) -> Self {
+        let changes = Some(store.watch(stored.revision));
+        Self {
+            state: ControllerState::new(stored, start, now(), since_epoch()),
+            orders: Orders::new(Arc::clone(&store)),
+            store,
+            requests,
+            links: BTreeMap::new(),
+            changes,
+            rereads: JoinSet::new(),
+            commits: JoinSet::new(),
+            reports: Vec::new(),
+        }
+    }
+
+    /// Works until `shutdown`, then ends all sessions.
+    pub async fn run(mut self, shutdown: impl Future<Output = ()>) {
+        let mut shutdown = std::pin::pin!(shutdown);
+        let mut batch = Vec::with_capacity(BATCH);
+        self.settle();
+        loop {
+            let timeout = tokio::time::Instant::from_std(self.state.poll_timeout());
+            tokio::select! {
+                () = &mut shutdown => break,
+                1.. = self.requests.requests.recv_many(&mut batch, BATCH) => {
+                    for request in batch.drain(..) {
+                        self.answer(request);
+                    }
+                }
+                news = news(&mut self.changes, &mut self.rereads) => self.take_in(news),
+                Some(committed) = self.commits.join_next() => {
+                    let lost = |error: tokio::task::JoinError| StoreError::Unavailable(error.to_string());
+                    let committed = committed.map_err(lost).flatten();
+                    self.state.handle_commit_result(committed, now(), since_epoch());
+                }
+                Some(order) = self.orders.next() => self.orders.settle(order),
+                () = tokio::time::sleep_until(timeout) => self.state.handle_timeout(now(), since_epoch()),
+            }
+            self.settle();
+        }
+        self.state.handle_shutdown();
+        self.settle();
+    }
+
+    fn answer(&mut self, request: Request) {
+        let (now, wall) = (now(), since_epoch());
+        match request {
+            Request::Connected(connection, link, hello) => {
+                let (source, local) = (link.source, link.local);
+                self.links.insert(connection, *link);
+                self.state.handle_connected(connection, source, local, *hello, now, wall);
+            }
+            Request::Message(connection, message) => {
+                self.state.handle_message(connection, message, now, wall);
+            }
+            Request::Closed(connection) => {
+                self.links.remove(&connection);
+                self.state.handle_closed(connection, now, wall);
+            }
+            Request::Look(look) => look(&self.state, now, wall),
+            Request::Order(order, reply) => self.orders.begin(order, reply, &self.state, wall),
+            Request::Report(node, reply) => {
+                if let Some(request) = self.state.request_report(&node) {
+                    self.reports.push((node, request, reply));
+                }
+            }
+        }
+        // What one request brings about is not held up by those behind it.
+        self.perform();
+    }
+
+    fn take_in(&mut self, news: News) {
+        match news {
+            News::Change(change) => self.state.handle_change(&change, now(), since_epoch()),
+            News::Missed => {
+                tracing::warn!("changes of the store were missed; it is read again");
+                self.changes = None;
+                self.rereads.spawn(reread(Arc::clone(&self.store)));
+            }
+            News::Reread(stored) => {
+                self.changes = Some(self.store.watch(stored.revision));
+                self.state.handle_reload(stored, now(), since_epoch());
+            }
+        }
+    }
+
+    /// Performs what there is to do, and tells those who wait.
+    fn settle(&mut self) {
+        self.perform();
+        self.orders.handle_state(&self.state, since_epoch());
+        let state = &self.state;
+        self.reports.retain(|(node, request, reply)| !reply.is_closed() && state.answered(node) < *request);
+        let progress = Progress { convergence: state.progress(), last_event: state.last_event() };
+        self.requests.progress.send_if_modified(|told| std::mem::replace(told, progress) != progress);
+    }
+
+    fn perform(&mut self) {
+        while let Some(effect) = self.state.poll_effect() {
+            match effect {
+                Effect::Send(connection, message) => self.send(connection, Outgoing::Message(message)),
+                Effect::SendSnapshot(connection, snapshot) => {
+                    self.send(connection, Outgoing::Snapshot(snapshot));
+                }
+                Effect::Close(connection, refusal) => {
+                    if let Some(link) = self.links.remove(&connection) {
+                        tracing::debug!(source = %link.source, %refusal, "a session ends");
+                        // Where no more can be sent, the end without a reason has to do.
+                        let _ = link.outgoing.try_send(Outgoing::End(refusal));
+                        link.ended.cancel();
+                    }
+                }
+                Effect::Commit(transaction) => {
+                    let store = Arc::clone(&self.store);
+                    self.commits.spawn(async move { store.commit(transaction).await });
+                }
+            }
+        }
+    }
+
+    fn send(&mut self, connection: Connection, outgoing: Outgoing) {
+        let Some(link) = self.links.get(&connection) else { return };
+        if link.outgoing.try_send(outgoing).is_err() {
+            tracing::info!(source = %link.source, "an agent does not read what it is sent; its session ends");
+            if let Some(link) = self.links.remove(&connection) {
+                link.ended.cancel();
+            }
+            self.state.handle_closed(connection, now(), since_epoch());
+        }
+    }
+}
+
+async fn news(changes: &mut Option<ReceiverStream<Change>>, rereads: &mut JoinSet<Stored>) -> News {
+    match changes {
+        Some(changes) => changes.next().await.map_or(News::Missed, News::Change),
+        None => loop {
+            match rereads.join_next().await {
+                Some(Ok(stored)) => return News::Reread(stored),
+                Some(Err(_)) => return News::Missed,
+                None => std::future::pending().await,
+            }
+        },
+    }
+}
+
+/// Reads a store until it can be read.
+async fn reread(store: Arc<dyn Store>) -> Stored {
+    loop {
+        match store.read("").await {
+            Ok((entries, revision)) => return Stored::from_entries(entries, revision),
+            Err(error) => tracing::error!(%error, "the store cannot be read; it is tried again"),
+        }
+        tokio::time::sleep(REREAD).await;
+    }
+}
+
+#[allow(clippy::disallowed_methods, reason = "the runtime is where time enters")]
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
+#[allow(clippy::disallowed_methods, reason = "the runtime is where time enters")]
+fn since_epoch() -> Duration {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
+}

@@ -1,0 +1,238 @@
+//! MeshAdmin: convert, ask the controller, convert back.
+
+mod wire;
+
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::{Code, Request, Response, Status};
+
+use super::Facts;
+use crate::controller::mesh::{self, Mesh};
+use crate::controller::runtime::{Applied, ControllerHandle, OrderError, Stopping};
+use crate::proto::convert::timestamp;
+use crate::proto::model::{Invalid, MeshName, NodeName};
+use crate::proto::session::Generation;
+use crate::proto::v1;
+use crate::proto::v1::mesh_admin_server::MeshAdmin;
+
+/// How often one watch is told of progress at most: a thousand nodes acknowledge within a moment.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// The service of one controller.
+#[derive(Debug, Clone)]
+pub struct Admin {
+    controller: ControllerHandle,
+    facts: Arc<Facts>,
+    watches: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl Admin {
+    /// A service for `controller`; it and its watches end with `stop`.
+    pub fn new(controller: ControllerHandle, facts: Facts, stop: CancellationToken) -> Self {
+        Self { controller, facts: Arc::new(facts), watches: TaskTracker::new(), stop }
+    }
+
+    /// Runs a watch until it, its reader or the controller ends.
+    fn watch<T, W>(&self, watch: impl FnOnce(Self, mpsc::Sender<Result<T, Status>>) -> W) -> Watch<T>
+    where
+        T: Send + 'static,
+        W: Future<Output = Result<(), Status>> + Send + 'static,
+    {
+        let (sender, receiver) = mpsc::channel(1);
+        let stop = self.stop.clone();
+        let watch = watch(self.clone(), sender.clone());
+        self.watches.spawn(async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = sender.closed() => {}
+                ended = watch => {
+                    if let Err(error) = ended {
+                        // Whoever asked may have gone away meanwhile.
+                        let _ = sender.send(Err(error)).await;
+                    }
+                }
+            }
+        });
+        Response::new(ReceiverStream::new(receiver))
+    }
+}
+
+type Watch<T> = Response<ReceiverStream<Result<T, Status>>>;
+
+impl From<Stopping> for Status {
+    fn from(stopping: Stopping) -> Self {
+        Self::unavailable(stopping.to_string())
+    }
+}
+
+fn refused(error: OrderError) -> Status {
+    match error {
+        OrderError::Refused(error) => wire::not_applied(error),
+        OrderError::Store(reason) => {
+            Status::unavailable(format!("the store cannot be written: {reason}; nothing changed"))
+        }
+        OrderError::Stopping => Stopping.into(),
+    }
+}
+
+/// The mesh that a file says.
+fn parse(file: Option<v1::MeshFile>) -> Result<Mesh, Status> {
+    let Some(v1::MeshFile { name, content }) = file else {
+        let words = "file is missing; give a mesh file".to_owned();
+        return Err(wire::refused(Code::InvalidArgument, vec![("file".to_owned(), words)]));
+    };
+    let name = if name.is_empty() { "mesh.yaml" } else { &name };
+    mesh::parse(&content).map_err(|faults| wire::faulty(name, &faults))
+}
+
+/// The name in a field of a request.
+fn name<T: FromStr<Err = Invalid>>(field: &str, text: &str) -> Result<T, Status> {
+    text.parse().map_err(|fault: Invalid| {
+        wire::refused(Code::InvalidArgument, vec![(field.to_owned(), fault.describe(field, text))])
+    })
+}
+
+#[tonic::async_trait]
+impl MeshAdmin for Admin {
+    async fn plan(&self, request: Request<v1::PlanRequest>) -> Result<Response<v1::PlanResponse>, Status> {
+        let v1::PlanRequest { file, allow_removals } = request.into_inner();
+        let plan = self.controller.plan(parse(file)?).await?;
+        let unconsented = (!allow_removals && !plan.mass_removals.is_empty())
+            .then(|| wire::needs_consent(plan.mass_removals.iter().cloned()));
+        let mut answer = wire::plan(plan);
+        answer.hazards.splice(0..0, unconsented);
+        Ok(Response::new(answer))
+    }
+
+    async fn apply(&self, request: Request<v1::ApplyRequest>) -> Result<Response<v1::ApplyResponse>, Status> {
+        let v1::ApplyRequest { file, plan, allow_removals } = request.into_inner();
+        let hash = (!plan.is_empty()).then_some(plan);
+        let applied = self.controller.apply(parse(file)?, hash, allow_removals).await;
+        let Applied { plan, generation } = applied.map_err(refused)?;
+        Ok(Response::new(v1::ApplyResponse {
+            plan: Some(wire::plan(plan)),
+            generation: Some(generation.into()),
+        }))
+    }
+
+    async fn list_meshes(
+        &self,
+        _: Request<v1::ListMeshesRequest>,
+    ) -> Result<Response<v1::ListMeshesResponse>, Status> {
+        let meshes = self.controller.look(|state, _, _| {
+            let stored = state.stored();
+            state.meshes().map(|(mesh, revision)| wire::mesh(stored, mesh, revision)).collect()
+        });
+        Ok(Response::new(v1::ListMeshesResponse { meshes: meshes.await? }))
+    }
+
+    async fn delete_mesh(
+        &self,
+        request: Request<v1::DeleteMeshRequest>,
+    ) -> Result<Response<v1::DeleteMeshResponse>, Status> {
+        let request = request.into_inner();
+        let mesh: MeshName = name("name", &request.name)?;
+        let deleted = self.controller.delete_mesh(mesh, request.allow_removals).await;
+        let Applied { plan, generation } = deleted.map_err(refused)?;
+        Ok(Response::new(v1::DeleteMeshResponse {
+            generation: Some(generation.into()),
+            nodes: wire::plan(plan).nodes,
+        }))
+    }
+
+    async fn get_controller_status(
+        &self,
+        _: Request<v1::GetControllerStatusRequest>,
+    ) -> Result<Response<v1::GetControllerStatusResponse>, Status> {
+        let status = self.controller.look(|state, now, _| state.status(now)).await?;
+        let facts = &self.facts;
+        Ok(Response::new(v1::GetControllerStatusResponse {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            started: Some(timestamp(facts.started)),
+            listen: facts.listen.clone(),
+            store: facts.store.clone(),
+            weakened: facts.weakened.clone(),
+            ..wire::status(status)
+        }))
+    }
+
+    async fn list_nodes(
+        &self,
+        _: Request<v1::ListNodesRequest>,
+    ) -> Result<Response<v1::ListNodesResponse>, Status> {
+        let nodes = self.controller.look(|state, now, _| state.nodes(now)).await?;
+        Ok(Response::new(v1::ListNodesResponse { nodes: nodes.into_iter().map(wire::node).collect() }))
+    }
+
+    async fn list_node_tunnels(
+        &self,
+        request: Request<v1::ListNodeTunnelsRequest>,
+    ) -> Result<Response<v1::ListNodeTunnelsResponse>, Status> {
+        let node: NodeName = name("node", &request.into_inner().node)?;
+        let Some(tunnels) = self.controller.node_tunnels(node.clone()).await? else {
+            let words = format!("node {:?} is not known; `controller nodes` has their names", node.as_str());
+            return Err(wire::refused(Code::NotFound, vec![("node".to_owned(), words)]));
+        };
+        Ok(Response::new(wire::node_tunnels(tunnels)))
+    }
+
+    type WatchEventsStream = ReceiverStream<Result<v1::Event, Status>>;
+
+    async fn watch_events(
+        &self,
+        request: Request<v1::WatchEventsRequest>,
+    ) -> Result<Watch<v1::Event>, Status> {
+        let v1::WatchEventsRequest { follow, mut after } = request.into_inner();
+        Ok(self.watch(move |service, sender| async move {
+            let mut progress = service.controller.progress();
+            loop {
+                for event in service.controller.events_after(after).await? {
+                    after = event.number;
+                    if sender.send(Ok(wire::event(&event))).await.is_err() {
+                        return Ok(());
+                    }
+                }
+                let is_behind = progress.borrow_and_update().last_event > after;
+                if !is_behind && (!follow || progress.wait_for(|now| now.last_event > after).await.is_err()) {
+                    return Ok(());
+                }
+            }
+        }))
+    }
+
+    type WatchConvergenceStream = ReceiverStream<Result<v1::Convergence, Status>>;
+
+    async fn watch_convergence(
+        &self,
+        request: Request<v1::WatchConvergenceRequest>,
+    ) -> Result<Watch<v1::Convergence>, Status> {
+        let wanted: Generation = match request.into_inner().generation {
+            Some(generation) => generation.into(),
+            None => self.controller.look(|state, _, _| state.stored().generation()).await?,
+        };
+        Ok(self.watch(move |service, sender| async move {
+            let mut progress = service.controller.progress();
+            loop {
+                progress.mark_unchanged();
+                let convergence = service.controller.convergence().await?;
+                let has_ended =
+                    convergence.generation >= wanted && convergence.converged == convergence.nodes;
+                let told = sender.send(Ok(wire::convergence(convergence))).await;
+                if has_ended || told.is_err() {
+                    return Ok(());
+                }
+                tokio::time::sleep(PAUSE).await;
+                if progress.changed().await.is_err() {
+                    return Ok(());
+                }
+            }
+        }))
+    }
+}

@@ -1,0 +1,186 @@
+//! What the controller itself has stored: what nodes say of themselves, the addresses of those that come and go by
+//! their labels, and the incarnation. One transaction is under way; all that comes meanwhile goes into the next.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use super::{ControllerState, Effect};
+use crate::controller::alloc::{self, Allocations};
+use crate::controller::plan::{NodeRecord, Wanted};
+use crate::controller::store::transaction::{StoreError, Transaction};
+use crate::controller::stored;
+use crate::proto::model::{MeshName, NodeName};
+
+/// How soon a transaction is tried again that lost against another, unless the other's change comes in before.
+const CONFLICT: Duration = Duration::from_millis(100);
+/// How soon a transaction is tried again after the store refused.
+const UNAVAILABLE: Duration = Duration::from_secs(1);
+
+/// What is to be stored.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Batch {
+    nodes: BTreeMap<NodeName, NodeRecord>,
+    incarnation: Option<u64>,
+}
+
+/// How far the store is with it.
+#[derive(Debug, Default)]
+enum Progress {
+    #[default]
+    Idle,
+    /// The transaction with this is under way.
+    UnderWay(Batch),
+    /// It is done, and this revision has not come in yet.
+    Done(u64),
+    /// It failed: again at this time, or after a revision above this one.
+    Failed(Instant, u64),
+}
+
+/// What is to be stored and how far it is.
+#[derive(Debug, Default)]
+pub(super) struct Records {
+    waiting: Batch,
+    progress: Progress,
+    /// Whether members of a mesh wait for an address, or have one and have left.
+    pub(super) allocations_due: bool,
+    /// Why the store refused last.
+    pub(super) refusal: Option<String>,
+}
+
+impl Records {
+    /// When to try again.
+    pub(super) fn retry_at(&self) -> Option<Instant> {
+        match self.progress {
+            Progress::Failed(at, _) => Some(at),
+            Progress::Idle | Progress::UnderWay(_) | Progress::Done(_) => None,
+        }
+    }
+
+    fn latest(&self, node: &NodeName) -> Option<&NodeRecord> {
+        self.waiting.nodes.get(node).or_else(|| match &self.progress {
+            Progress::UnderWay(batch) => batch.nodes.get(node),
+            Progress::Idle | Progress::Done(_) | Progress::Failed(..) => None,
+        })
+    }
+
+    fn is_ready(&mut self, revision: u64, now: Instant) -> bool {
+        let is_ready = match self.progress {
+            Progress::Idle => true,
+            Progress::UnderWay(_) => false,
+            Progress::Done(done) => revision >= done,
+            Progress::Failed(at, judged) => now >= at || (revision > judged && self.refusal.is_none()),
+        };
+        if is_ready {
+            self.progress = Progress::Idle;
+        }
+        is_ready
+    }
+}
+
+impl ControllerState {
+    /// Has what a node says of itself stored, where it is not.
+    pub(super) fn record(&mut self, node: &NodeName, record: NodeRecord) {
+        let latest = self.records.latest(node).or_else(|| self.stored.wanted.nodes.get(node));
+        if latest != Some(&record) {
+            self.records.waiting.nodes.insert(node.clone(), record);
+        }
+    }
+
+    /// How many nodes have a record, or will.
+    pub(super) fn recorded_nodes(&self) -> usize {
+        self.stored.wanted.nodes.len() + self.records.waiting.nodes.len()
+    }
+
+    /// Has the incarnation raised to `incarnation`. Returns whether that is news.
+    pub(super) fn raise_incarnation(&mut self, incarnation: u64) -> bool {
+        let under_way = match &self.records.progress {
+            Progress::UnderWay(batch) => batch.incarnation,
+            Progress::Idle | Progress::Done(_) | Progress::Failed(..) => None,
+        };
+        let coming = self.records.waiting.incarnation.max(under_way);
+        let is_news = coming.is_none_or(|coming| coming < incarnation);
+        if is_news {
+            self.records.waiting.incarnation = Some(incarnation);
+        }
+        is_news
+    }
+
+    /// Takes in what came of [`Effect::Commit`].
+    pub fn handle_commit_result(&mut self, result: Result<u64, StoreError>, now: Instant, wall: Duration) {
+        let Progress::UnderWay(batch) = std::mem::take(&mut self.records.progress) else { return };
+        match result {
+            Ok(revision) => {
+                self.records.refusal = None;
+                self.records.progress = Progress::Done(revision);
+            }
+            Err(error) => {
+                let wait = match &error {
+                    StoreError::Conflict(_) => CONFLICT,
+                    StoreError::Unavailable(_) => UNAVAILABLE,
+                };
+                self.records.refusal = match error {
+                    StoreError::Conflict(_) => None,
+                    StoreError::Unavailable(reason) => Some(reason),
+                };
+                for (node, record) in batch.nodes {
+                    self.records.waiting.nodes.entry(node).or_insert(record);
+                }
+                self.records.waiting.incarnation = self.records.waiting.incarnation.max(batch.incarnation);
+                // Its addresses may be all that it was about.
+                self.records.allocations_due = true;
+                self.records.progress = Progress::Failed(now + wait, self.stored.revision);
+            }
+        }
+        self.pump_records(now, wall);
+    }
+
+    /// Starts the next transaction, unless one is under way.
+    pub(super) fn pump_records(&mut self, now: Instant, wall: Duration) {
+        let is_wanted = self.records.allocations_due || self.records.waiting != Batch::default();
+        // First of all, what is past must not be waited for any more.
+        if !self.records.is_ready(self.stored.revision, now) || !is_wanted {
+            return;
+        }
+        self.records.allocations_due = false;
+        let mut batch = std::mem::take(&mut self.records.waiting);
+        batch.nodes.retain(|node, record| self.stored.wanted.nodes.get(node) != Some(record));
+        batch.incarnation = batch.incarnation.filter(|raised| *raised > self.stored.incarnation);
+        let transaction = self.transaction(&batch, wall);
+        if !transaction.writes.is_empty() {
+            self.records.progress = Progress::UnderWay(batch);
+            self.effects.push_back(Effect::Commit(transaction));
+        }
+    }
+
+    fn transaction(&self, batch: &Batch, wall: Duration) -> Transaction {
+        let mut transaction = Transaction::default();
+        if let Some(incarnation) = batch.incarnation {
+            transaction.conditions.push(self.stored.unchanged_incarnation());
+            transaction.writes.push(stored::put_incarnation(incarnation));
+        }
+        let allocations = if batch.nodes.is_empty() {
+            self.due_allocations(&self.stored.wanted, wall)
+        } else {
+            let mut wanted = self.stored.wanted.clone();
+            wanted.nodes.extend(batch.nodes.clone());
+            self.due_allocations(&wanted, wall)
+        };
+        for (mesh, allocations) in &allocations {
+            transaction.conditions.extend(self.stored.unchanged_mesh(mesh));
+            transaction.writes.push(stored::put_allocations(mesh, allocations));
+        }
+        transaction.writes.extend(batch.nodes.iter().map(|(node, record)| stored::put_node(node, record)));
+        transaction
+    }
+
+    /// By mesh, the addresses of its nodes where they are to be others than they are.
+    pub(super) fn due_allocations(&self, wanted: &Wanted, wall: Duration) -> Vec<(MeshName, Allocations)> {
+        let nothing = Allocations::default();
+        let due = wanted.meshes.iter().filter_map(|(name, mesh)| {
+            let before = wanted.allocations.get(name).unwrap_or(&nothing);
+            let (after, _) = alloc::allocate(mesh, &wanted.members(mesh), before, wall);
+            (after != *before).then(|| (name.clone(), after))
+        });
+        due.collect()
+    }
+}

@@ -1,0 +1,316 @@
+//! What operators ask: who is there, what is wrong, and how far the nodes are.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use super::ControllerState;
+use crate::controller::plan::Hazard;
+use crate::controller::registry::{Health, Node};
+use crate::proto::model::{MeshName, NodeName, Remote, TunnelName, TunnelState};
+use crate::proto::session::{Generation, ItemId, TunnelReport};
+
+/// How many problems are told at most.
+const PROBLEMS: usize = 1_000;
+
+/// Something that is wrong.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Problem {
+    /// The node that it is about; absent: the controller.
+    pub node: Option<NodeName>,
+    /// The node's item that it is about; absent: the node.
+    pub item: Option<ItemId>,
+    /// What is wrong, in words.
+    pub message: String,
+}
+
+/// The controller as a whole.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ControllerStatus {
+    /// The store's name.
+    pub store_id: String,
+    /// What agents are brought to.
+    pub generation: Generation,
+    /// How many meshes there are.
+    pub meshes: usize,
+    /// Nodes that are live.
+    pub live: usize,
+    /// Nodes that are stale.
+    pub stale: usize,
+    /// Nodes that are offline.
+    pub offline: usize,
+    /// Nodes of a mesh.
+    pub members: usize,
+    /// Those of them that have acknowledged all that is wanted of them.
+    pub converged: usize,
+    /// What is wrong, at most 1,000.
+    pub problems: Vec<Problem>,
+}
+
+/// A node as it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeStatus {
+    /// Its name.
+    pub name: NodeName,
+    /// Whether it is there.
+    pub health: Health,
+    /// How long ago it was heard; absent: never since the controller's start.
+    pub last_heard: Option<Duration>,
+    /// The meshes that it is of.
+    pub meshes: BTreeSet<MeshName>,
+    /// The labels that its agent has.
+    pub labels: BTreeMap<String, String>,
+    /// Where others reach it, where no mesh says otherwise.
+    pub endpoint: Option<Remote>,
+    /// Its agent's release; empty: never heard of since the controller's start.
+    pub version: String,
+    /// The generation that last changed what it is to have; absent: nothing is wanted of it.
+    pub wanted: Option<Generation>,
+    /// What it has acknowledged since it last connected.
+    pub observed: Option<Generation>,
+    /// Whether that is all that is wanted of it.
+    pub converged: bool,
+    /// How many tunnels it has, of both owners.
+    pub tunnels: usize,
+    /// Those of them that carry packets.
+    pub passing: usize,
+    /// Those of them that have failed.
+    pub failed: usize,
+    /// How much it keeps that was to be removed, for want of consent.
+    pub removals_held: usize,
+}
+
+/// A node's tunnels as last reported.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeTunnels {
+    /// By name. Times are as of now.
+    pub tunnels: BTreeMap<TunnelName, TunnelReport>,
+    /// How old the last report is; absent: there was none since the controller's start.
+    pub age: Option<Duration>,
+    /// Whether the node is there.
+    pub health: Health,
+}
+
+/// How far the nodes are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Convergence {
+    /// What they are to come to. What is stored after it is not looked at yet.
+    pub generation: Generation,
+    /// How many nodes have something to come to.
+    pub nodes: usize,
+    /// Those of them that have acknowledged all of it.
+    pub converged: usize,
+    /// The others, and why as far as it is known.
+    pub lagging: Vec<Problem>,
+    /// What was processed and cannot be had.
+    pub failures: Vec<Problem>,
+}
+
+impl ControllerState {
+    /// All nodes that are known, by name.
+    pub fn nodes(&self, now: Instant) -> Vec<NodeStatus> {
+        let mut meshes: BTreeMap<NodeName, BTreeSet<MeshName>> = BTreeMap::new();
+        for (name, mesh) in &self.stored.wanted.meshes {
+            for node in self.stored.wanted.members(mesh) {
+                meshes.entry(node).or_default().insert(name.clone());
+            }
+        }
+        let heard = self.registry.nodes().map(|(name, _)| name);
+        for name in self.stored.wanted.nodes.keys().chain(heard) {
+            meshes.entry(name.clone()).or_default();
+        }
+        meshes.into_iter().map(|(name, meshes)| self.node_status(name, meshes, now)).collect()
+    }
+
+    fn node_status(&self, name: NodeName, meshes: BTreeSet<MeshName>, now: Instant) -> NodeStatus {
+        let node = self.registry.node(&name);
+        let record = self.stored.wanted.nodes.get(&name);
+        let states =
+            || node.into_iter().flat_map(|node| node.tunnels.values()).map(|(tunnel, _)| &tunnel.state);
+        NodeStatus {
+            health: node.map_or(Health::Offline, |node| node.health(now)),
+            last_heard: node
+                .and_then(|node| node.last_heard)
+                .map(|heard| now.saturating_duration_since(heard)),
+            meshes,
+            labels: record.map(|record| record.labels.clone()).unwrap_or_default(),
+            endpoint: record.and_then(|record| record.endpoint.clone()),
+            version: node.map(|node| node.version.clone()).unwrap_or_default(),
+            wanted: self.views.get(&name).map(|view| view.since),
+            observed: node.and_then(|node| node.observed),
+            converged: self.is_converged(&name),
+            tunnels: states().count(),
+            passing: states().filter(|state| **state == TunnelState::Passing).count(),
+            failed: states().filter(|state| matches!(state, TunnelState::Failed(_))).count(),
+            removals_held: node.map_or(0, |node| node.removals_held.len()),
+            name,
+        }
+    }
+
+    /// The last request for a whole report that a node has answered; 0: none.
+    pub fn answered(&self, name: &NodeName) -> u64 {
+        self.registry.node(name).map_or(0, |node| node.answered)
+    }
+
+    /// The tunnels of a node as last reported; `None`: it is not known.
+    pub fn node_tunnels(&self, name: &NodeName, now: Instant) -> Option<NodeTunnels> {
+        let Some(node) = self.registry.node(name) else {
+            let is_member = |mesh| self.stored.wanted.members(mesh).contains(name);
+            let is_known = self.stored.wanted.nodes.contains_key(name)
+                || self.stored.wanted.meshes.values().any(is_member);
+            let (tunnels, health) = (BTreeMap::new(), Health::Offline);
+            return is_known.then_some(NodeTunnels { tunnels, age: None, health });
+        };
+        let tunnels = node.tunnels.iter().map(|(name, (tunnel, at))| {
+            let passed = u64::try_from(now.saturating_duration_since(*at).as_millis()).unwrap_or(u64::MAX);
+            let last_received_ms = tunnel.last_received_ms.map(|before| before.saturating_add(passed));
+            (name.clone(), TunnelReport { last_received_ms, ..tunnel.clone() })
+        });
+        Some(NodeTunnels {
+            tunnels: tunnels.collect(),
+            age: node.reported_at.map(|at| now.saturating_duration_since(at)),
+            health: node.health(now),
+        })
+    }
+
+    /// The controller as a whole.
+    pub fn status(&self, now: Instant) -> ControllerStatus {
+        let nodes = self.nodes(now);
+        let with = |health| nodes.iter().filter(|node| node.health == health).count();
+        let members = || nodes.iter().filter(|node| !node.meshes.is_empty());
+        ControllerStatus {
+            store_id: self.stored.store_id.clone(),
+            generation: self.generation,
+            meshes: self.stored.wanted.meshes.len(),
+            live: with(Health::Live),
+            stale: with(Health::Stale),
+            offline: with(Health::Offline),
+            members: members().count(),
+            converged: members().filter(|node| node.converged).count(),
+            problems: self.problems(&nodes),
+        }
+    }
+
+    fn problems(&self, nodes: &[NodeStatus]) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        let mut tell = |node: Option<&NodeName>, item: Option<ItemId>, message: String| {
+            if problems.len() < PROBLEMS {
+                problems.push(Problem { node: node.cloned(), item, message });
+            }
+        };
+        for (key, reason) in &self.stored.faults {
+            tell(None, None, format!("the store's {key} cannot be read and is passed over: {reason}"));
+        }
+        if let Some(reason) = &self.records.refusal {
+            tell(None, None, format!("the store cannot be written: {reason}"));
+        }
+        // Nodes come to a mesh by their labels after it was judged.
+        for (mesh, hazard) in self.standing_hazards() {
+            tell(hazard.node.as_ref(), None, format!("mesh {mesh}: {}", hazard.message));
+        }
+        for (mesh, node) in self.without_address() {
+            tell(Some(&node), None, format!("no overlay address is left for it in mesh {mesh}"));
+        }
+        for status in nodes {
+            let name = Some(&status.name);
+            if !status.meshes.is_empty() {
+                match status.health {
+                    Health::Live => {}
+                    Health::Stale => tell(name, None, "stale: nothing was heard of it for 12 s".to_owned()),
+                    Health::Offline => tell(name, None, "offline".to_owned()),
+                }
+            }
+            if status.removals_held > 0 {
+                let message = format!(
+                    "{} are kept that were to be removed: apply a mesh with --allow-removals",
+                    status.removals_held
+                );
+                tell(name, None, message);
+            }
+            let Some(node) = self.registry.node(&status.name) else { continue };
+            if let Some(reason) = &node.refusal {
+                tell(name, None, format!("its agent refuses this controller: {reason}"));
+            }
+            for (item, reason) in &node.failures {
+                tell(name, Some(item.clone()), reason.clone());
+            }
+            for (tunnel, reason) in failed(node) {
+                let item = ItemId::Tunnel(tunnel.clone());
+                if !node.failures.contains_key(&item) {
+                    tell(name, Some(item), reason.to_owned());
+                }
+            }
+        }
+        problems
+    }
+
+    /// What would forbid to apply the meshes as they are now.
+    fn standing_hazards(&self) -> impl Iterator<Item = (&MeshName, Hazard)> {
+        let wanted = &self.stored.wanted;
+        wanted.meshes.keys().flat_map(|mesh| {
+            let hazards = wanted.hazards(mesh, &self.reached_at).into_iter();
+            hazards.filter(|hazard| hazard.is_error).map(move |hazard| (mesh, hazard))
+        })
+    }
+
+    /// The members of each mesh that have no address in it.
+    fn without_address(&self) -> Vec<(MeshName, NodeName)> {
+        let wanted = &self.stored.wanted;
+        let without = wanted.meshes.iter().flat_map(|(name, mesh)| {
+            let allocations = wanted.allocations.get(name);
+            let has_address = move |node: &NodeName| {
+                let allocation = allocations.and_then(|allocations| allocations.nodes.get(node));
+                allocation.is_some_and(|allocation| !allocation.addresses.is_empty())
+            };
+            let members = wanted.members(mesh).into_iter();
+            members.filter(move |node| !has_address(node)).map(|node| (name.clone(), node))
+        });
+        without.collect()
+    }
+
+    /// How far the nodes are: those of a mesh, and those with a session that have still something to remove.
+    pub fn convergence(&self, now: Instant) -> Convergence {
+        let mut convergence = Convergence {
+            generation: self.generation,
+            nodes: 0,
+            converged: 0,
+            lagging: Vec::new(),
+            failures: Vec::new(),
+        };
+        for (name, view) in &self.views {
+            let node = self.registry.node(name);
+            let has_session = node.is_some_and(|node| node.session.is_some());
+            if view.items.is_empty() && !has_session {
+                continue;
+            }
+            convergence.nodes += 1;
+            let problem = |item, message| Problem { node: Some(name.clone()), item, message };
+            for (item, reason) in node.iter().flat_map(|node| &node.failures) {
+                convergence.failures.push(problem(Some(item.clone()), reason.clone()));
+            }
+            if self.is_converged(name) {
+                convergence.converged += 1;
+                continue;
+            }
+            let heard = node.and_then(|node| node.last_heard);
+            let refusal = node.and_then(|node| node.refusal.as_ref());
+            let message = match (refusal, has_session, heard) {
+                (Some(reason), ..) => format!("its agent refuses this controller: {reason}"),
+                (None, true, _) => "it has not acknowledged it yet".to_owned(),
+                (None, false, Some(heard)) => {
+                    let seconds = now.saturating_duration_since(heard).as_secs();
+                    format!("it is not connected, and was heard {seconds} s ago")
+                }
+                (None, false, None) => "it has not connected since the controller's start".to_owned(),
+            };
+            convergence.lagging.push(problem(None, message));
+        }
+        convergence
+    }
+}
+
+fn failed(node: &Node) -> impl Iterator<Item = (&TunnelName, &str)> {
+    node.tunnels.iter().filter_map(|(name, (tunnel, _))| match &tunnel.state {
+        TunnelState::Failed(reason) => Some((name, reason.as_str())),
+        TunnelState::Waiting(_) | TunnelState::Passing => None,
+    })
+}

@@ -1,0 +1,373 @@
+//! The controller's state.
+
+mod fencing;
+mod interleave;
+mod orders;
+mod stored;
+mod world;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+use world::{Agent, Sent, World, mesh, node};
+
+use super::{Connection, Effect, EventKind, Health, Refusal};
+use crate::controller::registry::{ACKNOWLEDGE, WATCHDOG};
+use crate::proto::model::{Owner, TunnelState};
+use crate::proto::session::{
+    Ack, AgentMessage, ControllerMessage, Generation, Heartbeat, ItemId, Report, TunnelReport,
+};
+
+/// A mesh of all agents with a label.
+const WEB: &str = "{mesh: web, overlay: 10.9.0.0/22, security: plain, members: [{labels: {role: web}}]}";
+
+/// Agents that have come to have the mesh.
+fn converged(count: usize) -> (World, Vec<Agent>) {
+    let mut world = World::new();
+    let mut agents: Vec<Agent> = (0..count).map(Agent::new).collect();
+    agents.iter_mut().for_each(|agent| agent.label("role", "web"));
+    world.apply(mesh(WEB));
+    world.settle(&mut agents);
+    let (_, items) = agents[0].has.as_ref().expect("a view");
+    assert_eq!(items.len(), count, "a device, and tunnels to the others");
+    (world, agents)
+}
+
+impl World {
+    fn kinds(&self) -> Vec<EventKind> {
+        self.state.events_after(0).map(|event| event.kind).collect()
+    }
+
+    fn count(&self, kind: EventKind) -> usize {
+        self.kinds().iter().filter(|other| **other == kind).count()
+    }
+
+    fn closed(&self, connection: Connection) -> Option<Refusal> {
+        self.streams[&connection].closed.clone()
+    }
+
+    /// What waits for an agent.
+    fn waiting(&self, agent: &Agent) -> Vec<Sent> {
+        let connection = agent.connection.expect("a connection");
+        self.streams[&connection].down.iter().cloned().collect()
+    }
+
+    fn deltas(&self, agent: &Agent) -> Vec<crate::proto::session::Delta> {
+        let delta = |sent| match sent {
+            Sent::Message(ControllerMessage::Delta(delta)) => Some(delta),
+            Sent::Message(_) | Sent::Snapshot(..) => None,
+        };
+        self.waiting(agent).into_iter().filter_map(delta).collect()
+    }
+
+    /// Time passes, and the agents say that they are there.
+    fn live(&mut self, agents: &[Agent], time: Duration) {
+        let until = self.now + time;
+        while self.now < until {
+            self.pass(Duration::from_secs(1));
+            for agent in agents {
+                self.say(agent, AgentMessage::Heartbeat(Heartbeat::default()));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_burst_of_changes_is_one_push() {
+    let (mut world, mut agents) = converged(3);
+    for mtu in 1300..1310 {
+        world.apply(mesh(&WEB.replace("{mesh", &format!("{{mtu: {mtu}, mesh"))));
+        assert!(world.deliver_change());
+    }
+    assert!(world.deltas(&agents[0]).is_empty(), "changes are collected");
+    world.pass(Duration::from_millis(20));
+    let deltas = world.deltas(&agents[0]);
+    assert_eq!(deltas.len(), 1);
+    assert_eq!(deltas[0].set.len(), 2, "both tunnels");
+    assert_eq!(deltas[0].generation, world.state.stored().generation());
+
+    // What comes while it is under way waits for the acknowledgement.
+    world.apply(mesh(WEB));
+    world.deliver_change();
+    world.pass(Duration::from_millis(20));
+    assert_eq!(world.deltas(&agents[0]).len(), 1);
+    world.settle(&mut agents);
+    assert_eq!(world.state.convergence(world.now).converged, 3);
+}
+
+#[test]
+fn what_changes_nothing_for_a_node_is_not_sent_to_it() {
+    let (mut world, agents) = converged(2);
+    world.apply(mesh("{mesh: other, overlay: 10.7.0.0/24, security: plain, nodes: {x: {}, y: {}}}"));
+    world.deliver_change();
+    world.pass(Duration::from_secs(1));
+    assert!(world.deltas(&agents[0]).is_empty());
+    // It counts as having the new generation, for nothing of it is about this node.
+    let nodes = world.state.nodes(world.now);
+    assert!(nodes.iter().filter(|status| status.name == node(0)).all(|status| status.converged));
+}
+
+#[test]
+fn an_agent_that_has_all_is_told_so_also_by_a_controller_that_restarted() {
+    let (mut world, mut agents) = converged(2);
+    let before = agents[0].has.clone();
+    world.restart();
+    let connection = world.connect(&mut agents[0]);
+    assert!(matches!(
+        world.streams[&connection].down.iter().collect::<Vec<_>>()[..],
+        [Sent::Message(ControllerMessage::Welcome(_)), Sent::Message(ControllerMessage::NotModified(_))]
+    ));
+    world.settle(&mut agents);
+    let ((before, items), (after, same)) = (before.unwrap(), agents[0].has.clone().unwrap());
+    assert_eq!(items, same);
+    assert!(after > before, "known as of now");
+}
+
+#[test]
+fn a_silent_agent_is_let_go_and_shown_as_what_it_is() {
+    let (mut world, agents) = converged(2);
+    let connection = agents[0].connection.unwrap();
+    let health = |world: &World| {
+        let nodes = world.state.nodes(world.now);
+        nodes.iter().find(|status| status.name == node(0)).unwrap().health
+    };
+    for agent in &agents {
+        world.say(agent, AgentMessage::Heartbeat(Heartbeat::default()));
+    }
+    world.pass(Duration::from_millis(11_999));
+    assert_eq!((health(&world), world.count(EventKind::NodeStale)), (Health::Live, 0));
+    world.pass(Duration::from_millis(1));
+    assert_eq!(health(&world), Health::Stale);
+    world.pass(WATCHDOG - Duration::from_millis(12_001));
+    assert_eq!(world.closed(connection), None);
+    world.pass(Duration::from_millis(1));
+    assert_eq!(world.closed(connection), Some(Refusal::Silent));
+    world.pass(Duration::from_secs(45));
+    assert_eq!(health(&world), Health::Offline);
+    assert_eq!((world.count(EventKind::NodeStale), world.count(EventKind::NodeOffline)), (2, 2));
+    let problems = world.state.status(world.now).problems;
+    assert!(problems.iter().any(|problem| problem.node == Some(node(0))), "{problems:?}");
+}
+
+#[test]
+fn an_agent_that_says_goodbye_is_offline_at_once() {
+    let (mut world, agents) = converged(2);
+    world.say(&agents[0], AgentMessage::Goodbye);
+    assert_eq!(world.closed(agents[0].connection.unwrap()), Some(Refusal::Goodbye));
+    assert_eq!(world.kinds().last(), Some(&EventKind::NodeOffline));
+    assert_eq!(world.state.status(world.now).offline, 1);
+}
+
+#[test]
+fn why_an_agent_does_not_follow_is_told_once_and_shown_until_it_does() {
+    let (mut world, mut agents) = converged(2);
+    let told = |world: &World| {
+        let problems = world.state.status(world.now).problems;
+        problems.iter().filter(|problem| problem.message.contains("another store")).count()
+    };
+    for _ in 0..2 {
+        world.say(&agents[0], AgentMessage::Refusal("another store".to_owned()));
+        assert_eq!(world.closed(agents[0].connection.unwrap()), Some(Refusal::Goodbye));
+        assert_eq!((told(&world), world.count(EventKind::SessionRefused)), (1, 1));
+        world.connect(&mut agents[0]);
+    }
+    world.settle(&mut agents);
+    assert_eq!((told(&world), world.count(EventKind::SessionRefused)), (0, 1));
+}
+
+#[test]
+fn an_agent_that_does_not_acknowledge_is_let_go() {
+    let (mut world, agents) = converged(2);
+    world.apply(mesh(&WEB.replace("{mesh", "{mtu: 1300, mesh")));
+    world.deliver_change();
+    world.live(&agents, ACKNOWLEDGE - Duration::from_secs(1));
+    assert_eq!(world.closed(agents[0].connection.unwrap()), None);
+    world.live(&agents, Duration::from_secs(2));
+    assert_eq!(world.closed(agents[0].connection.unwrap()), Some(Refusal::NotAcknowledged));
+}
+
+#[test]
+fn both_sides_say_that_they_are_there() {
+    let (mut world, mut agents) = converged(2);
+    while world.deliver_down(&mut agents[0]) {}
+    world.live(&agents, Duration::from_secs(50));
+    let beats = world.waiting(&agents[0]).len();
+    assert!((9..=11).contains(&beats), "{beats} in 50 s");
+    let pings = Heartbeat { ping: Some(77), answers: None };
+    world.say(&agents[0], AgentMessage::Heartbeat(pings));
+    let answer = ControllerMessage::Heartbeat(Heartbeat { ping: None, answers: Some(77) });
+    assert!(matches!(world.waiting(&agents[0]).last(), Some(Sent::Message(message)) if *message == answer));
+}
+
+#[test]
+fn an_agent_that_cannot_follow_gets_a_snapshot() {
+    let (mut world, mut agents) = converged(3);
+    while world.deliver_down(&mut agents[0]) {}
+    world.say(&agents[0], AgentMessage::Resync("for a test".to_owned()));
+    assert!(matches!(world.waiting(&agents[0])[..], [Sent::Snapshot(_, ref items)] if items.len() == 3));
+    world.settle(&mut agents);
+    assert!(world.waiting(&agents[0]).is_empty());
+}
+
+#[test]
+fn what_nodes_say_of_themselves_is_stored_in_groups_with_their_addresses() {
+    let mut world = World::new();
+    let mut agents: Vec<Agent> = (0..100).map(Agent::new).collect();
+    agents.iter_mut().for_each(|agent| agent.label("role", "web"));
+    world.apply(mesh(WEB));
+    world.deliver_change();
+    for agent in &mut agents {
+        world.connect(agent);
+    }
+    world.settle(&mut agents);
+    assert_eq!(world.commits, 2, "the first alone, all others behind it");
+    assert_eq!(world.count(EventKind::NodeJoined), 100);
+    let (_, items) = agents[99].has.as_ref().unwrap();
+    assert_eq!(items.len(), 100);
+    // The same again is no news.
+    let mut again = agents[7].clone();
+    world.connect(&mut again);
+    assert!(world.commit.is_none());
+    // A label less, and it has left.
+    again.label("role", "db");
+    world.connect(&mut again);
+    agents[7] = again;
+    world.settle(&mut agents);
+    assert_eq!(agents[7].has.as_ref().unwrap().1.len(), 0);
+    assert_eq!(agents[8].has.as_ref().unwrap().1.len(), 99);
+}
+
+#[test]
+fn a_transaction_that_lost_is_worked_out_anew() {
+    let (mut world, mut agents) = converged(2);
+    let mut third = Agent::new(2);
+    third.label("role", "web");
+    world.connect(&mut third);
+    // An operator is faster, and fixes the address that the third would have got.
+    let text = "{mesh: web, overlay: 10.9.0.0/22, security: plain, nodes: {x: {address: 10.9.0.3, endpoint: 1.2.3.4}}, \
+                members: [{labels: {role: web}}]}";
+    world.apply(mesh(text));
+    world.do_commit();
+    assert_eq!(world.store.read().wanted.nodes.len(), 2, "it lost");
+    agents.push(third);
+    world.settle(&mut agents);
+    let allocations = &world.store.read().wanted.allocations[&"web".parse().unwrap()];
+    let address = |name: &str| allocations.nodes[&name.parse().unwrap()].addresses[0].to_string();
+    assert_eq!((address("x").as_str(), address("n2").as_str()), ("10.9.0.3", "10.9.0.4"));
+}
+
+#[test]
+fn an_endpoint_is_where_the_session_comes_from_unless_that_is_this_host() {
+    let mut world = World::new();
+    let mut agents: Vec<Agent> = (0..3).map(Agent::new).collect();
+    agents[1].source = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    agents[2].hello.endpoint = Some("minion-2:6000".parse().unwrap());
+    world.settle(&mut agents);
+    let nodes = world.store.read().wanted.nodes;
+    let endpoint = |number| nodes[&node(number)].endpoint.as_ref().map(ToString::to_string);
+    assert_eq!(endpoint(0).as_deref(), Some("172.100.1.1"));
+    assert_eq!(endpoint(1), None);
+    assert_eq!(endpoint(2).as_deref(), Some("minion-2:6000"));
+}
+
+#[test]
+fn more_sessions_than_are_taken_on_at_once_are_put_off() {
+    let mut world = World::new();
+    let mut agent = Agent::new(0);
+    for _ in 0..500 {
+        let connection = world.connect(&mut agent);
+        assert_eq!(world.closed(connection), None);
+    }
+    for _ in 0..10 {
+        let connection = world.connect(&mut agent);
+        assert!(matches!(world.closed(connection), Some(Refusal::TooMany { .. })));
+    }
+    assert_eq!(world.count(EventKind::SessionRefused), 1);
+    world.pass(Duration::from_millis(100));
+    let connection = world.connect(&mut agent);
+    assert_eq!(world.closed(connection), None);
+}
+
+#[test]
+fn at_its_end_the_controller_sends_agents_away_one_after_the_other() {
+    let (mut world, agents) = converged(4);
+    world.state.handle_shutdown();
+    let mut afters = BTreeSet::new();
+    while let Some(effect) = world.state.poll_effect() {
+        match effect {
+            Effect::Send(_, ControllerMessage::GoAway { after_ms, .. }) => _ = afters.insert(after_ms),
+            Effect::Close(connection, refusal) => {
+                assert_eq!(refusal, Refusal::Restarting);
+                assert!(agents.iter().any(|agent| agent.connection == Some(connection)));
+            }
+            Effect::Send(..) | Effect::SendSnapshot(..) | Effect::Commit(_) => panic!("{effect:?}"),
+        }
+    }
+    assert_eq!(afters, BTreeSet::from([0, 500, 1000, 1500]));
+}
+
+#[test]
+fn what_cannot_be_had_is_told_once() {
+    let (mut world, agents) = converged(2);
+    let generation = agents[0].has.as_ref().unwrap().0;
+    let item = ItemId::Tunnel("web.n1".parse().unwrap());
+    let failures = BTreeMap::from([(item.clone(), "a clash".to_owned())]);
+    let ack = Ack { generation, failures, removals_held: BTreeSet::new() };
+    for _ in 0..2 {
+        world.say(&agents[0], AgentMessage::Ack(ack.clone()));
+    }
+    assert_eq!(world.count(EventKind::GenerationFailed), 1);
+    let convergence = world.state.convergence(world.now);
+    assert_eq!((convergence.nodes, convergence.converged), (2, 2), "it has been processed");
+    assert_eq!(convergence.failures.len(), 1);
+    let problems = world.state.status(world.now).problems;
+    assert!(problems.iter().any(|problem| problem.item == Some(item.clone())), "{problems:?}");
+    // One of a generation that nobody sent says nothing.
+    let other = Ack { generation: Generation { revision: 999, ..generation }, ..ack };
+    world.say(&agents[1], AgentMessage::Ack(other));
+    assert_eq!(world.count(EventKind::GenerationFailed), 1);
+}
+
+#[test]
+fn reports_are_kept_and_their_news_are_events() {
+    let (mut world, agents) = converged(2);
+    let tunnel = |state| TunnelReport {
+        device: "web".parse().unwrap(),
+        owner: Owner::Controller,
+        state,
+        endpoint: "172.100.1.2:5000".to_owned(),
+        last_received_ms: Some(10),
+    };
+    let report = |name: &str, state, whole, request| Report {
+        tunnels: BTreeMap::from([(name.parse().unwrap(), tunnel(state))]),
+        gone: BTreeSet::new(),
+        whole,
+        request,
+    };
+    let failed = TunnelState::Failed("no route".to_owned());
+    world.say(&agents[0], AgentMessage::Report(report("web.n1", TunnelState::Waiting(None), true, None)));
+    assert_eq!(world.count(EventKind::TunnelWaiting), 0, "so it begins");
+    world.say(&agents[0], AgentMessage::Report(report("web.n1", TunnelState::Passing, false, None)));
+    world.say(&agents[0], AgentMessage::Report(report("web.n1", TunnelState::Passing, false, None)));
+    assert_eq!(world.count(EventKind::TunnelPassing), 1);
+    world.say(&agents[0], AgentMessage::Report(report("mine", failed, false, None)));
+    assert_eq!(world.count(EventKind::TunnelFailed), 1);
+
+    world.pass(Duration::from_secs(2));
+    let tunnels = world.state.node_tunnels(&node(0), world.now).unwrap();
+    assert_eq!(tunnels.age, Some(Duration::from_secs(2)));
+    assert_eq!(tunnels.tunnels.len(), 2);
+    assert_eq!(tunnels.tunnels[&"mine".parse().unwrap()].last_received_ms, Some(2_010));
+
+    let request = world.state.request_report(&node(0)).unwrap();
+    assert!(matches!(world.state.poll_effect(), Some(Effect::Send(_, ControllerMessage::ReportRequest(_)))));
+    assert!(world.state.answered(&node(0)) < request);
+    let whole = report("web.n1", TunnelState::Waiting(None), true, Some(request));
+    world.say(&agents[0], AgentMessage::Report(whole));
+    assert_eq!(world.state.answered(&node(0)), request);
+    assert_eq!(world.count(EventKind::TunnelWaiting), 1);
+    assert_eq!(world.state.node_tunnels(&node(0), world.now).unwrap().tunnels.len(), 1);
+    assert_eq!(world.state.node_tunnels(&"nobody".parse().unwrap(), world.now), None);
+    assert_eq!(world.state.request_report(&"nobody".parse().unwrap()), None);
+}

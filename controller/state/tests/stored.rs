@@ -1,0 +1,77 @@
+//! What the store holds, read.
+
+use super::world::{Memory, mesh};
+use super::{WEB, converged};
+use crate::controller::store::transaction::{Transaction, Write};
+use crate::controller::stored::Stored;
+
+fn put(store: &mut Memory, key: &str, value: &str) {
+    let writes = vec![Write::Put(key.to_owned(), value.as_bytes().to_vec())];
+    store.commit(Transaction { conditions: Vec::new(), writes }).unwrap();
+}
+
+#[test]
+fn starts_are_counted_and_the_name_stays() {
+    let mut store = Memory::default();
+    for expected in 1..4 {
+        let (start, transaction) = store.read().start(&format!("id-{expected}")).unwrap();
+        assert_eq!(start, expected);
+        store.commit(transaction.clone()).unwrap();
+        assert!(store.commit(transaction).is_err(), "one controller starts at a time");
+    }
+    let stored = store.read();
+    assert_eq!((stored.store_id.as_str(), stored.incarnation), ("id-1", 1));
+    put(&mut store, "/meta/schema", "2");
+    assert!(store.read().start("id").unwrap_err().contains("schema 2"));
+    put(&mut store, "/meta/schema", "1");
+    put(&mut store, "/meta/incarnation", "many");
+    assert!(store.read().start("id").unwrap_err().contains("/meta/incarnation"));
+}
+
+#[test]
+fn what_cannot_be_read_is_named_and_the_rest_goes_on() {
+    let (mut world, _) = converged(2);
+    let whole = world.store.read();
+    assert!(whole.faults.is_empty());
+    for (key, value) in [
+        ("/meshes/web", "{\"name\": \"other\"}"),
+        ("/meshes/broken", "{"),
+        ("/meshes/not a name", "{}"),
+        ("/nodes/n0", "7"),
+        ("/allocations/x", ""),
+    ] {
+        put(&mut world.store, key, value);
+    }
+    put(&mut world.store, "/of/a/later/release", "?");
+    let stored = world.store.read();
+    assert_eq!(stored.faults.len(), 5, "{:?}", stored.faults);
+    assert_eq!((stored.wanted.meshes.len(), stored.wanted.nodes.len()), (0, 1));
+    // What was broken can be applied over: the transaction knows the revision that broke it.
+    world.restart();
+    assert_eq!(world.state.status(world.now).problems.len(), 5);
+    world.apply(mesh(WEB));
+    assert!(world.deliver_change());
+    assert_eq!(world.state.stored().wanted.meshes.len(), 1);
+}
+
+#[test]
+fn changes_one_by_one_come_to_the_same_as_all_at_once() {
+    let (mut world, mut agents) = converged(3);
+    let mut one_by_one = Stored::default();
+    let mut store = Memory::default();
+    let (_, transaction) = store.read().start("id").unwrap();
+    one_by_one.apply(&store.commit(transaction).unwrap());
+    assert_eq!(one_by_one, store.read());
+    agents[1].label("role", "db");
+    world.connect(&mut agents[1]);
+    world.settle(&mut agents);
+    assert_eq!(*world.state.stored(), world.store.read());
+    // An old change says nothing.
+    let mut stored = world.store.read();
+    let old = crate::controller::store::transaction::Change {
+        revision: stored.revision,
+        writes: vec![Write::Delete("/meshes/web".to_owned())],
+    };
+    stored.apply(&old);
+    assert_eq!(stored, world.store.read());
+}

@@ -1,0 +1,315 @@
+//! What the store holds, read: the one place that knows its keys and encodings.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::alloc::Allocations;
+use super::mesh::Mesh;
+use super::plan::{NodeRecord, Wanted};
+use super::store::transaction::{Change, Condition, Entry, Transaction, Write};
+use crate::proto::model::{MeshName, NodeName};
+use crate::proto::session::Generation;
+
+/// The version of keys and encodings that this release reads and writes.
+const SCHEMA: u64 = 1;
+
+/// A key of the store.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Key {
+    StoreId,
+    Incarnation,
+    Starts,
+    Schema,
+    Meshes,
+    Mesh(MeshName),
+    Allocations(MeshName),
+    Node(NodeName),
+    Consent(NodeName),
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::StoreId => f.write_str("/meta/store-id"),
+            Self::Incarnation => f.write_str("/meta/incarnation"),
+            Self::Starts => f.write_str("/meta/starts"),
+            Self::Schema => f.write_str("/meta/schema"),
+            Self::Meshes => f.write_str("/meta/meshes"),
+            Self::Mesh(name) => write!(f, "/meshes/{name}"),
+            Self::Allocations(name) => write!(f, "/allocations/{name}"),
+            Self::Node(name) => write!(f, "/nodes/{name}"),
+            Self::Consent(name) => write!(f, "/consents/{name}"),
+        }
+    }
+}
+
+impl Key {
+    /// `None`: a key that only a later release knows.
+    fn parse(text: &str) -> Option<Result<Self, String>> {
+        fn name<T: std::str::FromStr<Err = crate::proto::model::Invalid>>(text: &str) -> Result<T, String> {
+            text.parse().map_err(|invalid: crate::proto::model::Invalid| invalid.problem)
+        }
+        let (kind, rest) = text.strip_prefix('/')?.split_once('/')?;
+        match (kind, rest) {
+            ("meta", "store-id") => Some(Ok(Self::StoreId)),
+            ("meta", "incarnation") => Some(Ok(Self::Incarnation)),
+            ("meta", "starts") => Some(Ok(Self::Starts)),
+            ("meta", "schema") => Some(Ok(Self::Schema)),
+            ("meta", "meshes") => Some(Ok(Self::Meshes)),
+            ("meshes", rest) => Some(name(rest).map(Self::Mesh)),
+            ("allocations", rest) => Some(name(rest).map(Self::Allocations)),
+            ("nodes", rest) => Some(name(rest).map(Self::Node)),
+            ("consents", rest) => Some(name(rest).map(Self::Consent)),
+            _ => None,
+        }
+    }
+}
+
+/// What the store holds at one revision.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Stored {
+    /// Names the store, whatever it holds; empty before its first start.
+    pub store_id: String,
+    /// Rises when an older state of the store has been restored; from 1.
+    pub incarnation: u64,
+    /// All that is wanted.
+    pub wanted: Wanted,
+    /// Up to which revision each node's removals have been consented to.
+    pub consents: BTreeMap<NodeName, u64>,
+    /// The revision.
+    pub revision: u64,
+    /// By key, values that cannot be read, and why. They are as if they were absent.
+    pub faults: BTreeMap<String, String>,
+    starts: u64,
+    schema: u64,
+    /// By key, the revision that set it; also where its value cannot be read.
+    revisions: BTreeMap<String, u64>,
+}
+
+/// What a change was about.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Touched {
+    /// Meshes that were set or deleted, as they were before.
+    pub meshes: BTreeMap<MeshName, Option<Mesh>>,
+    /// Nodes that had no record before.
+    pub joined: BTreeSet<NodeName>,
+    /// Nodes whose removals were consented to.
+    pub consents: BTreeSet<NodeName>,
+}
+
+impl Stored {
+    /// What `entries`, all that a store has at `revision`, say.
+    pub fn from_entries(entries: impl IntoIterator<Item = Entry>, revision: u64) -> Self {
+        let mut stored = Self { revision, ..Self::default() };
+        let mut touched = Touched::default();
+        for Entry { key, value, revision } in entries {
+            stored.set(&key, Some((&value, revision)), &mut touched);
+        }
+        stored
+    }
+
+    /// Takes in a change. One that is not newer says nothing.
+    pub fn apply(&mut self, change: &Change) -> Touched {
+        let mut touched = Touched::default();
+        if change.revision <= self.revision {
+            return touched;
+        }
+        for write in &change.writes {
+            match write {
+                Write::Put(key, value) => self.set(key, Some((value, change.revision)), &mut touched),
+                Write::Delete(key) => self.set(key, None, &mut touched),
+            }
+        }
+        self.revision = change.revision;
+        touched
+    }
+
+    /// The incarnation and revision of all this.
+    pub fn generation(&self) -> Generation {
+        Generation { incarnation: self.incarnation, revision: self.revision }
+    }
+
+    /// The revision that set a mesh, also one that cannot be read.
+    pub fn mesh_revision(&self, mesh: &MeshName) -> Option<u64> {
+        self.revisions.get(&Key::Mesh(mesh.clone()).to_string()).copied()
+    }
+
+    /// The revision that set a node's record.
+    pub fn node_revision(&self, node: &NodeName) -> Option<u64> {
+        self.revisions.get(&Key::Node(node.clone()).to_string()).copied()
+    }
+
+    /// What a controller writes when it starts, and the number of this start, from 1. A store without a name gets
+    /// `new_id`.
+    ///
+    /// # Errors
+    /// Where the store is a later release's or damaged, in words.
+    pub fn start(&self, new_id: &str) -> Result<(u64, Transaction), String> {
+        if self.schema > SCHEMA {
+            return Err(format!(
+                "the store has schema {}, and this release knows {SCHEMA}: run the release that wrote it",
+                self.schema
+            ));
+        }
+        if let Some((key, reason)) = self.faults.iter().find(|(key, _)| key.starts_with("/meta/")) {
+            return Err(format!("the store's {key} cannot be read ({reason}): restore a copy of it"));
+        }
+        let start = self.starts + 1;
+        let mut writes = vec![text(&Key::Starts, start)];
+        if self.store_id.is_empty() {
+            writes.push(text(&Key::StoreId, new_id));
+        }
+        if self.incarnation == 0 {
+            writes.push(text(&Key::Incarnation, 1));
+        }
+        if self.schema == 0 {
+            writes.push(text(&Key::Schema, SCHEMA));
+        }
+        Ok((start, Transaction { conditions: vec![self.unchanged(&Key::Starts)], writes }))
+    }
+
+    /// That a mesh, and the addresses of its nodes, are as they are here.
+    pub(super) fn unchanged_mesh(&self, mesh: &MeshName) -> [Condition; 2] {
+        [self.unchanged(&Key::Mesh(mesh.clone())), self.unchanged(&Key::Allocations(mesh.clone()))]
+    }
+
+    /// That no mesh was applied or deleted since: what is a hazard with one may be none without.
+    pub(super) fn unchanged_meshes(&self) -> Condition {
+        self.unchanged(&Key::Meshes)
+    }
+
+    /// That the incarnation is as it is here.
+    pub(super) fn unchanged_incarnation(&self) -> Condition {
+        self.unchanged(&Key::Incarnation)
+    }
+
+    fn unchanged(&self, key: &Key) -> Condition {
+        let key = key.to_string();
+        let revision = self.revisions.get(&key).copied();
+        Condition { key, revision }
+    }
+
+    fn set(&mut self, key: &str, value: Option<(&Vec<u8>, u64)>, touched: &mut Touched) {
+        self.faults.remove(key);
+        match value {
+            Some((_, revision)) => self.revisions.insert(key.to_owned(), revision),
+            None => self.revisions.remove(key),
+        };
+        let outcome = match Key::parse(key) {
+            None => Ok(()),
+            Some(Err(problem)) => value.map_or(Ok(()), |_| Err(format!("its name {problem}"))),
+            Some(Ok(key)) => self.set_key(key, value, touched),
+        };
+        if let Err(reason) = outcome {
+            self.faults.insert(key.to_owned(), reason);
+        }
+    }
+
+    fn set_key(
+        &mut self,
+        key: Key,
+        value: Option<(&Vec<u8>, u64)>,
+        touched: &mut Touched,
+    ) -> Result<(), String> {
+        let content = value.map(|(content, _)| content.as_slice());
+        match key {
+            Key::StoreId => self.store_id = content.map(read_text).transpose()?.unwrap_or_default(),
+            Key::Incarnation => self.incarnation = content.map_or(Ok(0), read_number)?,
+            Key::Starts => self.starts = content.map_or(Ok(0), read_number)?,
+            Key::Schema => self.schema = content.map_or(Ok(0), read_number)?,
+            // Its revision says it all.
+            Key::Meshes => {}
+            Key::Mesh(name) => {
+                touched.meshes.insert(name.clone(), self.wanted.meshes.remove(&name));
+                if let Some(mesh) = content.map(read_json::<Mesh>).transpose()? {
+                    if mesh.name != name {
+                        return Err(format!("it is the mesh {}", mesh.name));
+                    }
+                    self.wanted.meshes.insert(name, mesh);
+                }
+            }
+            Key::Allocations(name) => {
+                self.wanted.allocations.remove(&name);
+                if let Some(allocations) = content.map(read_json::<Allocations>).transpose()? {
+                    self.wanted.allocations.insert(name, allocations);
+                }
+            }
+            Key::Node(name) => {
+                let before = self.wanted.nodes.remove(&name);
+                if let Some(record) = content.map(read_json::<NodeRecord>).transpose()? {
+                    if before.is_none() {
+                        touched.joined.insert(name.clone());
+                    }
+                    self.wanted.nodes.insert(name, record);
+                }
+            }
+            Key::Consent(name) => {
+                match value {
+                    Some((_, revision)) => self.consents.insert(name.clone(), revision),
+                    None => self.consents.remove(&name),
+                };
+                touched.consents.insert(name);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Sets a mesh.
+pub(super) fn put_mesh(mesh: &Mesh) -> Write {
+    json(&Key::Mesh(mesh.name.clone()), mesh)
+}
+
+/// Says that a mesh was applied or deleted.
+pub(super) fn touch_meshes() -> Write {
+    Write::Put(Key::Meshes.to_string(), Vec::new())
+}
+
+/// Deletes a mesh with all addresses of its nodes.
+pub(super) fn delete_mesh(mesh: &MeshName) -> [Write; 2] {
+    [Key::Mesh(mesh.clone()), Key::Allocations(mesh.clone())].map(|key| Write::Delete(key.to_string()))
+}
+
+/// Sets the addresses of a mesh's nodes.
+pub(super) fn put_allocations(mesh: &MeshName, allocations: &Allocations) -> Write {
+    json(&Key::Allocations(mesh.clone()), allocations)
+}
+
+/// Sets what a node said of itself.
+pub(super) fn put_node(node: &NodeName, record: &NodeRecord) -> Write {
+    json(&Key::Node(node.clone()), record)
+}
+
+/// Consents to a node's removals up to the revision of the transaction.
+pub(super) fn put_consent(node: &NodeName) -> Write {
+    Write::Put(Key::Consent(node.clone()).to_string(), Vec::new())
+}
+
+/// Sets the incarnation.
+pub(super) fn put_incarnation(incarnation: u64) -> Write {
+    text(&Key::Incarnation, incarnation)
+}
+
+fn text(key: &Key, value: impl fmt::Display) -> Write {
+    Write::Put(key.to_string(), value.to_string().into_bytes())
+}
+
+fn json(key: &Key, value: &impl Serialize) -> Write {
+    // These types have names for keys and no values of their own making: they always have a JSON form.
+    Write::Put(key.to_string(), serde_json::to_vec(value).unwrap_or_default())
+}
+
+fn read_text(content: &[u8]) -> Result<String, String> {
+    str::from_utf8(content).map(str::to_owned).map_err(|error| error.to_string())
+}
+
+fn read_number(content: &[u8]) -> Result<u64, String> {
+    read_text(content)?.parse().map_err(|error: std::num::ParseIntError| error.to_string())
+}
+
+fn read_json<T: DeserializeOwned>(content: &[u8]) -> Result<T, String> {
+    serde_json::from_slice(content).map_err(|error| error.to_string())
+}

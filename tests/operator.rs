@@ -1,0 +1,338 @@
+//! The operator's commands: the real binary against a real controller.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a fault ends the test")]
+
+mod lab;
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Stdio};
+use std::sync::mpsc;
+use std::thread;
+
+use lab::{Agent, CONTROLLER, Controller, Failed, Host, Lab, SOON, grpcurl_at, wait_until};
+use serde_json::{Value, json};
+
+/// A host with a controller, alone.
+fn controller(lab: &Lab) -> Controller {
+    Controller::start(&lab.host("ctl"), &[])
+}
+
+/// A mesh of the nodes n1 to `count`.
+fn mesh(count: usize) -> String {
+    let nodes: String =
+        (1..=count).map(|n| format!("  n{n}: {{endpoint: 172.100.1.{n}, address: 10.9.0.{n}}}\n")).collect();
+    format!("mesh: prod\noverlay: 10.9.0.0/24\nsecurity: plain\nnodes:\n{nodes}")
+}
+
+/// A command that ends with `code`.
+fn ends_with(code: i32, controller: &Controller, command: &[&str]) -> Failed {
+    match controller.run(command) {
+        Ok(printed) => panic!("{command:?} was done: {printed}"),
+        Err(failed) => {
+            assert_eq!(failed.code, Some(code), "{failed}");
+            failed
+        }
+    }
+}
+
+/// `plan` of a mesh in a file; what it prints and whether there are changes.
+fn plan(controller: &Controller, mesh: &str, options: &[&str]) -> (String, bool) {
+    let file = controller.mesh_file(mesh);
+    match controller.run(&[&["plan", "-f", file.to_str().unwrap()], options].concat()) {
+        Ok(printed) => (printed, false),
+        Err(Failed { code: Some(3), stdout, .. }) => (stdout, true),
+        Err(failed) => panic!("{failed}"),
+    }
+}
+
+/// The hash at the end of a plan.
+fn hash(plan: &str) -> String {
+    plan.trim_end().rsplit(' ').next().unwrap().to_owned()
+}
+
+#[test]
+fn plan_and_apply_tell_what_changes_and_whether_anything_does() {
+    let lab = Lab::new();
+    let controller = controller(&lab);
+    let (printed, changes) = plan(&controller, &mesh(2), &[]);
+    assert!(changes);
+    for line in
+        ["n1\n", "  + device prod: 10.9.0.1/24\n", "\nwarning: n1 has never connected", "\nweakened: "]
+    {
+        assert!(printed.contains(line), "{printed}");
+    }
+    assert!(printed.contains("\n4 to add, 0 to change, 0 to remove on 2 nodes; plan "), "{printed}");
+    // A plan changes nothing.
+    assert_eq!(controller.json(&["mesh", "list"]), json!({}));
+
+    let applied = controller.apply_with(&mesh(2), &["--plan", &hash(&printed)]).unwrap();
+    assert!(applied.contains("\n4 added, 0 changed, 0 removed on 2 nodes; generation 1."), "{applied}");
+    let (printed, changes) = plan(&controller, &mesh(2), &[]);
+    assert!(!changes);
+    assert!(printed.contains("nothing to change"), "{printed}");
+
+    let moved = mesh(2).replace("172.100.1.2", "172.100.1.9");
+    let (printed, _) = plan(&controller, &moved, &[]);
+    assert!(printed.starts_with("mesh prod: nodes.n2.endpoint: 172.100.1.2 -> 172.100.1.9\n"), "{printed}");
+    let change = "  ~ tunnel prod.n2: to 172.100.1.2:5000";
+    assert!(printed.contains(change) && printed.contains("-> to 172.100.1.9:5000"), "{printed}");
+    // A change of the file that nobody has to do anything for is one.
+    let labelled = mesh(2) + "members: [{labels: {role: web}}]\n";
+    let (printed, changes) = plan(&controller, &labelled, &[]);
+    assert!(changes && printed.contains("mesh prod: members: none -> "), "{printed}");
+    assert!(printed.contains("nothing to change on any node"), "{printed}");
+    let deleted = controller.run(&["mesh", "delete", "prod"]).unwrap();
+    assert!(deleted.contains("0 added, 0 changed, 4 removed on 2 nodes"), "{deleted}");
+    let unknown = ends_with(1, &controller, &["mesh", "delete", "prod"]);
+    assert!(unknown.stderr.contains("name \"prod\" is no mesh"), "{unknown}");
+}
+
+#[test]
+fn faults_of_a_file_are_lines_with_their_place() {
+    let lab = Lab::new();
+    let controller = controller(&lab);
+    let head = "mesh: prod\noverlay: 10.9.0.0/24\nsecurity: plain\n";
+    for (content, faults) in [
+        (format!("{head}nodes:\n  n1: {{endpoint: x/y}}\n"), vec![":5:18: nodes.n1.endpoint \"x/y\" "]),
+        (
+            format!("{head}nodes:\n  n1: {{address: 10.8.0.1}}\n  n2: {{routes: [here]}}\n"),
+            vec![":5:17: nodes.n1.address \"10.8.0.1\" ", ":6:17: nodes.n2.routes[0] \"here\" "],
+        ),
+        (format!("{head}node: {{}}\n"), vec![":4:1: node is not known here; use "]),
+        ("mesh: prod\nnodes: {n1: {}}\n".to_owned(), vec![": overlay is missing; "]),
+        ("mesh: [\n".to_owned(), vec![":"]),
+        (String::new(), vec![": the file is empty; "]),
+        (
+            "{\"mesh\": \"\\u001b[2J\", \"overlay\": \"10.9.0.0/24\", \"nodes\": {\"n1\": {}}}".to_owned(),
+            vec![":1:10: mesh "],
+        ),
+    ] {
+        let file = controller.mesh_file(&content);
+        let file = file.to_str().unwrap();
+        for command in ["plan", "apply"] {
+            let failed = ends_with(1, &controller, &[command, "-f", file]);
+            let lines: Vec<_> = failed.stderr.lines().collect();
+            assert_eq!(lines.len(), faults.len(), "{failed}");
+            for (line, fault) in lines.iter().zip(&faults) {
+                assert!(line.starts_with(&format!("{file}{fault}")), "{line}");
+                assert!(!line.contains('\u{1b}'), "{line:?}");
+            }
+        }
+    }
+    assert_eq!(controller.json(&["mesh", "list"]), json!({}));
+}
+
+#[test]
+fn wrong_use_is_exit_code_2_and_what_cannot_be_done_is_1() {
+    let lab = Lab::new();
+    let controller = controller(&lab);
+    for (command, words) in [
+        (vec!["plan"], "--file"),
+        (vec!["nodes", "-o", "xml"], "--output"),
+        (vec!["apply", "-f", "x", "--wait", "5"], "as 90s, 5m or 1h"),
+        (vec!["tunnels"], "<NODE>"),
+        (vec!["serve"], "--insecure CIDR"),
+    ] {
+        let failed = ends_with(2, &controller, &command);
+        assert!(failed.stderr.contains(words), "{failed}");
+    }
+    for (command, words) in [
+        (vec!["plan", "-f", "/no/such/file"], "/no/such/file cannot be read"),
+        (vec!["tunnels", "n9"], "node \"n9\" is not known; `controller nodes` has their names"),
+        (vec!["tunnels", "n 9"], "node \"n 9\" has the character ' '"),
+        (vec!["mesh", "delete", "prod"], "`controller mesh list` has their names"),
+    ] {
+        let failed = ends_with(1, &controller, &command);
+        assert!(failed.stderr.contains(words) && failed.stderr.lines().count() == 1, "{failed}");
+    }
+    let encrypted = mesh(2).replace("security: plain\n", "");
+    let file = controller.mesh_file(&encrypted);
+    let planned = ends_with(1, &controller, &["plan", "-f", file.to_str().unwrap()]);
+    assert!(planned.stdout.contains("ERROR: security: encrypted"), "{planned}");
+    let refused = controller.apply(&encrypted).unwrap_err();
+    assert!(refused.code == Some(1) && refused.stderr.contains("write security: plain"), "{refused}");
+
+    let alone = lab.host("alone");
+    let failed = alone.try_run([CONTROLLER, "status", "--socket", "/no/such/socket"]).unwrap_err();
+    assert!(failed.code == Some(1) && failed.stderr.contains("no controller answers"), "{failed}");
+}
+
+#[test]
+fn of_two_changes_at_once_one_is_done_and_the_other_hears_of_it() {
+    let lab = Lab::new();
+    let controller = controller(&lab);
+    controller.apply(&mesh(3)).unwrap();
+    let files = tempfile::tempdir().unwrap();
+    let changes: Vec<(String, String)> = ["172.100.1.7", "172.100.1.8"]
+        .iter()
+        .map(|endpoint| {
+            let content = mesh(3).replace("172.100.1.2", endpoint);
+            let file = files.path().join(endpoint);
+            std::fs::write(&file, &content).unwrap();
+            (file.to_str().unwrap().to_owned(), hash(&plan(&controller, &content, &[]).0))
+        })
+        .collect();
+    let results: Vec<Result<String, Failed>> = thread::scope(|scope| {
+        let apply = |(file, hash)| controller.run(&["apply", "-f", file, "--plan", hash]);
+        let threads: Vec<_> = changes.iter().map(|(f, h)| scope.spawn(move || apply((f, h)))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    let won = results.iter().position(Result::is_ok).expect("one is done");
+    let lost = results[1 - won].as_ref().expect_err("the other is refused");
+    assert_eq!(lost.code, Some(1), "{lost}");
+    assert!(lost.stderr.contains("look at a new plan"), "{lost}");
+    assert!(lost.stderr.contains("changed meanwhile: ") && lost.stderr.contains("n2"), "{lost}");
+    let meshes = controller.json(&["mesh", "list"]);
+    assert_eq!(meshes["meshes"][0]["nodes"][1]["endpoint"], ["172.100.1.7", "172.100.1.8"][won]);
+}
+
+#[test]
+fn many_removals_need_consent() {
+    let lab = Lab::new();
+    let controller = controller(&lab);
+    controller.apply(&mesh(6)).unwrap();
+    let file = controller.mesh_file(&mesh(2));
+    let planned = ends_with(1, &controller, &["plan", "-f", file.to_str().unwrap()]);
+    assert!(planned.stdout.contains("ERROR: n1, n2, n3, n4, n5, n6 would lose"), "{planned}");
+    for refused in
+        [controller.apply(&mesh(2)), controller.run(&["mesh", "delete", "prod"])].map(Result::unwrap_err)
+    {
+        assert_eq!(refused.code, Some(1), "{refused}");
+        assert!(refused.stderr.contains("--allow-removals"), "{refused}");
+    }
+    assert_eq!(controller.json(&["mesh", "list"])["meshes"][0]["nodes"].as_array().unwrap().len(), 6);
+
+    assert!(plan(&controller, &mesh(2), &["--allow-removals"]).1);
+    controller.apply_with(&mesh(2), &["--allow-removals"]).unwrap();
+    assert_eq!(controller.json(&["mesh", "list"])["meshes"][0]["nodes"].as_array().unwrap().len(), 2);
+}
+
+#[test]
+fn every_answer_is_json_and_yaml_too() {
+    let lab = Lab::new();
+    let controller = controller(&lab);
+    let file = controller.mesh_file(&mesh(2));
+    let file = file.to_str().unwrap();
+    let applied = controller.json(&["apply", "-f", file]);
+    assert_eq!(applied["plan"]["nodes"][0]["operations"][0]["kind"], "ADD");
+    for command in [
+        vec!["plan", "-f", file],
+        vec!["mesh", "list"],
+        vec!["status"],
+        vec!["nodes"],
+        vec!["tunnels", "n1"],
+        vec!["mesh", "delete", "prod"],
+    ] {
+        let yaml = controller.run(&[&command[..], &["-o", "yaml"]].concat());
+        let yaml: Value = serde_saphyr::from_str(&yaml.unwrap()).unwrap();
+        assert!(yaml.is_object(), "{command:?}: {yaml}");
+        if command[0] != "mesh" {
+            assert!(controller.json(&command).is_object(), "{command:?}");
+        }
+    }
+    let events = controller.run(&["events", "-o", "json"]).unwrap();
+    let kinds: Vec<Value> =
+        events.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["kind"].clone()).collect();
+    assert_eq!(kinds, ["controller-started", "mesh-applied", "mesh-deleted"]);
+
+    let services = grpcurl_at(&controller.socket(), "grpc.health.v1.Health/Check", &json!({})).unwrap();
+    assert_eq!(services["status"], "SERVING");
+    let faulty = json!({"file": {"name": "m.yaml", "content": "mesh: prod"}});
+    let error = grpcurl_at(&controller.socket(), "tunmesh.v1.MeshAdmin/Plan", &faulty).unwrap_err();
+    assert_eq!(error.code, tonic::Code::InvalidArgument);
+    assert_eq!(error.details[0]["fieldViolations"][0]["field"], "overlay");
+}
+
+/// A command that goes on, and its lines as they come.
+struct Following {
+    process: Child,
+    lines: mpsc::Receiver<String>,
+}
+
+impl Following {
+    fn start(controller: &Controller, command: &[&str]) -> Self {
+        let mut process = controller
+            .host()
+            .command(CONTROLLER)
+            .args(command)
+            .arg("--socket")
+            .arg(controller.socket())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let (sender, lines) = mpsc::channel();
+        let reader = BufReader::new(process.stdout.take().unwrap());
+        thread::spawn(move || reader.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
+        Self { process, lines }
+    }
+
+    fn wait_for(&self, words: &str) {
+        let found =
+            std::iter::from_fn(|| self.lines.recv_timeout(SOON).ok()).any(|line| line.contains(words));
+        assert!(found, "no line with {words:?}");
+    }
+}
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[test]
+fn events_are_followed_until_the_controller_ends() {
+    let lab = Lab::new();
+    let mut controller = controller(&lab);
+    let mut events = Following::start(&controller, &["events", "-f"]);
+    events.wait_for("controller-started");
+    controller.apply(&mesh(2)).unwrap();
+    events.wait_for("mesh-applied");
+    controller.terminate();
+    wait_until(SOON, "the command ends", || events.process.try_wait().unwrap().is_some());
+    assert_eq!(events.process.wait().unwrap().code(), Some(1));
+}
+
+/// Hosts on one segment, 172.100.1.1 and so on, with a controller on its router.
+fn segment(lab: &Lab, count: usize) -> (Controller, Vec<Host>) {
+    let router = lab.host("router");
+    let hosts: Vec<_> = (1..=count).map(|n| lab.host(&format!("n{n}"))).collect();
+    let addresses: Vec<_> = (1..=count).map(|n| format!("172.100.1.{n}/24")).collect();
+    let ends: Vec<_> = hosts.iter().zip(addresses.iter().map(String::as_str)).collect();
+    lab.segment(&router, "172.100.1.254/24", &ends);
+    (Controller::start(&router, &[]), hosts)
+}
+
+#[test]
+fn apply_waits_for_the_nodes_and_names_who_lags_and_what_fails() {
+    let lab = Lab::new();
+    let (controller, hosts) = segment(&lab, 2);
+    let mut agents: Vec<Agent> =
+        hosts.iter().map(|host| Agent::join(host, "172.100.1.254:7443", host.role(), &[])).collect();
+    let applied = controller.apply_with(&mesh(2), &["--wait"]).unwrap();
+    assert!(applied.contains("4 added"), "{applied}");
+    let nodes = controller.run(&["nodes"]).unwrap();
+    assert!(nodes.contains("live") && nodes.contains("172.100.1.1"), "{nodes}");
+    let tunnels = controller.run(&["tunnels", "n1"]).unwrap();
+    assert!(tunnels.contains("prod.n2") && tunnels.contains("172.100.1.2:5000"), "{tunnels}");
+
+    // Outside of what agents accept.
+    let refused = mesh(2).replace("address: 10.9.0.2", "address: 10.9.0.2, routes: [203.0.113.0/24]");
+    let failed = controller.apply_with(&refused, &["--wait"]).unwrap_err();
+    assert_eq!(failed.code, Some(1), "{failed}");
+    assert!(
+        failed.stderr.contains("waiting for 2 nodes") && failed.stderr.contains("up to date: 2 of 2 nodes")
+    );
+    assert!(failed.stderr.contains("n1: tunnel prod.n2: "), "{failed}");
+    let status = controller.run(&["status"]).unwrap();
+    assert!(status.contains("n1: tunnel prod.n2: "), "{status}");
+
+    agents[1].terminate();
+    let failed = controller.apply_with(&mesh(3), &["--wait", "1s"]).unwrap_err();
+    assert_eq!(failed.code, Some(1), "{failed}");
+    assert!(failed.stderr.contains("1 s are over, up to date: 1 of 3 nodes"), "{failed}");
+    assert!(failed.stderr.contains("controller: n2: it is not connected"), "{failed}");
+    assert!(failed.stderr.contains("controller: n3: it has not connected"), "{failed}");
+    assert!(controller.run(&["nodes"]).unwrap().contains("offline 0 s") || !agents[1].alive());
+}

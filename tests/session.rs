@@ -1,0 +1,405 @@
+//! An agent and a controller that says what it is told to.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a fault ends the test")]
+#![allow(clippy::wildcard_enum_match_arm, reason = "a test looks for one message")]
+
+mod lab;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use lab::{AGENT, Agent, Host, Lab, SOON, Scripted, Talk, grpcurl, legacy_add, wait_until};
+use serde_json::{Value, json};
+use tonic::Status;
+use tonic_types::{ErrorDetails, StatusExt};
+use tunmesh::proto::command::TunnelSpec;
+use tunmesh::proto::convert::session::{device_item, tunnel_item};
+use tunmesh::proto::model::{AllowedPrefix, Framing, Owner, TunnelState};
+use tunmesh::proto::session::{
+    AgentMessage, ControllerMessage, Delta, Generation, Heartbeat, Item, ItemId, Items, Report,
+    SnapshotChunk, SnapshotEnd, Tag,
+};
+use tunmesh::proto::v1;
+
+const CONTROLLER: &str = "172.100.1.9:7443";
+
+fn address() -> SocketAddr {
+    CONTROLLER.parse().unwrap()
+}
+
+/// A host for an agent with a cable to one for its controller, and another to a peer.
+fn hosts() -> (Lab, Host, Host) {
+    let lab = Lab::new();
+    let (host, other) = (lab.host("host"), lab.host("other"));
+    lab.link(&host, "172.100.1.1/24", &other, "172.100.1.9/24");
+    (lab, host, other)
+}
+
+/// The arguments of an agent that follows the controller.
+const FOLLOW: [&str; 6] = ["--controller", "172.100.1.9", "--insecure", "172.100.1.0/24", "--name", "n1"];
+
+fn generation(revision: u64) -> Generation {
+    Generation { incarnation: 1, revision }
+}
+
+fn id(text: &str) -> ItemId {
+    text.parse().unwrap()
+}
+
+fn ids(texts: &[&str]) -> BTreeSet<ItemId> {
+    texts.iter().map(|text| id(text)).collect()
+}
+
+fn tunnel(host: u8) -> TunnelSpec {
+    let prefix = format!("10.9.0.{host}/32").parse().unwrap();
+    TunnelSpec {
+        name: format!("m.n{host}").parse().unwrap(),
+        device: "m".parse().unwrap(),
+        addresses: Vec::new(),
+        mtu: None,
+        remote: format!("172.100.1.{host}:5000").parse().unwrap(),
+        framing: Framing::Raw,
+        allowed_prefixes: vec![AllowedPrefix { prefix, preference: 0 }],
+        routes: Vec::new(),
+    }
+}
+
+/// A mesh's device, and tunnels of it to hosts by number.
+fn mesh(hosts: impl IntoIterator<Item = u8>) -> Items {
+    let device = device_item(&"m".parse().unwrap(), &["10.9.0.1/24".parse().unwrap()]);
+    let tunnels = hosts.into_iter().map(|host| tunnel_item(&tunnel(host)));
+    Items::new(std::iter::once(device).chain(tunnels).map(Arc::new))
+}
+
+fn snapshot(revision: u64, items: &Items) -> ControllerMessage {
+    ControllerMessage::Snapshot(SnapshotChunk {
+        generation: generation(revision),
+        items: items.iter().cloned().collect(),
+        end: Some(SnapshotEnd { digest: items.digest(), consent: 0 }),
+    })
+}
+
+fn delta(before: (u64, &Items), after: (u64, &Items), consent: u64) -> ControllerMessage {
+    let (set, delete) = before.1.changes_to(after.1);
+    ControllerMessage::Delta(Delta {
+        base: generation(before.0),
+        generation: generation(after.0),
+        set,
+        delete,
+        digest: after.1.digest(),
+        consent,
+    })
+}
+
+fn ping(number: u64) -> ControllerMessage {
+    ControllerMessage::Heartbeat(Heartbeat { ping: Some(number), answers: None })
+}
+
+fn answer(talk: &Talk, number: u64) {
+    talk.find(Duration::from_secs(2), "an answer to a ping", |message| match message {
+        AgentMessage::Heartbeat(Heartbeat { answers, .. }) => (answers == Some(number)).then_some(()),
+        _ => None,
+    });
+}
+
+fn report(talk: &Talk, wanted: impl Fn(&Report) -> bool) -> Report {
+    talk.find(SOON, "a report", |message| match message {
+        AgentMessage::Report(report) => Some(report).filter(&wanted),
+        _ => None,
+    })
+}
+
+fn status(agent: &Agent) -> Value {
+    grpcurl(agent, "tunmesh.v1.TunnelService/GetStatus", &json!({})).unwrap()["controller"].clone()
+}
+
+fn show(agent: &Agent, command: &str) -> String {
+    agent.host().run([AGENT, command, "--socket", agent.socket().to_str().unwrap()])
+}
+
+fn tunnels(agent: &Agent) -> Vec<String> {
+    let answer = grpcurl(agent, "tunmesh.v1.TunnelService/ListTunnels", &json!({})).unwrap();
+    let tunnels = answer["tunnels"].as_array().cloned().unwrap_or_default();
+    tunnels.iter().map(|tunnel| tunnel["tunnel"]["name"].as_str().unwrap().to_owned()).collect()
+}
+
+fn has_device(host: &Host) -> bool {
+    host.try_run(["ip", "link", "show", "m"]).is_ok()
+}
+
+fn kept(agent: &Agent) -> String {
+    fs::read_to_string(agent.state_dir().join("state")).unwrap_or_default()
+}
+
+#[test]
+fn an_agent_follows_and_comes_back_as_it_was() {
+    let (_lab, host, other) = hosts();
+    let controller = Scripted::start(&other, address());
+    let mut agent = Agent::start(
+        &host,
+        &[&FOLLOW[..], &["--label", "role=web,zone=a", "--endpoint", "192.0.2.1:6000"]].concat(),
+    );
+    legacy_add(&host, "udp2", "10.0.1.1", "172.100.1.99", 1400);
+
+    let (talk, hello) = controller.hello();
+    assert_eq!((hello.node.as_str(), hello.have, hello.data_port), ("n1", None, 5000));
+    assert_eq!((hello.labels["role"].as_str(), hello.labels["zone"].as_str()), ("web", "a"));
+    assert_eq!(hello.endpoint, Some("192.0.2.1:6000".parse().unwrap()));
+    talk.welcome("s1");
+    let first = report(&talk, |report| report.whole);
+    assert_eq!(first.tunnels[&"udp2".parse().unwrap()].owner, Owner::Local);
+    let views = [mesh([9]), mesh([9, 3])];
+    talk.say(snapshot(1, &views[0]));
+    let ack = talk.ack();
+    assert_eq!((ack.generation, ack.failures.len(), ack.removals_held.len()), (generation(1), 0, 0));
+    assert!(kept(&agent).contains("\"revision\": 1") && has_device(&host));
+    talk.say(delta((1, &views[0]), (2, &views[1]), 0));
+    assert_eq!(talk.ack().generation, generation(2));
+    assert_eq!(tunnels(&agent), ["m.n3", "m.n9", "udp2"]);
+    talk.say(ping(77));
+    answer(&talk, 77);
+    talk.say(ControllerMessage::ReportRequest(5));
+    let whole = report(&talk, |report| report.request == Some(5));
+    assert_eq!((whole.whole, whole.tunnels.len()), (true, 3));
+    assert_eq!(whole.tunnels[&"m.n9".parse().unwrap()].state, TunnelState::Waiting(None));
+    let shown = show(&agent, "status");
+    assert!(shown.contains("172.100.1.9, in step for") && shown.contains("1.2 of store s1"), "{shown}");
+    assert!(shown.contains("--insecure: the controller is followed over 172.100.1.0/24"), "{shown}");
+    assert!(show(&agent, "tunnels").contains("controller"));
+
+    // It says goodbye, and comes back with its controller away.
+    agent.terminate();
+    talk.find(SOON, "a goodbye", |message| (message == AgentMessage::Goodbye).then_some(()));
+    assert!(!has_device(&host));
+    drop((talk, controller));
+    agent.restart();
+    assert_eq!(tunnels(&agent), ["m.n3", "m.n9", "udp2"]);
+    assert!(has_device(&host));
+
+    let controller = Scripted::start(&other, address());
+    let (talk, hello) = controller.hello();
+    let have = hello.have.unwrap();
+    assert_eq!(
+        (have.store_id.as_str(), have.generation, have.digest),
+        ("s1", generation(2), views[1].digest())
+    );
+    talk.welcome("s1");
+    talk.say(ControllerMessage::NotModified(generation(8)));
+    assert_eq!(talk.ack().generation, generation(8));
+    talk.say(delta((8, &views[1]), (9, &views[0]), 0));
+    assert_eq!(talk.ack().generation, generation(9));
+    let change = report(&talk, |report| !report.whole);
+    assert_eq!(change.gone, BTreeSet::from(["m.n3".parse().unwrap()]));
+}
+
+#[test]
+fn what_does_not_fit_is_asked_for_anew() {
+    let (_lab, host, other) = hosts();
+    let controller = Scripted::start(&other, address());
+    let agent = Agent::start(&host, &FOLLOW);
+    let (talk, _) = controller.hello();
+    talk.welcome("s1");
+    let views = [mesh([9]), mesh([9, 3])];
+    talk.say(snapshot(1, &views[0]));
+    talk.ack();
+    talk.say(delta((5, &views[0]), (6, &views[1]), 0));
+    assert!(talk.resync().contains("1.5"));
+    assert_eq!(tunnels(&agent), ["m.n9"]);
+    // What a later release says is passed over.
+    talk.say(v1::ControllerMessage { message: None });
+    let mut later = tunnel_item(&tunnel(4));
+    later.content.extend_from_slice(&[0xa2, 0x06, 1, b'x']);
+    let garbled = Item { content: vec![0xff], ..tunnel_item(&tunnel(5)) };
+    let items = [later, garbled].map(|item| Arc::new(Item { tag: Tag::of(&item.content), ..item }));
+    let view = Items::new(views[1].iter().cloned().chain(items));
+    talk.say(snapshot(6, &view));
+    let ack = talk.ack();
+    assert_eq!(ack.failures.keys().cloned().collect::<BTreeSet<_>>(), ids(&["tunnel m.n5"]));
+    assert_eq!(tunnels(&agent), ["m.n3", "m.n4", "m.n9"]);
+    // It has every tag, also of what it does not understand.
+    talk.say(delta((6, &view), (7, &view), 0));
+    assert_eq!(talk.ack().generation, generation(7));
+
+    // What cannot be kept is not acknowledged, and comes again.
+    let obstacle = agent.state_dir().join("state.new");
+    fs::create_dir(&obstacle).unwrap();
+    talk.say(delta((7, &view), (8, &views[1]), 0));
+    let reason = talk.find(SOON, "a resync and no acknowledgement", |message| match message {
+        AgentMessage::Ack(ack) => panic!("{ack:?} of what is not on disk"),
+        AgentMessage::Resync(reason) => Some(reason),
+        _ => None,
+    });
+    assert!(reason.contains("cannot be kept on disk"), "{reason}");
+    assert_eq!(tunnels(&agent), ["m.n3", "m.n4", "m.n9"]);
+    assert!(status(&agent)["trouble"].as_str().unwrap().contains("cannot be kept on disk"));
+    fs::remove_dir(&obstacle).unwrap();
+    talk.say(snapshot(8, &views[1]));
+    assert_eq!(talk.ack().generation, generation(8));
+    assert_eq!(tunnels(&agent), ["m.n3", "m.n9"]);
+}
+
+#[test]
+fn a_silent_controller_is_dialled_again_and_nothing_changes() {
+    let (_lab, host, other) = hosts();
+    let controller = Scripted::start(&other, address());
+    let agent = Agent::start(&host, &FOLLOW);
+    let (talk, _) = controller.hello();
+    talk.welcome("s1");
+    talk.say(snapshot(1, &mesh([9])));
+    talk.ack();
+    talk.closed_within(Duration::from_secs(18));
+    assert!(has_device(&host));
+    assert!(agent.log().contains("has said nothing for 15 s"));
+    let (talk, hello) = controller.hello();
+    assert_eq!(hello.have.unwrap().generation, generation(1));
+    // Refused, it waits as long as it is asked to.
+    let details = ErrorDetails::with_retry_info(Some(Duration::from_secs(4)));
+    talk.refuse(Status::with_error_details(tonic::Code::ResourceExhausted, "too many agents", details));
+    wait_until(SOON, "its status says why", || {
+        status(&agent)["trouble"].as_str().is_some_and(|trouble| trouble.contains("too many agents"))
+    });
+    assert!(!controller.is_dialled_within(Duration::from_secs(3)));
+    assert!(controller.is_dialled_within(SOON));
+    assert!(has_device(&host));
+}
+
+#[test]
+fn many_tunnels_stay_until_somebody_consents() {
+    let (_lab, host, other) = hosts();
+    let controller = Scripted::start(&other, address());
+    let mut agent = Agent::start(&host, &FOLLOW);
+    let (talk, _) = controller.hello();
+    talk.welcome("s1");
+    let views = [mesh(2..9), mesh([2, 20])];
+    talk.say(snapshot(1, &views[0]));
+    talk.ack();
+    talk.say(delta((1, &views[0]), (2, &views[1]), 0));
+    let held =
+        ids(&["tunnel m.n3", "tunnel m.n4", "tunnel m.n5", "tunnel m.n6", "tunnel m.n7", "tunnel m.n8"]);
+    assert_eq!(talk.ack().removals_held, held);
+    assert_eq!(tunnels(&agent).len(), 8);
+    let shown = show(&agent, "status");
+    assert!(shown.contains("tunnel m.n8") && shown.contains("--allow-removals"), "{shown}");
+    // Over a restart as well.
+    drop(talk);
+    agent.restart();
+    assert_eq!(tunnels(&agent).len(), 8);
+    let (talk, hello) = controller.hello();
+    assert_ne!(hello.have.unwrap().digest, views[1].digest());
+    talk.welcome("s1");
+    talk.say(ControllerMessage::Snapshot(SnapshotChunk {
+        generation: generation(4),
+        items: views[1].iter().cloned().collect(),
+        end: Some(SnapshotEnd { digest: views[1].digest(), consent: 4 }),
+    }));
+    assert_eq!(talk.ack().removals_held, BTreeSet::new());
+    assert_eq!(tunnels(&agent), ["m.n2", "m.n20"]);
+}
+
+#[test]
+fn a_foreign_controller_is_refused_until_the_agent_leaves() {
+    let (_lab, host, other) = hosts();
+    let controller = Scripted::start(&other, address());
+    let mut agent = Agent::start(&host, &FOLLOW);
+    legacy_add(&host, "udp2", "10.0.1.1", "172.100.1.99", 1400);
+    let (talk, _) = controller.hello();
+    talk.welcome("s1");
+    talk.say(snapshot(1, &mesh([9])));
+    talk.ack();
+    drop(talk);
+    let (talk, _) = controller.hello();
+    talk.welcome("s2");
+    talk.closed_within(SOON);
+    let trouble = status(&agent)["trouble"].clone();
+    assert!(trouble.as_str().unwrap().contains("agent leave"), "{trouble}");
+    assert_eq!(tunnels(&agent), ["m.n9", "udp2"]);
+
+    assert!(show(&agent, "leave").contains("1 of its tunnels"));
+    assert_eq!(tunnels(&agent), ["udp2"]);
+    assert!(!has_device(&host) && !kept(&agent).contains("s1"));
+    assert_eq!(status(&agent)["state"], "NOT_DIALLED");
+    assert!(!controller.is_dialled_within(Duration::from_secs(2)));
+    agent.restart();
+    let (talk, hello) = controller.hello();
+    assert_eq!(hello.have, None);
+    talk.welcome("s2");
+    talk.say(snapshot(1, &mesh([9])));
+    assert_eq!(talk.ack().generation, generation(1));
+    assert_eq!(status(&agent)["storeId"], "s2");
+}
+
+#[test]
+fn a_local_tunnel_keeps_its_name_until_it_is_gone() {
+    let (_lab, host, other) = hosts();
+    let controller = Scripted::start(&other, address());
+    let agent = Agent::start(&host, &FOLLOW);
+    let local = json!({"tunnel": {"name": "m.n9", "device": "d9", "addresses": ["10.8.0.1/24"],
+                                  "remote": "172.100.1.99", "framing": "RAW"}});
+    grpcurl(&agent, "tunmesh.v1.TunnelService/AddTunnel", &local).unwrap();
+    let (talk, _) = controller.hello();
+    talk.welcome("s1");
+    talk.say(snapshot(1, &mesh([9, 3])));
+    let failures = talk.ack().failures;
+    assert!(failures[&id("tunnel m.n9")].contains("is taken by a local tunnel"), "{failures:?}");
+    let shown = show(&agent, "tunnels");
+    assert!(shown.contains("m.n9: the controller wants a tunnel of this name, too"), "{shown}");
+    let delete = json!({"name": "m.n9"});
+    grpcurl(&agent, "tunmesh.v1.TunnelService/DeleteTunnel", &delete).unwrap();
+    let change =
+        report(&talk, |report| report.tunnels.contains_key(&"m.n9".parse().unwrap()) && !report.whole);
+    assert_eq!(change.tunnels[&"m.n9".parse().unwrap()].owner, Owner::Controller);
+    assert_eq!(talk.ack().failures.len(), 0);
+    let refused = grpcurl(&agent, "tunmesh.v1.TunnelService/DeleteTunnel", &delete).unwrap_err();
+    assert!(refused.message.contains("other owner's"), "{}", refused.message);
+}
+
+#[test]
+fn a_controller_is_followed_in_plain_text_only_where_that_is_allowed() {
+    let (_lab, host, other) = hosts();
+    for (arguments, words) in [
+        (vec!["--controller", "172.100.1.9"], "with --insecure CIDR"),
+        (vec!["--controller", "172.100.2.9", "--insecure", "172.100.1.0/24"], "172.100.2.9 is in none"),
+        (
+            vec!["--controller", "172.100.1.9,x y", "--insecure", "172.100.1.0/24"],
+            "neither an address nor a host",
+        ),
+        (vec!["--controller", "172.100.1.9", "--insecure", "172.100.1.0/24", "--label", "a b"], "role=web"),
+    ] {
+        let failed = host.try_run([&[AGENT], &arguments[..]].concat()).unwrap_err();
+        assert_eq!(failed.code, Some(2), "{failed}");
+        assert!(failed.stderr.contains(words), "{failed}");
+    }
+    // A name is looked at when it is dialled.
+    let controller = Scripted::start(&host, "127.0.0.1:7443".parse().unwrap());
+    let agent = Agent::start(&host, &["--controller", "localhost", "--insecure", "172.100.1.0/24"]);
+    wait_until(SOON, "its status says why", || {
+        status(&agent)["trouble"]
+            .as_str()
+            .is_some_and(|trouble| trouble.contains("in none of the networks of --insecure"))
+    });
+    assert!(!controller.is_dialled_within(Duration::from_secs(1)));
+    drop(agent);
+
+    // What covers the controller's address would cut it off.
+    let controller = Scripted::start(&other, address());
+    let agent = Agent::start(&host, &[&FOLLOW[..], &["--accept-prefix", "172.0.0.0/8"]].concat());
+    let (talk, _) = controller.hello();
+    talk.welcome("s1");
+    let routed = TunnelSpec {
+        allowed_prefixes: vec![AllowedPrefix { prefix: "172.0.0.0/8".parse().unwrap(), preference: 0 }],
+        routes: vec!["172.96.0.0/11".parse().unwrap()],
+        ..tunnel(3)
+    };
+    let device = device_item(&"m".parse().unwrap(), &["172.9.0.1/24".parse().unwrap()]);
+    let view = Items::new([device, tunnel_item(&routed)].map(Arc::new));
+    talk.say(snapshot(1, &view));
+    let failures = talk.ack().failures;
+    assert!(
+        failures[&id("tunnel m.n3")].contains("covers 172.100.1.9, the address of the controller"),
+        "{failures:?}"
+    );
+    assert_eq!(status(&agent)["failures"].as_object().unwrap().len(), 1);
+}
