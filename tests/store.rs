@@ -98,6 +98,22 @@ fn a_second_controller_is_told_who_has_it() {
     SqliteStore::open(directory.path()).unwrap();
 }
 
+/// What it commits then is gone with the process: nobody must be told that it is kept.
+#[tokio::test]
+async fn a_database_taken_away_while_it_is_used_acknowledges_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = SqliteStore::open(directory.path()).unwrap();
+    assert_eq!(store.commit(writes([put("/a", "1")])).await, Ok(1));
+    let (here, there) = (database(directory.path()), directory.path().join("elsewhere"));
+    fs::rename(&here, &there).unwrap();
+    let words = unavailable(store.commit(writes([put("/a", "2")])).await);
+    assert!(words.contains("was removed or replaced"), "{words}");
+    fs::write(&here, "").unwrap();
+    unavailable(store.commit(writes([put("/a", "2")])).await);
+    fs::rename(&there, &here).unwrap();
+    assert_eq!(store.commit(writes([put("/a", "2")])).await, Ok(2));
+}
+
 #[tokio::test]
 async fn nobody_else_can_read_its_files() {
     let parent = tempfile::tempdir().unwrap();

@@ -7,7 +7,7 @@
 mod tables;
 
 use std::fs::{self, OpenOptions, Permissions};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -94,7 +94,8 @@ impl SqliteStore {
 
         let (requests, waiting) = mpsc::channel(GROUP);
         let (head, seen) = watch::channel(revision);
-        let writer = Writer { path: path.clone(), connection, head, _lock: lock };
+        let place = place(&path);
+        let writer = Writer { path: path.clone(), place, connection, head, _lock: lock };
         let writer = thread::Builder::new()
             .name("store".to_owned())
             .spawn(move || writer.run(waiting))
@@ -190,6 +191,8 @@ async fn follow(
 /// What the writing thread has.
 struct Writer {
     path: PathBuf,
+    /// Of the open file.
+    place: Option<Place>,
     connection: Connection,
     head: watch::Sender<u64>,
     _lock: Lock,
@@ -202,8 +205,7 @@ impl Writer {
         while requests.blocking_recv_many(&mut group, GROUP) > 0 {
             let (transactions, replies): (Vec<_>, Vec<_>) =
                 group.drain(..).map(|request| (request.transaction, request.reply)).unzip();
-            let results = self.commit(&transactions).unwrap_or_else(|error| {
-                let error = words(&self.path, &error);
+            let results = self.kept(&transactions).unwrap_or_else(|error| {
                 tracing::error!(%error, "the store cannot be written");
                 vec![Err(StoreError::Unavailable(error)); transactions.len()]
             });
@@ -212,6 +214,19 @@ impl Writer {
                 let _ = reply.send(result);
             }
         }
+    }
+
+    /// Does transactions where whoever starts next will find them.
+    fn kept(&mut self, transactions: &[Transaction]) -> Result<Vec<Result<u64, StoreError>>, String> {
+        // The database goes on in a file that has lost its name, and what it commits is gone with this process.
+        if place(&self.path) != self.place {
+            let file = self.path.display();
+            return Err(format!(
+                "{file} was removed or replaced while the controller ran: put it back, or start the controller again \
+                 to go on with what is there"
+            ));
+        }
+        self.commit(transactions).map_err(|error| words(&self.path, &error))
     }
 
     /// Does transactions in one commit; an error: none of them was done.
@@ -245,6 +260,13 @@ impl Writer {
         self.head.send_if_modified(|head| std::mem::replace(head, end.revision) != end.revision);
         Ok(results)
     }
+}
+
+/// Device and number of a file, which no other has while it is open.
+type Place = (u64, u64);
+
+fn place(path: &Path) -> Option<Place> {
+    path.metadata().ok().map(|metadata| (metadata.dev(), metadata.ino()))
 }
 
 /// Makes an empty file where there is none. What SQLite puts beside it gets the same mode.
