@@ -1,6 +1,7 @@
 //! From meshes to what every node is to have, from there to operations, and what is dangerous about them.
 
 mod hazards;
+mod underlay;
 mod words;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,6 +19,7 @@ use crate::proto::convert::session::{device_item, tunnel_item};
 use crate::proto::model::{AllowedPrefix, Framing, MeshName, NodeName, Remote, TunnelName};
 use crate::proto::session::{Item, ItemId, Items, Tag};
 
+use underlay::Underlay;
 pub use words::differences;
 
 /// The data port of a node that names none.
@@ -52,6 +54,8 @@ struct Member<'a> {
     addresses: Vec<IpNet>,
     /// Where others reach it, always with a port.
     endpoint: Option<Remote>,
+    /// Why what it says of its endpoint is not believed.
+    barred: Option<String>,
     routes: &'a [IpNet],
 }
 
@@ -75,19 +79,24 @@ impl Wanted {
     }
 
     /// The nodes of a mesh with what is known of them.
-    fn parts<'a>(&'a self, mesh: &'a Mesh) -> BTreeMap<NodeName, Member<'a>> {
-        self.members(mesh).into_iter().map(|node| (node.clone(), self.member(mesh, &node))).collect()
+    fn parts<'a>(&'a self, mesh: &'a Mesh, underlay: &Underlay<'_>) -> BTreeMap<NodeName, Member<'a>> {
+        let members = self.members(mesh).into_iter();
+        members.map(|node| (node.clone(), self.member(mesh, &node, underlay))).collect()
     }
 
-    fn member<'a>(&'a self, mesh: &'a Mesh, node: &NodeName) -> Member<'a> {
+    fn member<'a>(&'a self, mesh: &'a Mesh, node: &NodeName, underlay: &Underlay<'_>) -> Member<'a> {
         let record = self.nodes.get(node);
         let wanted = mesh.nodes.get(node);
         let allocation = self.allocations.get(&mesh.name).and_then(|all| all.nodes.get(node));
         let addresses = allocation.map_or(&[][..], |allocation| &allocation.addresses);
-        let endpoint = wanted
-            .and_then(|wanted| wanted.endpoint.as_ref())
-            .or_else(|| record.and_then(|record| record.endpoint.as_ref()));
-        let port = record.map_or(DATA_PORT, |record| record.data_port);
+        let given = wanted.and_then(|wanted| wanted.endpoint.as_ref()).map(|given| with_port(given, record));
+        let claimed = record.and_then(|record| record.endpoint.as_ref()).map(|said| with_port(said, record));
+        // Whoever names a node relies on what it says; by its labels anyone may come.
+        let barred = match (wanted, &claimed) {
+            (None, Some(claimed)) => underlay.bar(node, claimed),
+            (Some(_), _) | (None, None) => None,
+        };
+        let claimed = claimed.filter(|_| barred.is_none());
         Member {
             record,
             addresses: addresses
@@ -97,10 +106,8 @@ impl Wanted {
                     IpNet::new(*address, network.prefix_len()).ok()
                 })
                 .collect(),
-            endpoint: endpoint.map(|endpoint| Remote {
-                host: endpoint.host.clone(),
-                port: Some(endpoint.port.unwrap_or(port)),
-            }),
+            endpoint: given.or(claimed),
+            barred,
             routes: wanted.map_or(&[], |wanted| &wanted.routes),
         }
     }
@@ -108,8 +115,9 @@ impl Wanted {
     /// What each node is to have; nodes of no mesh have nothing and are left out.
     pub fn views(&self) -> BTreeMap<NodeName, Items> {
         let mut views: BTreeMap<NodeName, Vec<Arc<Item>>> = BTreeMap::new();
+        let underlay = Underlay::of(self);
         for mesh in self.meshes.values() {
-            let mut parts = self.parts(mesh);
+            let mut parts = self.parts(mesh, &underlay);
             parts.retain(|_, member| member.is_joined());
             let tunnels: Vec<(&NodeName, Arc<Item>)> = match (mesh.security, mesh.topology) {
                 // Not in this version, and never weaker than what is asked for.
@@ -132,6 +140,12 @@ impl Wanted {
         }
         views.into_iter().map(|(node, items)| (node, Items::new(items))).collect()
     }
+}
+
+/// An endpoint with its port, which is the node's own where it names none.
+fn with_port(endpoint: &Remote, record: Option<&NodeRecord>) -> Remote {
+    let port = record.map_or(DATA_PORT, |record| record.data_port);
+    Remote { host: endpoint.host.clone(), port: Some(endpoint.port.unwrap_or(port)) }
 }
 
 /// The name of a mesh's tunnels to a node.

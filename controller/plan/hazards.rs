@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use super::underlay::Underlay;
 use super::{Hazard, Member, Wanted, tunnel_name};
 use crate::controller::mesh::{Mesh, Security, nested};
 use crate::proto::model::{ACCEPTED, Host, MeshName, NodeName};
@@ -15,12 +16,13 @@ impl Wanted {
     /// What is dangerous about `mesh`, given all others. `controller` are addresses at which agents reach it.
     pub fn hazards(&self, mesh: &MeshName, controller: &BTreeSet<IpAddr>) -> Vec<Hazard> {
         let Some(mesh) = self.meshes.get(mesh) else { return Vec::new() };
-        let parts = self.parts(mesh);
+        let underlay = Underlay::of(self);
+        let parts = self.parts(mesh, &underlay);
         let others: Vec<(&Mesh, Parts<'_>)> = self
             .meshes
             .values()
             .filter(|other| other.name != mesh.name)
-            .map(|other| (other, self.parts(other)))
+            .map(|other| (other, self.parts(other, &underlay)))
             .collect();
         let mut hazards = Vec::new();
         hazards.extend(security(mesh));
@@ -40,7 +42,7 @@ impl Wanted {
 /// Members whose overlay address becomes another: what is connected to the old one breaks.
 pub(super) fn moves(before: &Wanted, after: &Wanted, mesh: &MeshName) -> Vec<Hazard> {
     let (Some(old), Some(new)) = (before.meshes.get(mesh), after.meshes.get(mesh)) else { return Vec::new() };
-    let (old, new) = (before.parts(old), after.parts(new));
+    let (old, new) = (before.parts(old, &Underlay::of(before)), after.parts(new, &Underlay::of(after)));
     let mut hazards = Vec::new();
     for (node, member) in &new {
         let Some(was) = old.get(node) else { continue };
@@ -229,6 +231,11 @@ fn not_joined(hazards: &mut Vec<Hazard>, mesh: &Mesh, node: &NodeName, member: &
                 format!("{node} has no address, as the overlay {network} has none left; use a larger one");
             hazards.push(warning(node, message));
         }
+    }
+    if let Some(reason) = &member.barred {
+        let message = format!("{node} has no tunnels: {reason}; start its agent with another --endpoint");
+        hazards.push(warning(node, message));
+        return;
     }
     match (member.record, &member.endpoint) {
         (Some(_), Some(_)) => {}

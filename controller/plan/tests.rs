@@ -173,6 +173,28 @@ fn networks_that_cover_the_underlay_are_errors() {
     );
 }
 
+/// Whatever a node says of itself costs nobody else a tunnel, and no mesh its operator.
+#[test]
+fn a_claimed_endpoint_gives_way_to_what_the_files_say() {
+    let by_label = format!("{PROD}members: [{{labels: {{role: web}}}}]\n");
+    let honest = wanted(&[("c", "172.100.1.3")], &[&by_label]);
+    for (claim, words) in [
+        ("172.100.1.2:7000", "the endpoint of b"),
+        ("192.168.1.7", "192.168.1.0/24 of mesh prod"),
+        ("10.9.0.2", "10.9.0.0/24 of mesh prod"),
+    ] {
+        let nodes = [("c", "172.100.1.3"), ("aaa", claim)];
+        let lied_to = wanted(&nodes, &[&by_label]);
+        assert_eq!(view(&lied_to, "aaa"), Vec::<String>::new(), "{claim}");
+        for node in ["a", "b", "c"] {
+            assert_eq!(view(&lied_to, node).len(), view(&honest, node).len(), "{claim}: {node}");
+        }
+        let [errors, warnings] = hazards(&nodes, &[&by_label], &[]);
+        assert_eq!(errors, Vec::<String>::new(), "{claim}");
+        assert!(warnings.iter().any(|warning| warning.contains(words)), "{warnings:?}");
+    }
+}
+
 #[test]
 fn meshes_that_share_nodes_must_be_told_apart() {
     let first = file("one", "10.8.0.0/24", "", "a: {routes: [192.168.1.0/24]}, b: ");
