@@ -40,6 +40,10 @@ const GOOD: Duration = Duration::from_secs(10);
 const RESYNC_PAUSE: Duration = Duration::from_secs(5);
 /// How soon a controller is asked again to which this agent does not belong.
 const REFUSED: Duration = Duration::from_secs(30);
+/// The most items of a snapshot.
+const SNAPSHOT_ITEMS: usize = 100_000;
+/// The most bytes of their contents.
+const SNAPSHOT_BYTES: usize = 64 << 20;
 /// The longest time that a controller can ask for.
 const ASKED_MOST: Duration = Duration::from_secs(300);
 
@@ -146,13 +150,24 @@ struct Open {
     /// Whether what it said in its Hello has been answered.
     answered: bool,
     synced: Option<Instant>,
-    chunks: Option<(Generation, Vec<Arc<Item>>)>,
+    /// When the controller last came nearer to an answer.
+    moved: Instant,
+    chunks: Option<Chunks>,
     /// When and why a snapshot is to be asked for.
     resync: Option<(Instant, String)>,
     resynced_at: Option<Instant>,
     /// What was acknowledged last.
     acked: Option<Ack>,
     reports: Reports,
+}
+
+/// The parts of a snapshot that have come.
+#[derive(Debug)]
+struct Chunks {
+    generation: Generation,
+    items: Vec<Arc<Item>>,
+    /// Of their contents.
+    bytes: usize,
 }
 
 impl Session {
@@ -212,6 +227,7 @@ impl Session {
                 store_id: None,
                 answered: false,
                 synced: None,
+                moved: now,
                 chunks: None,
                 resync: None,
                 resynced_at: None,
@@ -364,8 +380,9 @@ impl Session {
             Phase::Dialling { until } => Some(*until),
             Phase::Open(open) => {
                 let resync = open.resync.as_ref().filter(|_| self.keeping.is_none()).map(|(at, _)| *at);
+                let answer = (!open.answered).then(|| open.moved + WATCHDOG);
                 let watch = (open.heard + WATCHDOG).min(open.beat_at);
-                Some(resync.map_or(watch, |at| at.min(watch)))
+                Some(resync.into_iter().chain(answer).fold(watch, Instant::min))
             }
             Phase::Ended => None,
         }
@@ -391,6 +408,12 @@ impl Session {
             Phase::Open(open) => {
                 if now >= open.heard + WATCHDOG {
                     let reason = format!("the controller has said nothing for {} s", WATCHDOG.as_secs());
+                    self.close(&reason, Duration::ZERO, now);
+                    return;
+                }
+                if !open.answered && now >= open.moved + WATCHDOG {
+                    let seconds = WATCHDOG.as_secs();
+                    let reason = format!("the controller has not said what it wants for {seconds} s");
                     self.close(&reason, Duration::ZERO, now);
                     return;
                 }
@@ -432,6 +455,7 @@ impl Session {
         }
         if let Phase::Open(open) = &mut self.phase {
             open.store_id = Some(welcome.store_id.clone());
+            open.moved = now;
         }
     }
 
@@ -449,14 +473,26 @@ impl Session {
 
     fn handle_chunk(&mut self, chunk: SnapshotChunk, now: Instant) {
         let Phase::Open(open) = &mut self.phase else { return };
-        let (generation, items) = open.chunks.get_or_insert_with(|| (chunk.generation, Vec::new()));
-        if *generation != chunk.generation {
-            let reason = format!("a part of {} came amid {generation}", chunk.generation);
+        open.moved = now;
+        let chunks = open.chunks.get_or_insert_with(|| Chunks {
+            generation: chunk.generation,
+            items: Vec::new(),
+            bytes: 0,
+        });
+        if chunks.generation != chunk.generation {
+            let reason = format!("a part of {} came amid {}", chunk.generation, chunks.generation);
             return self.resync(&reason, now, now);
         }
-        items.extend(chunk.items);
+        chunks.bytes += chunk.items.iter().map(|item| item.content.len()).sum::<usize>();
+        if chunks.bytes > SNAPSHOT_BYTES || chunks.items.len() + chunk.items.len() > SNAPSHOT_ITEMS {
+            let reason = format!(
+                "the controller wants more than {SNAPSHOT_ITEMS} items, or of more than {SNAPSHOT_BYTES} bytes"
+            );
+            return self.refuse(reason, now);
+        }
+        chunks.items.extend(chunk.items);
         let Some(end) = chunk.end else { return };
-        let items = Items::new(std::mem::take(items));
+        let items = Items::new(std::mem::take(&mut chunks.items));
         if items.digest() != end.digest {
             let reason = format!("the snapshot of {} is not whole", chunk.generation);
             return self.resync(&reason, now, now);

@@ -242,13 +242,22 @@ impl AgentState {
         }
     }
 
-    /// Takes in where controllers are.
-    pub fn handle_controllers(&mut self, addresses: BTreeSet<IpAddr>, now: Instant) {
+    /// Takes in where controllers are. An address that lies in a network of a tunnel that works is not believed:
+    /// whoever answers for a controller's name must not take tunnels down.
+    pub fn handle_controllers(&mut self, mut addresses: BTreeSet<IpAddr>, now: Instant) {
         self.now = now;
+        addresses.retain(|address| self.facts.controllers.contains(address) || !self.is_covered(*address));
         if self.facts.controllers != addresses {
             self.facts.controllers = addresses;
             self.rebuild();
         }
+    }
+
+    /// Whether what is sent to `address` goes into a device of ours.
+    fn is_covered(&self, address: IpAddr) -> bool {
+        let connected = self.target.devices.values().flat_map(|device| &device.addresses);
+        let routes = self.target.routes.iter().map(|route| &route.prefix);
+        connected.chain(routes).any(|network| network.contains(&address))
     }
 
     /// Takes in what a resolver says of a host name, the preferred address first.

@@ -197,6 +197,20 @@ fn no_network_covers_the_controller() {
     assert_eq!(failed(&state), "");
 }
 
+#[test]
+fn no_address_of_a_controller_takes_a_working_tunnel_down() {
+    let mut state = AgentState::new(policy(), Wanted::default(), start());
+    follow(&mut state, base(1, mesh([2])));
+    assert_eq!(state.failures(), BTreeMap::new());
+    state.handle_controllers(["10.60.0.77", "10.99.0.77"].map(|a| a.parse().unwrap()).into(), start());
+    assert_eq!(state.failures(), BTreeMap::new());
+    // The other one is heeded.
+    let error = state
+        .handle_command(&add(TunnelSpec { routes: vec![net("10.99.0.76/30")], ..free() }), Owner::Local)
+        .unwrap_err();
+    assert!(error.fault.problem.contains("address of the controller"), "{error:?}");
+}
+
 /// What may happen to both parts.
 #[derive(Debug, Clone)]
 enum Step {
