@@ -24,8 +24,9 @@ use crate::proto::v1::agent_control_server::AgentControl;
 
 /// How long an agent may take for its first words.
 const HELLO: Duration = Duration::from_secs(3);
-/// The most content of one chunk of a snapshot, in bytes, but for a single item that is longer.
-const CHUNK: usize = 256 << 10;
+/// The most content of one chunk of a snapshot, in bytes, but for a single item that is longer: on a link of 1 kB/s a
+/// heartbeat still gets through in time.
+const CHUNK: usize = 8 << 10;
 
 /// The service that agents dial.
 #[derive(Debug, Clone)]

@@ -26,8 +26,8 @@ const TUNNELS: usize = 20_000;
 const ADDRESSES: usize = 64;
 /// How often operators are told at most that sessions are put off.
 const REFUSALS: Duration = Duration::from_secs(10);
-/// The longest content of a change; what is more goes in chunks, as a snapshot. A message has at most 4 MiB.
-const CHANGE: usize = 1 << 20;
+/// The longest content of a change, in bytes; what is more goes in chunks, as a snapshot.
+const CHANGE: usize = 8 << 10;
 /// Over which time agents come again after the controller's end.
 const RETURN: Duration = Duration::from_secs(2);
 
