@@ -35,6 +35,8 @@ use records::Records;
 
 /// How long changes are collected before what every node is to have is worked out anew.
 const COLLECT: Duration = Duration::from_millis(20);
+/// How often it is looked whether an address has rested that a node waits for.
+const ADDRESSES: Duration = Duration::from_secs(60);
 /// The longest time between two looks.
 const IDLE: Duration = Duration::from_secs(60);
 
@@ -154,6 +156,8 @@ pub struct ControllerState {
     counter: u64,
     refusals: Refusals,
     looked_at: Instant,
+    /// When addresses were given last, or none had to be.
+    allocated_at: Instant,
     /// Rises with everything that [`Self::convergence`] may tell.
     progress: u64,
     nothing: View,
@@ -178,6 +182,7 @@ impl ControllerState {
             counter: 0,
             refusals: Refusals::default(),
             looked_at: now,
+            allocated_at: now,
             progress: 0,
             nothing: View::default(),
         };
@@ -231,6 +236,9 @@ impl ControllerState {
         }
         if self.pending.due.is_some_and(|due| due <= now) {
             self.work_out_views(now, wall);
+        } else if now >= self.allocated_at + ADDRESSES {
+            self.allocated_at = now;
+            self.records.allocations_due |= !self.due_allocations(&self.stored.wanted, wall).is_empty();
         }
         self.pump_records(now, wall);
     }

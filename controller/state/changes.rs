@@ -56,6 +56,7 @@ impl ControllerState {
     /// time: two that differ never have the same.
     pub(super) fn work_out_views(&mut self, now: Instant, wall: Duration) {
         self.pending.due = None;
+        self.allocated_at = now;
         self.generation = self.stored.generation();
         let mut changed = std::mem::take(&mut self.pending.consents);
         let mut fresh = self.stored.wanted.views();

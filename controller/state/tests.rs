@@ -13,6 +13,7 @@ use std::time::Duration;
 use world::{Agent, Sent, World, mesh, node};
 
 use super::{Connection, Effect, EventKind, Health, Refusal};
+use crate::controller::alloc::REST;
 use crate::controller::registry::{ACKNOWLEDGE, WATCHDOG};
 use crate::proto::model::{Owner, TunnelState};
 use crate::proto::session::{
@@ -174,6 +175,31 @@ fn why_an_agent_does_not_follow_is_told_once_and_shown_until_it_does() {
     }
     world.settle(&mut agents);
     assert_eq!((told(&world), world.count(EventKind::SessionRefused)), (0, 1));
+}
+
+#[test]
+fn a_node_gets_an_address_once_one_has_rested() {
+    let mut world = World::new();
+    let mut agents: Vec<Agent> = (0..3).map(Agent::new).collect();
+    agents[..2].iter_mut().for_each(|agent| agent.label("role", "web"));
+    // Room for two.
+    world.apply(mesh(&WEB.replace("10.9.0.0/22", "10.9.0.0/30")));
+    world.settle(&mut agents);
+    let lacking = |world: &World| {
+        let problems = world.state.status(world.now).problems;
+        problems.iter().filter(|problem| problem.message.contains("no overlay address")).count()
+    };
+    agents[0].label("role", "db");
+    agents[2].label("role", "web");
+    for number in [0, 2] {
+        world.connect(&mut agents[number]);
+        world.settle(&mut agents);
+    }
+    assert_eq!(lacking(&world), 1);
+    world.live(&agents, REST + Duration::from_secs(120));
+    world.settle(&mut agents);
+    assert_eq!(lacking(&world), 0);
+    assert_eq!(agents[2].has.as_ref().unwrap().1.len(), 2);
 }
 
 #[test]
