@@ -402,6 +402,21 @@ pub fn parse_network(text: &str) -> Result<IpNet, Invalid> {
     Ok(network)
 }
 
+/// Parses a network whose host bits mean nothing, as command lines have it: 172.100.1.1/16 is 172.100.0.0/16.
+pub fn parse_prefix(text: &str) -> Result<IpNet, Invalid> {
+    if let Ok(address) = text.parse::<IpAddr>() {
+        let alone = IpNet::from(address);
+        return Err(Invalid::new(
+            "has no prefix length",
+            format!("write {alone} for this address alone, or the network that it lies in"),
+        ));
+    }
+    let network: IpNet = text
+        .parse()
+        .map_err(|_| Invalid::new("is not a network", "write one as 172.100.0.0/16 or fd00:100::/32"))?;
+    Ok(network.trunc())
+}
+
 /// Parses a device's address: a host's address, and the prefix length of its network.
 pub fn parse_interface_address(text: &str) -> Result<IpNet, Invalid> {
     const FORM: &str = "write an address with its prefix length, as 10.0.1.1/30 or fd00:1::1/64";

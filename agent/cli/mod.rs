@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use crate::agent::config::{self, Config, ControllerConfig};
 use crate::proto::host::log::{self, LogFormat};
 use crate::proto::host::output::Format;
-use crate::proto::model::{ACCEPTED, Invalid, NodeName, Remote};
+use crate::proto::model::{ACCEPTED, Invalid, NodeName, Remote, parse_prefix};
 
 /// Joins this host to others by UDP tunnels over tun devices.
 #[derive(Debug, Parser)]
@@ -56,13 +56,14 @@ struct RunArgs {
           value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     control_port: u16,
     /// Who beside this host may steer the agent over the legacy port, unauthenticated; may be repeated
-    #[arg(long, env = "TUNMESH_LEGACY_ALLOW", value_name = "CIDR", value_delimiter = ',')]
+    #[arg(long, env = "TUNMESH_LEGACY_ALLOW", value_name = "CIDR", value_delimiter = ',', value_parser = parse_prefix)]
     legacy_allow: Vec<IpNet>,
     /// Close the legacy control port
     #[arg(long, env = "TUNMESH_NO_LEGACY", value_parser = clap::builder::FalseyValueParser::new())]
     no_legacy: bool,
     /// Where overlay addresses, allowed prefixes and routes may lie; may be repeated
-    #[arg(long, env = "TUNMESH_ACCEPT_PREFIX", value_name = "CIDR", value_delimiter = ',', default_values = ACCEPTED)]
+    #[arg(long, env = "TUNMESH_ACCEPT_PREFIX", value_name = "CIDR", value_delimiter = ',', value_parser = parse_prefix,
+          default_values = ACCEPTED)]
     accept_prefix: Vec<IpNet>,
     #[command(flatten)]
     controller: ControllerArgs,
@@ -94,7 +95,7 @@ struct ControllerArgs {
     #[arg(long, env = "TUNMESH_ENDPOINT", value_name = "ADDR")]
     endpoint: Option<Remote>,
     /// Networks in which the controller is followed in plain text; may be repeated
-    #[arg(long, env = "TUNMESH_INSECURE", value_name = "CIDR", value_delimiter = ',')]
+    #[arg(long, env = "TUNMESH_INSECURE", value_name = "CIDR", value_delimiter = ',', value_parser = parse_prefix)]
     insecure: Vec<IpNet>,
 }
 
@@ -105,7 +106,7 @@ impl ControllerArgs {
         }
         let config = ControllerConfig {
             addresses: self.controller,
-            insecure: self.insecure.iter().map(IpNet::trunc).collect(),
+            insecure: self.insecure,
             node: self.name.map_or_else(host_name, Ok)?,
             labels: self.label.into_iter().collect(),
             endpoint: self.endpoint,
@@ -206,8 +207,8 @@ impl RunArgs {
         let config = Config {
             data_port: self.data_port,
             control_port: (!self.no_legacy).then_some(self.control_port),
-            legacy_allow: self.legacy_allow.iter().map(IpNet::trunc).collect(),
-            accept_prefixes: self.accept_prefix.iter().map(IpNet::trunc).collect(),
+            legacy_allow: self.legacy_allow,
+            accept_prefixes: self.accept_prefix,
             socket: self.socket.socket,
             grpc_listen: self.grpc_listen,
             state_dir: self.state_dir,

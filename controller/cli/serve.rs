@@ -9,6 +9,7 @@ use super::{Error, SocketArgs};
 use crate::controller::config::Config;
 use crate::controller::daemon;
 use crate::proto::host::log::{self, LogFormat};
+use crate::proto::model::parse_prefix;
 
 /// Run the controller: keep the meshes, and bring them to the agents that dial it
 #[derive(Debug, clap::Args)]
@@ -33,7 +34,7 @@ pub(super) struct Args {
     )]
     state_dir: PathBuf,
     /// Networks from which agents may come in plain text, unauthenticated; may be repeated
-    #[arg(long, env = "TUNMESH_CONTROLLER_INSECURE", value_name = "CIDR", value_delimiter = ',')]
+    #[arg(long, env = "TUNMESH_CONTROLLER_INSECURE", value_name = "CIDR", value_delimiter = ',', value_parser = parse_prefix)]
     insecure: Vec<IpNet>,
     /// How log lines are written
     #[arg(long, env = "TUNMESH_LOG_FORMAT", value_name = "FORMAT", default_value = "text")]
@@ -55,7 +56,7 @@ impl Args {
             listen: self.listen,
             socket: self.socket.socket,
             state_dir: self.state_dir,
-            insecure: self.insecure.iter().map(IpNet::trunc).collect(),
+            insecure: self.insecure,
         };
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         let ended = runtime.block_on(daemon::run(config));

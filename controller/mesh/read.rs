@@ -10,7 +10,7 @@ use serde_saphyr::Spanned;
 use super::file::{Entries, OneOrMore, RawMesh, RawNode, RawSelector, Text, place};
 use super::{Fault, Mesh, MeshNode, Overlay, Security, Selector, Topology, nested, node_addresses};
 use crate::proto::model::{
-    Invalid, MeshName, Mtu, NodeName, Remote, check_interface_address, is_host_address, parse_network,
+    Host, Invalid, MeshName, Mtu, NodeName, Remote, check_interface_address, is_host_address, parse_network,
 };
 
 /// A value and where it stands.
@@ -211,7 +211,11 @@ impl Reader {
     }
 
     fn claim_endpoint(&mut self, field: &str, text: &Text, endpoint: &Remote) {
-        if let Some(other) = self.endpoints.get(&endpoint.to_string()) {
+        if matches!(endpoint.host, Host::Address(address) if address.is_loopback()) {
+            let fault =
+                Invalid::new("is every host's own", "give the address at which others reach the node");
+            self.fault(place(text), field, &text.value, fault);
+        } else if let Some(other) = self.endpoints.get(&endpoint.to_string()) {
             let fault =
                 Invalid::new(format!("is also {other}"), "give each node its own address, or its own port");
             self.fault(place(text), field, &text.value, fault);

@@ -87,6 +87,10 @@ fn every_fault_has_its_place_field_value_and_remedy() {
             &[(":3:23: nodes.a.endpoint \"1.2.3\" is neither", "minion-2:5000")],
         ),
         (
+            "nodes: {a: {endpoint: '127.0.0.1:5000'}}",
+            &[(":3:23: nodes.a.endpoint \"127.0.0.1:5000\" is every host's own", "others reach the node")],
+        ),
+        (
             "nodes:\n  a: {endpoint: 1.2.3.4}\n  b: {endpoint: 1.2.3.4}\n",
             &[(":5:17: nodes.b.endpoint \"1.2.3.4\" is also nodes.a.endpoint", "its own port")],
         ),

@@ -315,3 +315,17 @@ fn json_is_no_way_around_the_parsers() {
         assert_eq!(serde_json::from_str::<Remote>(text).is_ok(), good, "{text}");
     }
 }
+
+#[test]
+fn prefixes_of_command_lines_are_networks_with_or_without_host_bits() {
+    assert_eq!(parse_prefix("172.100.1.1/16").unwrap().to_string(), "172.100.0.0/16");
+    refused(
+        parse_prefix,
+        &[
+            ("172.100.1.1", "has no prefix length", "172.100.1.1/32"),
+            ("fd00::1", "has no prefix length", "fd00::1/128"),
+            ("172.100.0.0/33", "is not a network", "172.100.0.0/16"),
+            ("nowhere", "is not a network", "fd00:100::/32"),
+        ],
+    );
+}
