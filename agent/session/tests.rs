@@ -186,6 +186,40 @@ impl Bench {
 }
 
 #[test]
+fn a_controller_that_is_there_and_never_says_what_it_wants_is_given_up() {
+    let mut bench = Bench::welcome();
+    let mut all = Vec::new();
+    for _ in 0..3 {
+        all.extend(bench.pass(seconds(5)));
+        bench.say(ControllerMessage::Heartbeat(Heartbeat::default()));
+    }
+    assert_eq!(all.last(), Some(&Effect::Close));
+    assert!(bench.trouble().contains("not said what it wants"), "{}", bench.trouble());
+    // As long as parts come it is waited for.
+    let (mut bench, wanted) = (Bench::welcome(), items(1..=5, 0));
+    for item in wanted.iter() {
+        bench.pass(seconds(10));
+        bench.say(chunk(7, std::slice::from_ref(item), None));
+    }
+    bench.push(chunk(7, &[], Some((wanted.digest(), 0))));
+}
+
+#[test]
+fn a_snapshot_without_an_end_is_refused() {
+    let mut bench = Bench::welcome();
+    let long = Arc::new(Item {
+        content: vec![0; SNAPSHOT_BYTES / 4],
+        ..items(1..=1, 0).iter().next().unwrap().as_ref().clone()
+    });
+    for _ in 0..4 {
+        bench.say(chunk(7, std::slice::from_ref(&long), None));
+        assert_eq!(bench.effects(), []);
+    }
+    bench.say(chunk(7, &[long], None));
+    bench.refuses();
+}
+
+#[test]
 fn a_snapshot_is_acknowledged_once_it_is_kept() {
     let wanted = items(1..=5, 0);
     let all: Vec<_> = wanted.iter().cloned().collect();
