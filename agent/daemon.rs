@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::Context;
 use tokio::sync::mpsc;
@@ -26,6 +26,7 @@ use crate::agent::session::{Base, Identity};
 use crate::agent::state::{AgentState, Wanted};
 use crate::agent::store::{Loaded, Store};
 use crate::agent::target::Policy;
+use crate::proto::host::clock;
 use crate::proto::host::limits;
 use crate::proto::host::lock::DirectoryError;
 use crate::proto::host::random;
@@ -46,7 +47,6 @@ const EVENTS: usize = 16;
 ///
 /// # Errors
 /// What is missing or taken, in words.
-#[allow(clippy::disallowed_methods, reason = "the start of the agent is shown in its status")]
 pub async fn run(config: Config) -> anyhow::Result<()> {
     preflight::check()?;
     limits::raise_open_files();
@@ -73,7 +73,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         tracing::warn!("{words}");
     }
     let facts = Facts {
-        started: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default(),
+        started: clock::since_epoch(),
         data_ports: data.iter().filter_map(|socket| Some(socket.local_addr().ok()?.to_string())).collect(),
         weakened: config.weakened(),
     };
@@ -84,7 +84,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let netlink = Netlink::connect().context("netlink cannot be had")?;
     let platform = Platform::new(netlink, datapath, stats);
     let policy = Policy { data_port: config.data_port, accept: config.accept_prefixes.clone() };
-    let state = AgentState::new(policy, load(&store)?, tokio::time::Instant::now().into_std());
+    let state = AgentState::new(policy, load(&store)?, clock::now());
     let (mut runtime, agent) = Runtime::new(state, platform, store, device_events);
     runtime.restore().await.context("the interfaces of this host cannot be read")?;
     match (&config.controller, runtime.base().cloned()) {
@@ -148,7 +148,7 @@ fn uplink(config: &ControllerConfig, data_port: u16, base: Option<Base>) -> anyh
     };
     let dialler = Dialler::new(config.addresses.clone(), config.insecure.clone());
     let seed = u64::try_from(random >> 64).unwrap_or_default();
-    Ok(Uplink::new(identity, dialler, base, seed, tokio::time::Instant::now().into_std()))
+    Ok(Uplink::new(identity, dialler, base, seed, clock::now()))
 }
 
 fn load(store: &Store) -> anyhow::Result<Wanted> {

@@ -8,7 +8,7 @@ use std::future::Future;
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -24,6 +24,7 @@ use crate::agent::session::Base;
 use crate::agent::state::{AgentState, OpResult, Wanted};
 use crate::agent::store::Store;
 use crate::proto::command::{Command, CommandError, ErrorKind, Field, Outcome};
+use crate::proto::host::clock::{now, since_epoch};
 use crate::proto::model::{Invalid, Owner, TunnelName, TunnelState, TunnelStatus};
 use crate::proto::session::{ItemId, TunnelReport};
 
@@ -370,14 +371,4 @@ fn unkept(error: &io::Error) -> CommandError {
             "make room in the agent's state directory; nothing has changed",
         ),
     )
-}
-
-#[allow(clippy::disallowed_methods, reason = "the runtime is where time enters")]
-fn now() -> Instant {
-    tokio::time::Instant::now().into_std()
-}
-
-#[allow(clippy::disallowed_methods, reason = "the runtime is where time enters")]
-fn since_epoch() -> Duration {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
 }

@@ -3,7 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::Context;
 use tokio::net::TcpListener;
@@ -20,6 +20,7 @@ use super::service::listen;
 use super::store::Store;
 use super::store::sqlite::SqliteStore;
 use super::stored::Stored;
+use crate::proto::host::clock;
 use crate::proto::host::socket::SocketFile;
 use crate::proto::host::{limits, random, signals};
 
@@ -99,10 +100,9 @@ async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
     })
 }
 
-#[allow(clippy::disallowed_methods, reason = "the start of the controller is shown in its status")]
 fn facts(config: &Config, listeners: &[TcpListener]) -> Facts {
     Facts {
-        started: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default(),
+        started: clock::since_epoch(),
         listen: listeners.iter().filter_map(|one| Some(one.local_addr().ok()?.to_string())).collect(),
         store: config.state_dir.display().to_string(),
         weakened: config.weakened(),

@@ -7,7 +7,7 @@ use std::future::Future;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -22,6 +22,7 @@ use crate::controller::state::{
 };
 use crate::controller::store::{Change, Store, StoreError};
 use crate::controller::stored::Stored;
+use crate::proto::host::clock::{now, since_epoch};
 use crate::proto::model::{MeshName, NodeName};
 use crate::proto::session::{AgentMessage, ControllerMessage, Hello};
 
@@ -391,14 +392,4 @@ async fn reread(store: Arc<dyn Store>) -> Stored {
         }
         tokio::time::sleep(REREAD).await;
     }
-}
-
-#[allow(clippy::disallowed_methods, reason = "the runtime is where time enters")]
-fn now() -> Instant {
-    tokio::time::Instant::now().into_std()
-}
-
-#[allow(clippy::disallowed_methods, reason = "the runtime is where time enters")]
-fn since_epoch() -> Duration {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
 }

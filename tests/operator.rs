@@ -9,8 +9,13 @@ use std::process::{Child, Stdio};
 use std::sync::mpsc;
 use std::thread;
 
+use futures_util::future::join_all;
 use lab::{Agent, CONTROLLER, Controller, Failed, Host, Lab, SOON, grpcurl_at, wait_until};
 use serde_json::{Value, json};
+use tonic::Code;
+use tunmesh::proto::host::client;
+use tunmesh::proto::v1;
+use tunmesh::proto::v1::mesh_admin_client::MeshAdminClient;
 
 /// A host with a controller, alone.
 fn controller(lab: &Lab) -> Controller {
@@ -335,4 +340,39 @@ fn apply_waits_for_the_nodes_and_names_who_lags_and_what_fails() {
     assert!(failed.stderr.contains("controller: n2: it is not connected"), "{failed}");
     assert!(failed.stderr.contains("controller: n3: it has not connected"), "{failed}");
     assert!(controller.run(&["nodes"]).unwrap().contains("offline 0 s") || !agents[1].alive());
+}
+
+fn request_of_two(name: &str, position: usize, nodes: [&str; 2]) -> v1::ApplyRequest {
+    let [one, other] = nodes;
+    let content = format!(
+        "mesh: {name}\noverlay: 10.{position}.0.0/24\nsecurity: plain\nnodes:\n  {one}: {{}}\n  {other}: {{}}\n"
+    );
+    let file = v1::MeshFile { name: name.to_owned(), content };
+    v1::ApplyRequest { file: Some(file), plan: String::new(), allow_removals: false }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_meshes_that_exclude_each_other_one_is_applied() {
+    const MESHES: usize = 8;
+    let lab = Lab::new();
+    let host = lab.host("controller");
+    let controller = Controller::start(&host, &["--listen", "127.0.0.1:7443"]);
+    let channel = client::connect(&controller.socket(), "controller", "serve").await.unwrap();
+    let apply = async |request| MeshAdminClient::new(channel.clone()).apply(request).await;
+    // Two nodes cannot be in two plain meshes together.
+    let requests = (0..MESHES).map(|n| apply(request_of_two(&format!("m{n}"), n, ["a", "b"])));
+    let (done, refused): (Vec<_>, Vec<_>) = join_all(requests).await.into_iter().partition(Result::is_ok);
+    assert_eq!(done.len(), 1, "{done:?}");
+    for status in refused.into_iter().map(Result::unwrap_err) {
+        assert_eq!(status.code(), Code::FailedPrecondition, "{status:?}");
+        assert!(status.message().contains("a and b are both in mesh"), "{status:?}");
+    }
+    // Those that go together are all applied, whatever comes in between.
+    let nodes: Vec<_> = (0..MESHES).map(|n| [format!("c{n}"), format!("d{n}")]).collect();
+    let requests =
+        (0..MESHES).map(|n| apply(request_of_two(&format!("n{n}"), 100 + n, [&nodes[n][0], &nodes[n][1]])));
+    for answer in join_all(requests).await {
+        answer.unwrap();
+    }
+    assert_eq!(controller.json(&["mesh", "list"])["meshes"].as_array().unwrap().len(), MESHES + 1);
 }

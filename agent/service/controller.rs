@@ -28,8 +28,9 @@ const PORT: u16 = 7443;
 const EVENTS: usize = 16;
 /// How many messages wait at most; more are too many.
 const MESSAGES: usize = 64;
-/// The longest message that is read, in bytes. A change to a large mesh comes in one.
-const LONGEST: usize = 64 << 20;
+/// The longest message that is read, in bytes: one item has at most what a mesh file of 4 MiB says of its node, as
+/// routes and as allowed prefixes.
+const LONGEST: usize = 16 << 20;
 /// How long a goodbye may take.
 const GRACE: Duration = Duration::from_secs(1);
 

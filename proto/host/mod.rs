@@ -2,6 +2,7 @@
 //! uses.
 
 pub mod client;
+pub mod clock;
 pub mod limits;
 pub mod lock;
 pub mod log;

@@ -1,7 +1,8 @@
 //! What both programs say in the same words.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
+use super::clock;
 use crate::proto::v1::tunnel_status::State;
 
 /// A span of time as people write it, by its two largest units.
@@ -16,12 +17,10 @@ pub fn span(span: Duration) -> String {
 }
 
 /// How long ago `time` was; a time that is still to come counts as now.
-#[allow(clippy::disallowed_methods, reason = "an age for people, counted by the clock of the one who looks")]
 pub fn age(time: &pbjson_types::Timestamp) -> Duration {
     let then =
         Duration::new(u64::try_from(time.seconds).unwrap_or(0), u32::try_from(time.nanos).unwrap_or(0));
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    now.saturating_sub(then)
+    clock::since_epoch().saturating_sub(then)
 }
 
 /// The state of a tunnel, whose last packet came `last` ago.
