@@ -24,6 +24,10 @@ use crate::proto::host::clock;
 use crate::proto::host::socket::SocketFile;
 use crate::proto::host::{limits, random, signals};
 
+/// How many connections agents may have at most, where as many files may be open: each takes up to 64 KiB.
+const CONNECTIONS: usize = 40_000;
+/// How many files are kept for the store, the log and operators.
+const OWN_FILES: usize = 128;
 /// How long agents and operators may take to hear that the controller ends.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -32,7 +36,7 @@ const DRAIN: Duration = Duration::from_secs(5);
 /// # Errors
 /// What is missing or taken, in words.
 pub async fn run(config: Config) -> anyhow::Result<()> {
-    limits::raise_open_files();
+    let open_files = limits::raise_open_files();
     let stop = CancellationToken::new();
     signals::stop_on(&stop)?;
     let directory = config.state_dir.clone();
@@ -58,7 +62,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let (stored, start) = load(store.as_ref()).await?;
     let revision = stored.revision;
     let runtime = Runtime::new(stored, start, store, requests);
-    let (control, gate) = (Control::new(controller), Gate::new(&config.insecure));
+    let (control, gate) = (Control::new(controller), Gate::new(&config.insecure, connections(open_files)));
     for listener in listeners {
         services.spawn(listen::agents(control.clone(), gate.clone(), listener, stop.clone()));
     }
@@ -85,6 +89,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let _ = tokio::time::timeout(DRAIN, drained).await;
     tracing::info!("controller has ended; the agents' tunnels stay as they are");
     outcome
+}
+
+/// How many connections agents may have, of so many files that may be open.
+fn connections(open_files: usize) -> usize {
+    open_files.saturating_sub(OWN_FILES).clamp(1, CONNECTIONS)
 }
 
 async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {

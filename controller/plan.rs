@@ -34,6 +34,9 @@ pub struct NodeRecord {
     pub endpoint: Option<Remote>,
     /// The UDP port on which it receives packets.
     pub data_port: u16,
+    /// The store's revision when it first said so of its endpoint and port: of two at one endpoint the first stays.
+    #[serde(default)]
+    pub since: u64,
 }
 
 /// All that is wanted.

@@ -8,6 +8,11 @@ use crate::proto::model::{NodeName, TunnelName};
 use crate::proto::session::{Digest, Generation, Hello, ItemId, Items, Report, RunId, TunnelReport};
 
 pub mod admission;
+pub mod rate;
+pub mod seats;
+pub mod source;
+
+use rate::Bucket;
 
 /// How often each side says that it is there; give or take a tenth.
 const HEARTBEAT: Duration = Duration::from_secs(5);
@@ -37,6 +42,15 @@ pub enum Health {
     Offline,
 }
 
+/// Where a stream begins and ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Path {
+    /// Where the agent dials from.
+    pub source: IpAddr,
+    /// The controller's address that it has dialled.
+    pub local: IpAddr,
+}
+
 /// What a session has been sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Push {
@@ -53,6 +67,8 @@ pub struct Push {
 pub struct Session {
     /// Its stream.
     pub connection: Connection,
+    /// From where to where.
+    pub path: Path,
     /// Which of the node's sessions it is.
     pub epoch: u64,
     /// The agent's process.
@@ -63,8 +79,14 @@ pub struct Session {
     pub floor: Generation,
     /// What the agent has acknowledged in this session; absent: it needs all.
     pub acknowledged: Option<Push>,
-    /// What it has been sent and has not acknowledged, and until when it may.
-    pub under_way: Option<(Push, Instant)>,
+    /// What it has been sent and has not acknowledged.
+    pub under_way: Option<Push>,
+    /// Until when it is to have acknowledged something; absent: it owes nothing. Asking for all again prolongs nothing.
+    pub acknowledge_by: Option<Instant>,
+    /// How often it has asked for all again.
+    pub resyncs: Bucket,
+    /// Before this nothing is sent, for it has asked too often.
+    pub held_until: Option<Instant>,
     /// Whether there may be something to send.
     pub is_dirty: bool,
     /// When the controller says next that it is there.
@@ -88,8 +110,8 @@ impl Session {
 
     fn deadline(&self) -> Instant {
         let watchdog = self.last_heard + WATCHDOG;
-        let acknowledge = self.under_way.as_ref().map_or(watchdog, |(_, deadline)| *deadline);
-        self.heartbeat_at.min(watchdog).min(acknowledge)
+        let others = [self.acknowledge_by, self.held_until].into_iter().flatten();
+        others.fold(self.heartbeat_at.min(watchdog), Instant::min)
     }
 }
 
@@ -98,8 +120,8 @@ impl Session {
 pub struct Challenger {
     /// Its stream.
     pub connection: Connection,
-    /// Where it comes from.
-    pub source: IpAddr,
+    /// From where to where.
+    pub path: Path,
     /// What it said.
     pub hello: Hello,
     /// The number that the session is to answer.
@@ -129,6 +151,8 @@ pub struct Node {
     pub told: Health,
     /// Why it does not follow this controller, as its agent said last.
     pub refusal: Option<String>,
+    /// Why it has asked for all again, until it acknowledges something.
+    pub obstacle: Option<String>,
     /// What it has acknowledged since its last Hello.
     pub observed: Option<Generation>,
     /// What of it cannot be had, and why.
@@ -141,6 +165,12 @@ pub struct Node {
     pub reported_at: Option<Instant>,
     /// The last request for a whole report that it answered; 0: none.
     pub answered: u64,
+    /// How often it has said something new of itself.
+    pub records: Bucket,
+    /// How many events about it there were.
+    pub events: Bucket,
+    /// How many more there would have been, and when that may be told.
+    pub left_out: Option<(u64, Instant)>,
     /// The earliest timer that is set for it.
     timer: Option<Instant>,
 }
@@ -157,12 +187,16 @@ impl Node {
             is_gone: false,
             told: Health::Offline,
             refusal: None,
+            obstacle: None,
             observed: None,
             failures: BTreeMap::new(),
             removals_held: BTreeSet::new(),
             tunnels: BTreeMap::new(),
             reported_at: None,
             answered: 0,
+            records: Bucket::default(),
+            events: Bucket::default(),
+            left_out: None,
             timer: None,
         }
     }
@@ -216,7 +250,8 @@ impl Node {
         };
         let session = self.session.as_ref().map(Session::deadline);
         let challenger = self.challenger.as_ref().map(|challenger| challenger.deadline);
-        [health, session, challenger].into_iter().flatten().min()
+        let left_out = self.left_out.map(|(_, at)| at);
+        [health, session, challenger, left_out].into_iter().flatten().min()
     }
 }
 

@@ -274,7 +274,12 @@ impl Runtime {
                     let committed = committed.map_err(lost).flatten();
                     self.state.handle_commit_result(committed, now(), since_epoch());
                 }
-                Some(order) = self.orders.next() => self.orders.settle(order),
+                Some(order) = self.orders.next() => {
+                    if let Some(reason) = order.failure() {
+                        self.state.handle_store_failure(reason.to_owned(), now(), since_epoch());
+                    }
+                    self.orders.settle(order);
+                }
                 () = tokio::time::sleep_until(timeout) => self.state.handle_timeout(now(), since_epoch()),
             }
             self.settle();

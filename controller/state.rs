@@ -6,7 +6,6 @@
 //! state itself asked to be written.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -148,8 +147,6 @@ pub struct ControllerState {
     records: Records,
     events: Events,
     effects: VecDeque<Effect>,
-    /// Addresses at which agents reach the controller.
-    reached_at: BTreeSet<IpAddr>,
     /// The start's number, in the upper half of every epoch.
     start: u64,
     /// How many epochs, pings and requests there were.
@@ -175,9 +172,8 @@ impl ControllerState {
             registry: Registry::default(),
             admission: Admission::new(now),
             records: Records::default(),
-            events: Events::default(),
+            events: Events::new(start),
             effects: VecDeque::new(),
-            reached_at: BTreeSet::new(),
             start,
             counter: 0,
             refusals: Refusals::default(),
@@ -206,7 +202,7 @@ impl ControllerState {
         self.progress
     }
 
-    /// The number of the last event; 0: there was none.
+    /// The number of the last event; where there was none yet, less than that of the first.
     pub fn last_event(&self) -> u64 {
         self.events.last()
     }

@@ -288,6 +288,11 @@ pub(super) fn put_consent(node: &NodeName) -> Write {
     Write::Put(Key::Consent(node.clone()).to_string(), Vec::new())
 }
 
+/// Says nothing new, to see whether the store can be written.
+pub(super) fn probe() -> Write {
+    text(&Key::Schema, SCHEMA)
+}
+
 /// Sets the incarnation.
 pub(super) fn put_incarnation(incarnation: u64) -> Write {
     text(&Key::Incarnation, incarnation)

@@ -39,6 +39,23 @@ impl Wanted {
     }
 }
 
+impl Wanted {
+    /// Members of `mesh` that have no tunnels, for what they say of their endpoint is not believed.
+    pub fn barred(&self, mesh: &Mesh) -> Vec<Hazard> {
+        let parts = self.parts(mesh, &Underlay::of(self));
+        parts.iter().filter_map(|(node, member)| barred(node, member)).collect()
+    }
+}
+
+fn barred(node: &NodeName, member: &Member<'_>) -> Option<Hazard> {
+    let reason = member.barred.as_ref()?;
+    let message = format!(
+        "{node} has no tunnels: {reason}; start its agent with another --endpoint, or name it in the file with its \
+         endpoint"
+    );
+    Some(warning(node, message))
+}
+
 /// Members whose overlay address becomes another: what is connected to the old one breaks.
 pub(super) fn moves(before: &Wanted, after: &Wanted, mesh: &MeshName) -> Vec<Hazard> {
     let (Some(old), Some(new)) = (before.meshes.get(mesh), after.meshes.get(mesh)) else { return Vec::new() };
@@ -232,9 +249,8 @@ fn not_joined(hazards: &mut Vec<Hazard>, mesh: &Mesh, node: &NodeName, member: &
             hazards.push(warning(node, message));
         }
     }
-    if let Some(reason) = &member.barred {
-        let message = format!("{node} has no tunnels: {reason}; start its agent with another --endpoint");
-        hazards.push(warning(node, message));
+    if let Some(hazard) = barred(node, member) {
+        hazards.push(hazard);
         return;
     }
     match (member.record, &member.endpoint) {

@@ -16,7 +16,7 @@ fn wanted(nodes: &[(&str, &str)], files: &[&str]) -> Wanted {
     for (node, endpoint) in nodes {
         let labels = BTreeMap::from([("role".to_owned(), "web".to_owned())]);
         let endpoint = (!endpoint.is_empty()).then(|| name(endpoint));
-        wanted.nodes.insert(name(node), NodeRecord { labels, endpoint, data_port: 6000 });
+        wanted.nodes.insert(name(node), NodeRecord { labels, endpoint, data_port: 6000, since: 0 });
     }
     for file in files {
         apply(&mut wanted, parse(file).unwrap());
@@ -265,17 +265,31 @@ fn what_may_not_work_is_a_warning() {
     assert_eq!(
         warnings,
         [
-            "c and a have one endpoint, 172.100.1.1:6000, and others reach but one of them; give each its own address \
-             or port"
-                .to_owned(),
             "b has no known endpoint, and no tunnels until its agent connects; start it with --name b, or write its \
              endpoint"
                 .to_owned(),
             "c has no address, as the overlay 44.0.0.0/30 has none left; use a larger one".to_owned(),
+            "c has no tunnels: it says that it is at 172.100.1.1:6000, where a was before; start its agent with another \
+             --endpoint, or name it in the file with its endpoint"
+                .to_owned(),
             "d has no address, as the overlay 44.0.0.0/30 has none left; use a larger one".to_owned(),
             "d has never connected; start its agent with --name d".to_owned(),
             format!("overlay 44.0.0.0/30 {accepted} 44.0.0.0/30"),
             format!("subnet 8.8.8.0/24 of a {accepted} 8.8.8.0/24"),
+        ]
+    );
+}
+
+#[test]
+fn two_that_files_name_may_be_at_one_endpoint_and_it_is_told() {
+    let nodes = [("a", "172.100.1.1"), ("c", "172.100.1.1:6000")];
+    let [errors, warnings] = hazards(&nodes, &[&file("m", "10.9.0.0/24", "", "a: , c: ")], &[]);
+    assert_eq!(errors, Vec::<String>::new());
+    assert_eq!(
+        warnings,
+        [
+            "c and a have one endpoint, 172.100.1.1:6000, and others reach but one of them; give each its own address \
+             or port"
         ]
     );
 }
@@ -444,6 +458,7 @@ impl World {
                 labels: BTreeMap::from([("label".to_owned(), label.to_string())]),
                 endpoint: Some(name(&format!("172.100.1.{node}"))),
                 data_port: 5000,
+                since: 0,
             };
             wanted.nodes.insert(name(&format!("n{node}")), record);
         }

@@ -70,6 +70,16 @@ pub(super) struct Committed {
     reply: Reply,
 }
 
+impl Committed {
+    /// Why the store could not be written.
+    pub(super) fn failure(&self) -> Option<&str> {
+        match &self.result {
+            Err(StoreError::Unavailable(reason)) => Some(reason),
+            Ok(_) | Err(StoreError::Conflict(_)) => None,
+        }
+    }
+}
+
 /// The orders that are not answered yet.
 pub(super) struct Orders {
     store: Arc<dyn Store>,

@@ -1,9 +1,9 @@
-//! Who may connect in plain text, and for how long without a word.
+//! Who may connect in plain text, how often, and for how long without a session.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -15,10 +15,12 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, Sleep};
 use tonic::transport::server::Connected;
 
-/// How long a connection may be there before an agent has said Hello on it.
+use crate::controller::registry::seats::Seats;
+use crate::controller::registry::source::Source;
+
+/// How long a connection may be there before an agent has said Hello on it, and up to twice as long after its last
+/// session, which has something to hear then.
 const SILENCE: Duration = Duration::from_secs(5);
-/// How many such connections one source may have.
-const SILENT: usize = 1024;
 /// How often one log line about refused connections is written.
 const LOG_EVERY: Duration = Duration::from_secs(10);
 /// How long to wait where no more connections can be had.
@@ -28,7 +30,7 @@ const EXHAUSTED: Duration = Duration::from_millis(100);
 #[derive(Debug, Clone)]
 pub struct Gate {
     insecure: Arc<[IpNet]>,
-    silent: Arc<Mutex<BTreeMap<IpAddr, usize>>>,
+    seats: Arc<Mutex<Seats>>,
     refused: Arc<Mutex<Refused>>,
 }
 
@@ -40,9 +42,13 @@ struct Refused {
 }
 
 impl Gate {
-    /// A gate for the networks in which the control channel may be plain text.
-    pub fn new(insecure: &[IpNet]) -> Self {
-        Self { insecure: insecure.into(), silent: Arc::default(), refused: Arc::default() }
+    /// A gate for the networks in which the control channel may be plain text, and for `most` connections.
+    pub fn new(insecure: &[IpNet], most: usize) -> Self {
+        Self {
+            insecure: insecure.into(),
+            seats: Arc::new(Mutex::new(Seats::new(most))),
+            refused: Arc::default(),
+        }
     }
 
     /// The connections of `listener` that may stay.
@@ -72,15 +78,13 @@ impl Gate {
         // A stream whose other end is gone already has no address, and no agent.
         let local = stream.local_addr().map_err(|error| error.to_string())?.ip().to_canonical();
         stream.set_nodelay(true).map_err(|error| error.to_string())?;
-        let mut silent = self.silent.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = silent.entry(source).or_default();
-        if *count >= SILENT {
-            return Err(format!("{SILENT} connections from there have not said who they are"));
-        }
-        *count += 1;
-        let silence = Silence { source, silent: Arc::clone(&self.silent) };
-        let peer = Peer { source, local, silence: Arc::new(Mutex::new(Some(silence))) };
-        Ok(Accepted { stream, peer, patience: Some(Box::pin(tokio::time::sleep(SILENCE))) })
+        let mut seats = self.seats.lock().unwrap_or_else(PoisonError::into_inner);
+        seats
+            .take(source.into())
+            .map_err(|has| format!("it has {has}, and no more are left for all others"))?;
+        let seat = Seat { source: source.into(), seats: Arc::clone(&self.seats) };
+        let peer = Peer { source, local, sessions: Arc::default() };
+        Ok(Accepted { stream, peer, patience: Box::pin(tokio::time::sleep(SILENCE)), _seat: seat })
     }
 
     #[allow(clippy::disallowed_methods, reason = "the log is limited by time")]
@@ -95,22 +99,16 @@ impl Gate {
     }
 }
 
-/// Counts a connection as silent as long as it lives.
+/// Counts a connection as long as it lives.
 #[derive(Debug)]
-struct Silence {
-    source: IpAddr,
-    silent: Arc<Mutex<BTreeMap<IpAddr, usize>>>,
+struct Seat {
+    source: Source,
+    seats: Arc<Mutex<Seats>>,
 }
 
-impl Drop for Silence {
+impl Drop for Seat {
     fn drop(&mut self) {
-        let mut silent = self.silent.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = silent.get_mut(&self.source) {
-            *count -= 1;
-            if *count == 0 {
-                silent.remove(&self.source);
-            }
-        }
+        self.seats.lock().unwrap_or_else(PoisonError::into_inner).free(self.source);
     }
 }
 
@@ -121,32 +119,70 @@ pub struct Peer {
     pub source: IpAddr,
     /// The controller's address that it has dialled.
     pub local: IpAddr,
-    silence: Arc<Mutex<Option<Silence>>>,
+    sessions: Arc<Sessions>,
+}
+
+/// The sessions on a connection.
+#[derive(Debug, Default)]
+struct Sessions {
+    count: AtomicUsize,
+    /// Whether one has ended since the last look.
+    ended: AtomicBool,
 }
 
 impl Peer {
-    /// One that has said who it is.
+    /// One whose connection is another's concern.
     #[cfg(test)]
-    pub(super) fn greeted(source: IpAddr, local: IpAddr) -> Self {
-        Self { source, local, silence: Arc::default() }
+    pub(super) fn new(source: IpAddr, local: IpAddr) -> Self {
+        Self { source, local, sessions: Arc::default() }
     }
 
-    /// It has said who it is, and may stay.
-    pub fn greet(&self) {
-        self.silence.lock().unwrap_or_else(PoisonError::into_inner).take();
+    /// It has said who it is, and may stay as long as what this returns lives.
+    #[must_use]
+    pub fn greet(&self) -> Greeted {
+        self.sessions.count.fetch_add(1, Ordering::Relaxed);
+        Greeted(Arc::clone(&self.sessions))
     }
 
+    /// Whether there is no session, and none since this was asked last.
     fn is_silent(&self) -> bool {
-        self.silence.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+        let has_ended = self.sessions.ended.swap(false, Ordering::Relaxed);
+        !has_ended && self.sessions.count.load(Ordering::Relaxed) == 0
     }
 }
 
-/// A connection. One that stays silent fails to be read after a while, which ends it.
+/// A session on a connection.
+#[derive(Debug)]
+pub struct Greeted(Arc<Sessions>);
+
+impl Drop for Greeted {
+    fn drop(&mut self) {
+        self.0.ended.store(true, Ordering::Relaxed);
+        self.0.count.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A connection. One that stays without a session fails after a while, which ends it.
 #[derive(Debug)]
 pub struct Accepted {
     stream: TcpStream,
     peer: Peer,
-    patience: Option<Pin<Box<Sleep>>>,
+    /// When it is looked next whether there is a session.
+    patience: Pin<Box<Sleep>>,
+    _seat: Seat,
+}
+
+impl Accepted {
+    fn bear(&mut self, context: &mut Context<'_>) -> io::Result<()> {
+        while self.patience.as_mut().poll(context).is_ready() {
+            if self.peer.is_silent() {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            let next = self.patience.deadline() + SILENCE;
+            self.patience.as_mut().reset(next);
+        }
+        Ok(())
+    }
 }
 
 impl Connected for Accepted {
@@ -163,14 +199,7 @@ impl AsyncRead for Accepted {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if let Some(patience) = self.patience.as_mut()
-            && patience.as_mut().poll(context).is_ready()
-        {
-            self.patience = None;
-            if self.peer.is_silent() {
-                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
-            }
-        }
+        self.bear(context)?;
         Pin::new(&mut self.stream).poll_read(context, buffer)
     }
 }
@@ -197,6 +226,8 @@ impl AsyncWrite for Accepted {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // Where nothing can be written, nothing is read.
+        self.bear(context)?;
         Pin::new(&mut self.stream).poll_flush(context)
     }
 
@@ -204,3 +235,6 @@ impl AsyncWrite for Accepted {
         Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -75,9 +75,7 @@ impl From<Stopping> for Status {
 fn refused(error: OrderError) -> Status {
     match error {
         OrderError::Refused(error) => wire::not_applied(error),
-        OrderError::Store(reason) => {
-            Status::unavailable(format!("the store cannot be written: {reason}; nothing changed"))
-        }
+        OrderError::Store(reason) => wire::not_stored(&reason),
         OrderError::Stopping => Stopping.into(),
     }
 }

@@ -13,9 +13,11 @@ use tonic::{Code, Request, Response, Status, Streaming};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use super::accept::Peer;
+use crate::controller::registry::rate::{Bucket, Rate};
 use crate::controller::runtime::{BEHIND, ControllerHandle, Link, Outgoing};
 use crate::controller::state::{Refusal, Snapshot};
 use crate::proto::convert;
+use crate::proto::host::clock::now;
 use crate::proto::session::{
     AgentMessage, ControllerMessage, Digest, Generation, Hello, Item, Items, SnapshotChunk, SnapshotEnd,
 };
@@ -24,6 +26,8 @@ use crate::proto::v1::agent_control_server::AgentControl;
 
 /// How long an agent may take for its first words.
 const HELLO: Duration = Duration::from_secs(3);
+/// How fast an agent is listened to. One that says more is heard later: the others are not to wait for it.
+const PACE: Rate = Rate { burst: 200, every: Duration::from_millis(20) };
 /// The most content of one chunk of a snapshot, in bytes, but for a single item that is longer: on a link of 1 kB/s a
 /// heartbeat still gets through in time.
 const CHUNK: usize = 8 << 10;
@@ -78,7 +82,7 @@ async fn read(
             return;
         }
     };
-    peer.greet();
+    let _greeted = peer.greet();
     let outgoing = link.outgoing.clone();
     let Ok(connection) = controller.connected(link, hello).await else {
         let _ = outgoing.send(Outgoing::End(Refusal::Restarting)).await;
@@ -86,10 +90,17 @@ async fn read(
     };
     // The sender of what goes out is the controller's alone: dropped, it ends the stream.
     let outgoing = outgoing.downgrade();
+    let mut pace = Bucket::default();
     loop {
+        let next = async {
+            while let Err(again) = pace.take(PACE, now()) {
+                tokio::time::sleep_until(again.into()).await;
+            }
+            messages.message().await
+        };
         let message = tokio::select! {
             () = ended.cancelled() => break,
-            message = messages.message() => message,
+            message = next => message,
         };
         // A stream that ends without Goodbye is as good as one that fails.
         let Ok(Some(message)) = message else { break };

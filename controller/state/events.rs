@@ -8,6 +8,11 @@ use crate::proto::model::{MeshName, NodeName, TunnelName};
 
 /// How many events are kept; with each more the oldest goes.
 const KEPT: usize = 10_000;
+/// How many bytes of events are kept: ten thousand with the longest words that an agent can say would be three times
+/// as many.
+const BYTES: usize = 4 << 20;
+/// In how many bits events of one start are counted. The start's number is above, so that numbers rise over restarts.
+const COUNT: u32 = 32;
 
 /// What kind of event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -44,6 +49,12 @@ pub enum EventKind {
     StoreRestored,
     /// Sessions were put off, or an agent does not follow this controller.
     SessionRefused,
+    /// More would have been told about a node than is kept of one.
+    EventsLeftOut,
+    /// The store cannot be written.
+    StoreFailed,
+    /// The store can be written again.
+    StoreWritten,
 }
 
 impl EventKind {
@@ -66,6 +77,9 @@ impl EventKind {
             Self::RemovalsHeld => "removals-held",
             Self::StoreRestored => "store-restored",
             Self::SessionRefused => "session-refused",
+            Self::EventsLeftOut => "events-left-out",
+            Self::StoreFailed => "store-failed",
+            Self::StoreWritten => "store-written",
         }
     }
 }
@@ -73,7 +87,7 @@ impl EventKind {
 /// Something that happened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
-    /// Rises by one with each event, from 1 at the controller's start.
+    /// Rises with each event, also over the controller's restarts.
     pub number: u64,
     /// When, as time since the Unix epoch.
     pub time: Duration,
@@ -89,23 +103,44 @@ pub struct Event {
     pub message: String,
 }
 
+impl Event {
+    /// About how much memory it takes, in bytes.
+    fn size(&self) -> usize {
+        let names = [
+            self.node.as_ref().map(NodeName::as_str),
+            self.tunnel.as_ref().map(TunnelName::as_str),
+            self.mesh.as_ref().map(MeshName::as_str),
+        ];
+        let names: usize = names.into_iter().flatten().map(str::len).sum();
+        size_of::<Self>() + names + self.message.len()
+    }
+}
+
 /// The last events.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Events {
     kept: VecDeque<Arc<Event>>,
+    /// Of those that are kept.
+    bytes: usize,
     last: u64,
 }
 
 impl Events {
-    /// The number of the last event; 0: there was none.
+    /// No events yet, on the start with this number.
+    pub(super) fn new(start: u64) -> Self {
+        Self { kept: VecDeque::new(), bytes: 0, last: start << COUNT }
+    }
+
+    /// The number of the last event; where there was none yet, less than that of the first.
     pub(super) fn last(&self) -> u64 {
         self.last
     }
 
-    /// The kept events with a number above `number`, the oldest first.
+    /// The kept events with a number above `number`, the oldest first. One that no event has yet is of a time that
+    /// this store does not know of, as after the restoring of a copy: then all that are kept.
     pub(super) fn after(&self, number: u64) -> impl Iterator<Item = &Arc<Event>> {
-        let newer = usize::try_from(self.last.saturating_sub(number)).unwrap_or(usize::MAX);
-        self.kept.iter().skip(self.kept.len().saturating_sub(newer))
+        let known = if number > self.last { 0 } else { number };
+        self.kept.range(self.kept.partition_point(|event| event.number <= known)..)
     }
 
     /// Something about a node.
@@ -151,10 +186,13 @@ impl Events {
         message: String,
     ) {
         self.last += 1;
-        if self.kept.len() == KEPT {
-            self.kept.pop_front();
+        let event = Event { number: self.last, time, kind, node, tunnel, mesh, message };
+        self.bytes += event.size();
+        self.kept.push_back(Arc::new(event));
+        while self.kept.len() > KEPT || self.bytes > BYTES {
+            let Some(oldest) = self.kept.pop_front() else { break };
+            self.bytes -= oldest.size();
         }
-        self.kept.push_back(Arc::new(Event { number: self.last, time, kind, node, tunnel, mesh, message }));
     }
 }
 
@@ -162,18 +200,49 @@ impl Events {
 mod tests {
     use super::*;
 
+    fn numbers(events: &Events, after: u64) -> Vec<u64> {
+        events.after(after).map(|event| event.number).collect()
+    }
+
     #[test]
     fn keeps_the_last_events_and_gives_those_after_a_number() {
-        let mut events = Events::default();
+        let mut events = Events::new(1);
         assert_eq!(events.after(0).count(), 0);
+        let first = events.last() + 1;
         for _ in 0..KEPT + 5 {
             events.controller(Duration::ZERO, EventKind::SessionRefused, "");
         }
         let last = events.last();
-        let numbers = |after| events.after(after).map(|event| event.number).collect::<Vec<_>>();
-        assert_eq!(numbers(last - 2), [last - 1, last]);
-        assert_eq!(numbers(last), [0; 0]);
-        assert_eq!(numbers(last + 7), [0; 0]);
-        assert_eq!(numbers(0), (6..=last).collect::<Vec<_>>());
+        assert_eq!(numbers(&events, last - 2), [last - 1, last]);
+        assert_eq!(numbers(&events, last), [0; 0]);
+        let all: Vec<_> = (first + 5..=last).collect();
+        assert_eq!(numbers(&events, 0), all);
+        assert_eq!(numbers(&events, last + 7), all, "of a time that is not known here");
+    }
+
+    #[test]
+    fn numbers_go_on_after_a_restart() {
+        let mut events = Events::new(7);
+        (0..100).for_each(|_| events.controller(Duration::ZERO, EventKind::SessionRefused, ""));
+        let seen = events.last();
+        let mut next = Events::new(8);
+        next.controller(Duration::ZERO, EventKind::ControllerStarted, "");
+        assert_eq!(numbers(&next, seen), [next.last()]);
+        assert!(next.last() > seen);
+    }
+
+    #[test]
+    fn long_words_are_kept_for_less_long() {
+        let mut events = Events::new(1);
+        let words = "x".repeat(1_000);
+        for _ in 0..KEPT {
+            events.controller(Duration::ZERO, EventKind::SessionRefused, words.clone());
+        }
+        let kept: usize = events.after(0).map(|event| event.message.len()).sum();
+        assert!((BYTES / 2..BYTES).contains(&kept), "{kept}");
+        // What is longer than all is dropped, and the next is kept.
+        events.controller(Duration::ZERO, EventKind::SessionRefused, "x".repeat(2 * BYTES));
+        events.controller(Duration::ZERO, EventKind::SessionRefused, "short");
+        assert_eq!(events.after(0).map(|event| event.message.as_str()).collect::<Vec<_>>(), ["short"]);
     }
 }

@@ -78,7 +78,7 @@ impl ControllerState {
         let mut wanted = self.stored.wanted.clone();
         wanted.meshes.remove(mesh);
         wanted.allocations.remove(mesh);
-        let plan = plan::plan(&self.stored.wanted, &wanted, mesh, &self.reached_at);
+        let plan = plan::plan(&self.stored.wanted, &wanted, mesh, &self.reached_at());
         let mut transaction = Transaction {
             conditions: self.stored.unchanged_mesh(mesh).into(),
             writes: stored::delete_mesh(mesh).into(),
@@ -111,7 +111,7 @@ impl ControllerState {
         }
         wanted.meshes.insert(name.clone(), mesh);
         wanted.allocations.insert(name.clone(), allocations);
-        let mut plan = plan::plan(&self.stored.wanted, &wanted, &name, &self.reached_at);
+        let mut plan = plan::plan(&self.stored.wanted, &wanted, &name, &self.reached_at());
         plan.hash = format!("{}-{}", self.stored.revision, plan.hash);
         (plan, transaction)
     }

@@ -4,17 +4,20 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use super::{ControllerState, Effect};
+use super::{ControllerState, Effect, EventKind};
 use crate::controller::alloc::{self, Allocations};
 use crate::controller::plan::{NodeRecord, Wanted};
+use crate::controller::registry::rate::Rate;
 use crate::controller::store::transaction::{StoreError, Transaction};
 use crate::controller::stored;
-use crate::proto::model::{MeshName, NodeName};
+use crate::proto::model::{MeshName, NodeName, Remote};
 
 /// How soon a transaction is tried again that lost against another, unless the other's change comes in before.
 const CONFLICT: Duration = Duration::from_millis(100);
 /// How soon a transaction is tried again after the store refused.
 const UNAVAILABLE: Duration = Duration::from_secs(1);
+/// How often what a node says of itself is stored: each time all nodes of its meshes are brought to it.
+const CHANGES: Rate = Rate { burst: 5, every: Duration::from_secs(10) };
 
 /// What is to be stored.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -40,20 +43,23 @@ enum Progress {
 #[derive(Debug, Default)]
 pub(super) struct Records {
     waiting: Batch,
+    /// What nodes say that have changed too often of late, and when it is stored.
+    held: BTreeMap<NodeName, (Instant, NodeRecord)>,
     progress: Progress,
     /// Whether members of a mesh wait for an address, or have one and have left.
     pub(super) allocations_due: bool,
-    /// Why the store refused last.
-    pub(super) refusal: Option<String>,
+    /// Why the store cannot be written, and since when.
+    pub(super) refusal: Option<(String, Instant)>,
 }
 
 impl Records {
     /// When to try again.
     pub(super) fn retry_at(&self) -> Option<Instant> {
-        match self.progress {
+        let failed = match self.progress {
             Progress::Failed(at, _) => Some(at),
             Progress::Idle | Progress::UnderWay(_) | Progress::Done(_) => None,
-        }
+        };
+        self.held.values().map(|(at, _)| *at).chain(failed).min()
     }
 
     fn latest(&self, node: &NodeName) -> Option<&NodeRecord> {
@@ -78,12 +84,66 @@ impl Records {
 }
 
 impl ControllerState {
+    /// What a node said of itself, stored or about to be.
+    pub(super) fn recorded(&self, node: &NodeName) -> Option<&NodeRecord> {
+        self.records.latest(node).or_else(|| self.stored.wanted.nodes.get(node))
+    }
+
     /// Has what a node says of itself stored, where it is not.
-    pub(super) fn record(&mut self, node: &NodeName, record: NodeRecord) {
-        let latest = self.records.latest(node).or_else(|| self.stored.wanted.nodes.get(node));
-        if latest != Some(&record) {
-            self.records.waiting.nodes.insert(node.clone(), record);
+    pub(super) fn record(
+        &mut self,
+        node: &NodeName,
+        labels: BTreeMap<String, String>,
+        endpoint: Option<Remote>,
+        data_port: u16,
+        now: Instant,
+    ) {
+        let known = self.recorded(node);
+        let same = known.filter(|known| (&known.endpoint, known.data_port) == (&endpoint, data_port));
+        let since = same.map_or(self.stored.revision, |known| known.since);
+        let record = NodeRecord { labels, endpoint, data_port, since };
+        let is_news = known != Some(&record);
+        self.records.held.remove(node);
+        if is_news {
+            match self.registry.node_or_new(node).records.take(CHANGES, now) {
+                Ok(()) => _ = self.records.waiting.nodes.insert(node.clone(), record),
+                Err(again) => _ = self.records.held.insert(node.clone(), (again, record)),
+            }
         }
+    }
+
+    /// Has stored what was held until now.
+    fn release_held(&mut self, now: Instant) {
+        for (node, (_, record)) in self.records.held.extract_if(.., |_, (at, _)| *at <= now) {
+            // What it says meanwhile waits for the next.
+            let _ = self.registry.node_or_new(&node).records.take(CHANGES, now);
+            self.records.waiting.nodes.insert(node, record);
+        }
+    }
+
+    /// The store could not be written, for an order or for the state's own sake. It is tried until it can.
+    pub fn handle_store_failure(&mut self, reason: String, now: Instant, wall: Duration) {
+        self.set_refusal(Some(reason), now, wall);
+        self.pump_records(now, wall);
+    }
+
+    fn set_refusal(&mut self, reason: Option<String>, now: Instant, wall: Duration) {
+        let before = self.records.refusal.take();
+        match (&before, &reason) {
+            (None, Some(reason)) => {
+                self.events.controller(
+                    wall,
+                    EventKind::StoreFailed,
+                    format!("it cannot be written: {reason}"),
+                );
+            }
+            (Some(_), None) => {
+                self.events.controller(wall, EventKind::StoreWritten, "it can be written again")
+            }
+            (None, None) | (Some(_), Some(_)) => {}
+        }
+        let since = before.map_or(now, |(_, since)| since);
+        self.records.refusal = reason.map(|reason| (reason, since));
     }
 
     /// How many nodes have a record, or will.
@@ -110,7 +170,7 @@ impl ControllerState {
         let Progress::UnderWay(batch) = std::mem::take(&mut self.records.progress) else { return };
         match result {
             Ok(revision) => {
-                self.records.refusal = None;
+                self.set_refusal(None, now, wall);
                 self.records.progress = Progress::Done(revision);
             }
             Err(error) => {
@@ -118,10 +178,11 @@ impl ControllerState {
                     StoreError::Conflict(_) => CONFLICT,
                     StoreError::Unavailable(_) => UNAVAILABLE,
                 };
-                self.records.refusal = match error {
+                let reason = match error {
                     StoreError::Conflict(_) => None,
                     StoreError::Unavailable(reason) => Some(reason),
                 };
+                self.set_refusal(reason, now, wall);
                 for (node, record) in batch.nodes {
                     self.records.waiting.nodes.entry(node).or_insert(record);
                 }
@@ -136,7 +197,10 @@ impl ControllerState {
 
     /// Starts the next transaction, unless one is under way.
     pub(super) fn pump_records(&mut self, now: Instant, wall: Duration) {
-        let is_wanted = self.records.allocations_due || self.records.waiting != Batch::default();
+        self.release_held(now);
+        let is_wanted = self.records.allocations_due
+            || self.records.waiting != Batch::default()
+            || self.records.refusal.is_some();
         // First of all, what is past must not be waited for any more.
         if !self.records.is_ready(self.stored.revision, now) || !is_wanted {
             return;
@@ -145,7 +209,10 @@ impl ControllerState {
         let mut batch = std::mem::take(&mut self.records.waiting);
         batch.nodes.retain(|node, record| self.stored.wanted.nodes.get(node) != Some(record));
         batch.incarnation = batch.incarnation.filter(|raised| *raised > self.stored.incarnation);
-        let transaction = self.transaction(&batch, wall);
+        let mut transaction = self.transaction(&batch, wall);
+        if transaction.writes.is_empty() && self.records.refusal.is_some() {
+            transaction.writes.push(stored::probe());
+        }
         if !transaction.writes.is_empty() {
             self.records.progress = Progress::UnderWay(batch);
             self.effects.push_back(Effect::Commit(transaction));

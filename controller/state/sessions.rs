@@ -1,13 +1,14 @@
 //! The agents' sessions: who is let in, what each is sent, and when one ends.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{ControllerState, Effect, EventKind, Refusal, Snapshot};
-use crate::controller::plan::NodeRecord;
+use crate::controller::registry::rate::{Bucket, Rate};
 use crate::controller::registry::{
-    ACKNOWLEDGE, Challenger, Connection, FENCE, Health, Push, Session, WATCHDOG,
+    ACKNOWLEDGE, Challenger, Connection, FENCE, Health, Path, Push, Session, WATCHDOG,
 };
 use crate::proto::model::{Host, NodeName, Remote, TunnelState, is_host_address};
 use crate::proto::session::{
@@ -22,8 +23,10 @@ const RESTORED: u64 = 1_000;
 const NODES: usize = 20_000;
 /// How many tunnels a node reports at most.
 const TUNNELS: usize = 20_000;
-/// How many addresses of the controller are kept.
-const ADDRESSES: usize = 64;
+/// How often a session is sent all again because it asks for that. A faithful agent asks every 5 s at most.
+const RESYNCS: Rate = Rate { burst: 3, every: Duration::from_secs(10) };
+/// How many events there are about one node. They are kept with those of all others, and drive them out.
+const EVENTS: Rate = Rate { burst: 100, every: Duration::from_secs(1) };
 /// How often operators are told at most that sessions are put off.
 const REFUSALS: Duration = Duration::from_secs(10);
 /// The longest content of a change, in bytes; what is more goes in chunks, as a snapshot.
@@ -43,12 +46,10 @@ impl ControllerState {
         wall: Duration,
     ) {
         let node = hello.node.clone();
-        if let Err(refusal) = self.check(&hello, now, wall) {
+        let path = Path { source: source.to_canonical(), local: local.to_canonical() };
+        if let Err(refusal) = self.check(&hello, path, now, wall) {
             self.effects.push_back(Effect::Close(connection, refusal));
             return;
-        }
-        if self.reached_at.len() < ADDRESSES {
-            self.reached_at.insert(local.to_canonical());
         }
         let known = self.registry.node_or_new(&node);
         let rival = known.session.as_ref().filter(|session| session.run_id != hello.run_id);
@@ -56,7 +57,7 @@ impl ControllerState {
             // A process that comes again is alive.
             self.end_challenger(&node, Refusal::AlreadyConnected);
             self.end_session(&node, Refusal::Superseded);
-            self.welcome(connection, source, hello, now, wall);
+            self.welcome(connection, path, hello, now, wall);
             return;
         };
         // The time that the session has is not prolonged by a third process.
@@ -69,13 +70,13 @@ impl ControllerState {
         }
         self.registry.bind(connection, &node);
         if let Some(known) = self.registry.node_mut(&node) {
-            known.challenger = Some(Challenger { connection, source, hello, ping, deadline });
+            known.challenger = Some(Challenger { connection, path, hello, ping, deadline });
         }
         self.registry.reschedule(&node);
     }
 
     /// Whether a session may begin.
-    fn check(&mut self, hello: &Hello, now: Instant, wall: Duration) -> Result<(), Refusal> {
+    fn check(&mut self, hello: &Hello, path: Path, now: Instant, wall: Duration) -> Result<(), Refusal> {
         let ours = hello.have.as_ref().filter(|have| have.store_id == self.stored.store_id);
         let known = self.stored.generation().incarnation;
         if let Some(have) = ours.filter(|have| have.generation.incarnation > known.saturating_add(RESTORED)) {
@@ -88,7 +89,7 @@ impl ControllerState {
         if !self.stored.wanted.nodes.contains_key(&hello.node) && self.recorded_nodes() >= NODES {
             return Err(Refusal::Invalid(format!("node: there are {NODES} nodes, and no more are taken on")));
         }
-        self.admission.admit(now).map_err(|retry_after| {
+        self.admission.admit(path.source, now).map_err(|retry_after| {
             self.refusals.count += 1;
             let is_due = self.refusals.told_at.is_none_or(|told| now >= told + REFUSALS);
             if is_due {
@@ -102,14 +103,7 @@ impl ControllerState {
     }
 
     /// Begins a session. The node has none.
-    fn welcome(
-        &mut self,
-        connection: Connection,
-        source: IpAddr,
-        hello: Hello,
-        now: Instant,
-        wall: Duration,
-    ) {
+    fn welcome(&mut self, connection: Connection, path: Path, hello: Hello, now: Instant, wall: Duration) {
         let epoch = self.start << 32 | self.next_number();
         let have = hello.have.filter(|have| have.store_id == self.stored.store_id);
         let known = self.stored.generation();
@@ -121,27 +115,24 @@ impl ControllerState {
                      incarnation rises to {incarnation}",
                     have.generation
                 );
-                self.events.node(wall, EventKind::StoreRestored, &hello.node, message);
+                self.tell(&hello.node, EventKind::StoreRestored, message, now, wall);
             }
         }
-        let address = source.to_canonical();
-        let origin = (!address.is_loopback() && is_host_address(address))
-            .then_some(Remote { host: Host::Address(address), port: None });
-        let record = NodeRecord {
-            labels: hello.labels,
-            endpoint: hello.endpoint.or(origin),
-            data_port: hello.data_port,
-        };
-        self.record(&hello.node, record);
+        let endpoint = hello.endpoint.or_else(|| self.origin(&hello.node, path.source));
+        self.record(&hello.node, hello.labels, endpoint, hello.data_port, now);
 
         let mut session = Session {
             connection,
+            path,
             epoch,
             run_id: hello.run_id,
             floor: have.as_ref().map(|have| have.generation).unwrap_or_default(),
             claim: have.map(|have| have.digest),
             acknowledged: None,
             under_way: None,
+            acknowledge_by: None,
+            resyncs: Bucket::default(),
+            held_until: None,
             is_dirty: true,
             heartbeat_at: now,
             beats: 0,
@@ -154,7 +145,7 @@ impl ControllerState {
         node.observed = None;
         node.version = hello.version;
         if before.is_some_and(|before| before != hello.run_id) {
-            self.events.node(wall, EventKind::NodeRestarted, &hello.node, "");
+            self.tell(&hello.node, EventKind::NodeRestarted, "", now, wall);
         }
         self.registry.bind(connection, &hello.node);
         self.heard(&hello.node, now, wall);
@@ -170,6 +161,63 @@ impl ControllerState {
         self.registry.reschedule(&hello.node);
         self.progress += 1;
         self.pump_records(now, wall);
+    }
+
+    /// Where a node is that does not say so: where its session comes from. One that comes through a mesh says nothing
+    /// about the underlay; then what was known before.
+    fn origin(&self, node: &NodeName, source: IpAddr) -> Option<Remote> {
+        if self.stored.wanted.is_in_overlay(source) {
+            return self.recorded(node)?.endpoint.clone();
+        }
+        let host = Host::Address(source);
+        (!source.is_loopback() && is_host_address(source)).then_some(Remote { host, port: None })
+    }
+
+    /// Addresses of the underlay at which agents reach the controller now.
+    pub(super) fn reached_at(&self) -> BTreeSet<IpAddr> {
+        let all: BTreeSet<IpAddr> = self.paths().map(|(_, path)| path.local).collect();
+        all.into_iter().filter(|local| self.stored.wanted.overlay_owner(*local).is_none()).collect()
+    }
+
+    /// The sessions' paths.
+    pub(super) fn paths(&self) -> impl Iterator<Item = (&NodeName, Path)> {
+        self.registry.nodes().filter_map(|(name, node)| Some((name, node.session.as_ref()?.path)))
+    }
+
+    /// An event about a node that is known; where there are too many of it, one that says how many there were.
+    fn tell(
+        &mut self,
+        name: &NodeName,
+        kind: EventKind,
+        message: impl Into<String>,
+        now: Instant,
+        wall: Duration,
+    ) {
+        if self.may_tell(name, now) {
+            self.events.node(wall, kind, name, message);
+        }
+    }
+
+    fn may_tell(&mut self, name: &NodeName, now: Instant) -> bool {
+        let Some(node) = self.registry.node_mut(name) else { return true };
+        match node.events.take(EVENTS, now) {
+            Ok(()) => true,
+            Err(again) => {
+                node.left_out.get_or_insert((0, again)).0 += 1;
+                false
+            }
+        }
+    }
+
+    /// Tells how many events of a node were not told.
+    fn tell_left_out(&mut self, name: &NodeName, now: Instant, wall: Duration) {
+        let Some(node) = self.registry.node_mut(name) else { return };
+        let Some((count, _)) = node.left_out.filter(|(_, at)| *at <= now) else { return };
+        node.left_out = node.events.take(EVENTS, now).err().map(|again| (count, again));
+        if node.left_out.is_none() {
+            let message = format!("{count} more: there are too many to tell all");
+            self.events.node(wall, EventKind::EventsLeftOut, name, message);
+        }
     }
 
     /// Takes in what an agent says. A stream that is no session's says nothing.
@@ -197,8 +245,10 @@ impl ControllerState {
                 self.let_challenger_in(&name, now, wall);
             }
             AgentMessage::Ack(ack) => self.handle_ack(&name, ack, now, wall),
-            AgentMessage::Resync(reason) => self.handle_resync(&name, &reason, now),
-            AgentMessage::Heartbeat(heartbeat) => self.handle_heartbeat(&name, connection, heartbeat, wall),
+            AgentMessage::Resync(reason) => self.handle_resync(&name, reason, now),
+            AgentMessage::Heartbeat(heartbeat) => {
+                self.handle_heartbeat(&name, connection, heartbeat, now, wall)
+            }
             AgentMessage::Report(report) => self.handle_report(&name, report, now, wall),
             AgentMessage::Goodbye => self.handle_goodbye(&name, now, wall),
             AgentMessage::Refusal(reason) => self.handle_refusal(&name, reason, now, wall),
@@ -252,6 +302,7 @@ impl ControllerState {
     /// Does what is due for a node.
     pub(super) fn node_due(&mut self, name: &NodeName, now: Instant, wall: Duration) {
         self.tell_health(name, now, wall);
+        self.tell_left_out(name, now, wall);
         let Some(node) = self.registry.node_mut(name) else { return };
         if node.challenger.as_ref().is_some_and(|challenger| challenger.deadline <= now) {
             self.end_session(name, Refusal::Superseded);
@@ -261,13 +312,18 @@ impl ControllerState {
         let Some(session) = node.session.as_mut() else { return };
         let refusal = if session.last_heard + WATCHDOG <= now {
             Refusal::Silent
-        } else if session.under_way.as_ref().is_some_and(|(_, deadline)| *deadline <= now) {
+        } else if session.acknowledge_by.is_some_and(|deadline| deadline <= now) {
             Refusal::NotAcknowledged
         } else {
             if session.heartbeat_at <= now {
                 session.schedule_heartbeat(now);
                 let beat = ControllerMessage::Heartbeat(Heartbeat::default());
                 self.effects.push_back(Effect::Send(session.connection, beat));
+            }
+            if session.held_until.take_if(|until| *until <= now).is_some() {
+                // There is one by now: it was held until then.
+                let _ = session.resyncs.take(RESYNCS, now);
+                self.push(name, now);
             }
             return;
         };
@@ -283,7 +339,8 @@ impl ControllerState {
         let Some(session) = self.registry.node_mut(name).and_then(|node| node.session.as_mut()) else {
             return;
         };
-        if !session.is_dirty || session.under_way.is_some() || generation < session.floor {
+        let is_busy = session.under_way.is_some() || session.held_until.is_some();
+        if !session.is_dirty || is_busy || generation < session.floor {
             return;
         }
         session.is_dirty = false;
@@ -314,7 +371,8 @@ impl ControllerState {
                 Effect::SendSnapshot(session.connection, snapshot)
             }
         };
-        session.under_way = Some((Push { generation, items, consent }, now + ACKNOWLEDGE));
+        session.under_way = Some(Push { generation, items, consent });
+        session.acknowledge_by.get_or_insert(now + ACKNOWLEDGE);
         self.effects.push_back(effect);
         self.registry.reschedule(name);
     }
@@ -322,44 +380,53 @@ impl ControllerState {
     fn handle_ack(&mut self, name: &NodeName, ack: Ack, now: Instant, wall: Duration) {
         let Some(node) = self.registry.node_mut(name) else { return };
         let Some(session) = node.session.as_mut() else { return };
-        let acknowledged = session.under_way.take_if(|(push, _)| push.generation == ack.generation);
-        if let Some((push, _)) = acknowledged {
+        let acknowledged = session.under_way.take_if(|push| push.generation == ack.generation);
+        if let Some(push) = acknowledged {
             session.acknowledged = Some(push);
+            session.acknowledge_by = None;
             node.observed = Some(ack.generation);
             node.refusal = None;
+            node.obstacle = None;
         } else if session.acknowledged.as_ref().is_none_or(|push| push.generation != ack.generation) {
             return;
         }
         // An agent may say of the same generation again what of it cannot be had.
-        if node.failures != ack.failures {
-            if let Some((item, reason)) = ack.failures.first_key_value() {
-                let more = match ack.failures.len() - 1 {
-                    0 => String::new(),
-                    more => format!(", and {more} more"),
-                };
-                let message = format!("generation {}: {item}: {reason}{more}", ack.generation);
-                self.events.node(wall, EventKind::GenerationFailed, name, message);
-            }
-            node.failures = ack.failures;
-        }
-        if node.removals_held.is_empty() && !ack.removals_held.is_empty() {
-            let message =
-                format!("{} are kept: apply the mesh with --allow-removals", ack.removals_held.len());
-            self.events.node(wall, EventKind::RemovalsHeld, name, message);
-        }
+        let first = ack.failures.first_key_value().filter(|_| node.failures != ack.failures);
+        let failed = first.map(|(item, reason)| {
+            let more = match ack.failures.len() - 1 {
+                0 => String::new(),
+                more => format!(", and {more} more"),
+            };
+            format!("generation {}: {item}: {reason}{more}", ack.generation)
+        });
+        let held = (node.removals_held.is_empty() && !ack.removals_held.is_empty())
+            .then(|| format!("{} are kept: apply the mesh with --allow-removals", ack.removals_held.len()));
+        node.failures = ack.failures;
         node.removals_held = ack.removals_held;
+        for (kind, message) in [(EventKind::GenerationFailed, failed), (EventKind::RemovalsHeld, held)] {
+            if let Some(message) = message {
+                self.tell(name, kind, message, now, wall);
+            }
+        }
         self.progress += 1;
         self.push(name, now);
     }
 
-    fn handle_resync(&mut self, name: &NodeName, reason: &str, now: Instant) {
-        tracing::info!(node = %name, %reason, "agent asks for all that is wanted");
-        let session = self.registry.node_mut(name).and_then(|node| node.session.as_mut());
-        if let Some(session) = session {
-            session.acknowledged = None;
-            session.under_way = None;
-            session.is_dirty = true;
+    /// An agent that asks all the time is answered now and then, and is to come to an end like any other.
+    fn handle_resync(&mut self, name: &NodeName, reason: String, now: Instant) {
+        let Some(node) = self.registry.node_mut(name) else { return };
+        let Some(session) = node.session.as_mut() else { return };
+        session.acknowledged = None;
+        session.under_way = None;
+        session.is_dirty = true;
+        session.acknowledge_by.get_or_insert(now + ACKNOWLEDGE);
+        if session.held_until.is_none() {
+            match session.resyncs.take(RESYNCS, now) {
+                Ok(()) => tracing::info!(node = %name, %reason, "agent asks for all that is wanted"),
+                Err(again) => session.held_until = Some(again),
+            }
         }
+        node.obstacle = Some(reason);
         self.push(name, now);
     }
 
@@ -368,6 +435,7 @@ impl ControllerState {
         name: &NodeName,
         connection: Connection,
         heartbeat: Heartbeat,
+        now: Instant,
         wall: Duration,
     ) {
         if heartbeat.ping.is_some() {
@@ -379,12 +447,12 @@ impl ControllerState {
         let Some(clone) = challenger.filter(|challenger| Some(challenger.ping) == heartbeat.answers) else {
             return;
         };
-        let (run_id, source) = (clone.hello.run_id, clone.source);
+        let (run_id, source) = (clone.hello.run_id, clone.path.source);
         if node.clone.replace(run_id) != Some(run_id) {
             let message = format!(
                 "an agent at {source} has its name, and it is alive: give each host a name of its own with --name"
             );
-            self.events.node(wall, EventKind::IdentityCloned, name, message);
+            self.tell(name, EventKind::IdentityCloned, message, now, wall);
         }
         self.end_challenger(name, Refusal::AlreadyConnected);
     }
@@ -397,7 +465,9 @@ impl ControllerState {
                 TunnelState::Passing => (EventKind::TunnelPassing, String::new()),
                 TunnelState::Waiting(reason) => (EventKind::TunnelWaiting, reason.unwrap_or_default()),
             };
-            self.events.tunnel(wall, kind, name, &tunnel, message);
+            if self.may_tell(name, now) {
+                self.events.tunnel(wall, kind, name, &tunnel, message);
+            }
         }
         if self.registry.node(name).is_some_and(|node| node.tunnels.len() > TUNNELS) {
             let refusal = Refusal::Invalid(format!("report: more than {TUNNELS} tunnels"));
@@ -412,8 +482,8 @@ impl ControllerState {
         if let Some(node) = self.registry.node_mut(name)
             && node.refusal.as_ref() != Some(&reason)
         {
-            self.events.node(wall, EventKind::SessionRefused, name, format!("by its agent: {reason}"));
-            node.refusal = Some(reason);
+            node.refusal = Some(reason.clone());
+            self.tell(name, EventKind::SessionRefused, format!("by its agent: {reason}"), now, wall);
         }
         self.let_challenger_in(name, now, wall);
     }
@@ -448,7 +518,7 @@ impl ControllerState {
             Health::Offline if node.is_gone => (EventKind::NodeOffline, "it said goodbye"),
             Health::Offline => (EventKind::NodeOffline, ""),
         };
-        self.events.node(wall, kind, name, message);
+        self.tell(name, kind, message, now, wall);
         self.progress += 1;
     }
 
@@ -473,8 +543,8 @@ impl ControllerState {
     fn let_challenger_in(&mut self, name: &NodeName, now: Instant, wall: Duration) {
         let Some(node) = self.registry.node_mut(name) else { return };
         if let Some(challenger) = node.challenger.take() {
-            let Challenger { connection, source, hello, .. } = challenger;
-            self.welcome(connection, source, hello, now, wall);
+            let Challenger { connection, path, hello, .. } = challenger;
+            self.welcome(connection, path, hello, now, wall);
         }
     }
 

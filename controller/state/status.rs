@@ -186,11 +186,11 @@ impl ControllerState {
             offline: with(Health::Offline),
             members: members().count(),
             converged: members().filter(|node| node.converged).count(),
-            problems: self.problems(&nodes),
+            problems: self.problems(&nodes, now),
         }
     }
 
-    fn problems(&self, nodes: &[NodeStatus]) -> Vec<Problem> {
+    fn problems(&self, nodes: &[NodeStatus], now: Instant) -> Vec<Problem> {
         let mut problems = Vec::new();
         let mut tell = |node: Option<&NodeName>, item: Option<ItemId>, message: String| {
             if problems.len() < PROBLEMS {
@@ -200,12 +200,25 @@ impl ControllerState {
         for (key, reason) in &self.stored.faults {
             tell(None, None, format!("the store's {key} cannot be read and is passed over: {reason}"));
         }
-        if let Some(reason) = &self.records.refusal {
-            tell(None, None, format!("the store cannot be written: {reason}"));
+        if let Some((reason, since)) = &self.records.refusal {
+            let message = format!(
+                "the store cannot be written for {} s: {reason}; until it can, no mesh is applied and no new node joins",
+                now.saturating_duration_since(*since).as_secs()
+            );
+            tell(None, None, message);
         }
         // Nodes come to a mesh by their labels after it was judged.
         for (mesh, hazard) in self.standing_hazards() {
             tell(hazard.node.as_ref(), None, format!("mesh {mesh}: {}", hazard.message));
+        }
+        for (node, path) in self.paths() {
+            let Some((owner, mesh)) = self.stored.wanted.overlay_owner(path.local) else { continue };
+            let message = format!(
+                "it reaches the controller through mesh {mesh}, at {} of {owner}, and is cut off where that fails; \
+                 start its agent with --controller at an address of the underlay",
+                path.local
+            );
+            tell(Some(node), None, message);
         }
         for (mesh, node) in self.without_address() {
             tell(Some(&node), None, format!("no overlay address is left for it in mesh {mesh}"));
@@ -230,6 +243,9 @@ impl ControllerState {
             if let Some(reason) = &node.refusal {
                 tell(name, None, format!("its agent refuses this controller: {reason}"));
             }
+            if let Some(reason) = &node.obstacle {
+                tell(name, None, format!("its agent cannot follow: {reason}"));
+            }
             for (item, reason) in &node.failures {
                 tell(name, Some(item.clone()), reason.clone());
             }
@@ -243,12 +259,15 @@ impl ControllerState {
         problems
     }
 
-    /// What would forbid to apply the meshes as they are now.
+    /// What would forbid to apply the meshes as they are now, and members without tunnels for what they say.
     fn standing_hazards(&self) -> impl Iterator<Item = (&MeshName, Hazard)> {
         let wanted = &self.stored.wanted;
-        wanted.meshes.keys().flat_map(|mesh| {
-            let hazards = wanted.hazards(mesh, &self.reached_at).into_iter();
-            hazards.filter(|hazard| hazard.is_error).map(move |hazard| (mesh, hazard))
+        let reached_at = self.reached_at();
+        wanted.meshes.keys().flat_map(move |mesh| {
+            let hazards = wanted.hazards(mesh, &reached_at).into_iter();
+            let barred = wanted.meshes.get(mesh).map(|mesh| wanted.barred(mesh));
+            let hazards = hazards.filter(|hazard| hazard.is_error).chain(barred.unwrap_or_default());
+            hazards.map(move |hazard| (mesh, hazard))
         })
     }
 
@@ -293,8 +312,12 @@ impl ControllerState {
             }
             let heard = node.and_then(|node| node.last_heard);
             let refusal = node.and_then(|node| node.refusal.as_ref());
+            let obstacle = node.and_then(|node| node.obstacle.as_ref());
             let message = match (refusal, has_session, heard) {
                 (Some(reason), ..) => format!("its agent refuses this controller: {reason}"),
+                (None, true, _) if let Some(reason) = obstacle => {
+                    format!("its agent cannot follow: {reason}")
+                }
                 (None, true, _) => "it has not acknowledged it yet".to_owned(),
                 (None, false, Some(heard)) => {
                     let seconds = now.saturating_duration_since(heard).as_secs();

@@ -95,7 +95,7 @@ impl SqliteStore {
         let (requests, waiting) = mpsc::channel(GROUP);
         let (head, seen) = watch::channel(revision);
         let place = place(&path);
-        let writer = Writer { path: path.clone(), place, connection, head, _lock: lock };
+        let writer = Writer { path: path.clone(), place, connection, head, failure: None, _lock: lock };
         let writer = thread::Builder::new()
             .name("store".to_owned())
             .spawn(move || writer.run(waiting))
@@ -195,6 +195,8 @@ struct Writer {
     place: Option<Place>,
     connection: Connection,
     head: watch::Sender<u64>,
+    /// Why the last commit failed. It is tried again and again, and the log may be on the same disk.
+    failure: Option<String>,
     _lock: Lock,
 }
 
@@ -205,10 +207,21 @@ impl Writer {
         while requests.blocking_recv_many(&mut group, GROUP) > 0 {
             let (transactions, replies): (Vec<_>, Vec<_>) =
                 group.drain(..).map(|request| (request.transaction, request.reply)).unzip();
-            let results = self.kept(&transactions).unwrap_or_else(|error| {
-                tracing::error!(%error, "the store cannot be written");
-                vec![Err(StoreError::Unavailable(error)); transactions.len()]
-            });
+            let kept = self.kept(&transactions);
+            let failure = match &kept {
+                Ok(results) => results.iter().find_map(unavailable),
+                Err(error) => Some(error.clone()),
+            };
+            match (&failure, self.failure.is_some()) {
+                (Some(error), _) if failure != self.failure => {
+                    tracing::error!(%error, "the store cannot be written");
+                }
+                (None, true) => tracing::info!("the store can be written again"),
+                (Some(_), _) | (None, false) => {}
+            }
+            self.failure = failure;
+            let refuse = |error| vec![Err(StoreError::Unavailable(error)); transactions.len()];
+            let results = kept.unwrap_or_else(refuse);
             for (reply, result) in replies.into_iter().zip(results) {
                 // Whoever asked may have gone.
                 let _ = reply.send(result);
@@ -248,17 +261,20 @@ impl Writer {
                 }
                 // On a full disk SQLite takes back more than the savepoint, sometimes.
                 Err(Refusal::Failed(error)) if savepoint.is_autocommit() => return Err(error),
-                Err(Refusal::Failed(error)) => {
-                    let error = words(&self.path, &error);
-                    tracing::error!(%error, "a transaction of the store fails");
-                    Err(StoreError::Unavailable(error))
-                }
+                Err(Refusal::Failed(error)) => Err(StoreError::Unavailable(words(&self.path, &error))),
             });
         }
         tables::prune(&group, end)?;
         group.commit()?;
         self.head.send_if_modified(|head| std::mem::replace(head, end.revision) != end.revision);
         Ok(results)
+    }
+}
+
+fn unavailable(result: &Result<u64, StoreError>) -> Option<String> {
+    match result {
+        Err(StoreError::Unavailable(words)) => Some(words.clone()),
+        Ok(_) | Err(StoreError::Conflict(_)) => None,
     }
 }
 

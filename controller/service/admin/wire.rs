@@ -213,6 +213,12 @@ pub(super) fn faulty(name: &str, faults: &[Fault]) -> Status {
     refused(Code::InvalidArgument, faults.collect())
 }
 
+/// The controller is there, and its store is not.
+pub(super) fn not_stored(reason: &str) -> Status {
+    let words = format!("the store cannot be written: {reason}; nothing changed");
+    refused(Code::Unavailable, vec![("store".to_owned(), words)])
+}
+
 pub(super) fn not_applied(error: ApplyError) -> Status {
     match error {
         ApplyError::Hazards(plan) => {

@@ -44,7 +44,7 @@ async fn controller() -> Controller {
 }
 
 fn peer(number: u8) -> Peer {
-    Peer::greeted(Ipv4Addr::new(172, 100, 1, number).into(), Ipv4Addr::new(172, 100, 9, 9).into())
+    Peer::new(Ipv4Addr::new(172, 100, 1, number).into(), Ipv4Addr::new(172, 100, 9, 9).into())
 }
 
 fn hello(number: u8) -> Hello {

@@ -90,6 +90,8 @@ pub(super) struct World {
     /// Committed; the state does not know yet.
     pub(super) changes: VecDeque<Change>,
     pub(super) commit: Option<Transaction>,
+    /// Where agents reach the controller.
+    pub(super) local: IpAddr,
     pub(super) commits: usize,
     /// What each generation of a node is.
     contents: BTreeMap<(NodeName, Generation), Digest>,
@@ -186,6 +188,7 @@ impl World {
             streams: BTreeMap::new(),
             changes: VecDeque::new(),
             commit: None,
+            local: Ipv4Addr::new(172, 100, 9, 9).into(),
             commits: 0,
             contents: BTreeMap::new(),
             last_epoch: 0,
@@ -221,7 +224,7 @@ impl World {
         });
         let node = Some(agent.hello.node.clone());
         self.streams.insert(connection, Stream { node, ..Stream::default() });
-        let local = Ipv4Addr::new(172, 100, 9, 9).into();
+        let local = self.local;
         let (hello, wall) = (agent.hello.clone(), self.wall());
         self.state.handle_connected(connection, agent.source, local, hello, self.now, wall);
         self.drain();

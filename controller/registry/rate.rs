@@ -1,0 +1,56 @@
+//! How often something may be done.
+
+use std::time::{Duration, Instant};
+
+/// So many times at once after a quiet time, and then once in a while.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rate {
+    /// How often at once, at least 1.
+    pub burst: u32,
+    /// The time between two later ones, on average.
+    pub every: Duration,
+}
+
+/// What has been taken of a rate: a token bucket, kept as the time at which it is full again.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Bucket {
+    /// Absent: nothing was ever taken.
+    paid: Option<Instant>,
+}
+
+impl Bucket {
+    /// Takes one.
+    ///
+    /// # Errors
+    /// When there is one again; nothing was taken.
+    pub fn take(&mut self, rate: Rate, now: Instant) -> Result<(), Instant> {
+        let paid = self.paid.map_or(now, |paid| paid.max(now)) + rate.every;
+        let window = rate.every * rate.burst;
+        if paid.duration_since(now) > window {
+            return Err(paid - window);
+        }
+        self.paid = Some(paid);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[allow(clippy::disallowed_methods, reason = "any time will do")]
+    fn gives_a_burst_then_one_in_a_while() {
+        let rate = Rate { burst: 3, every: Duration::from_secs(10) };
+        let (mut bucket, mut now) = (Bucket::default(), Instant::now());
+        assert_eq!((0..9).filter(|_| bucket.take(rate, now).is_ok()).count(), 3);
+        for _ in 0..3 {
+            let again = bucket.take(rate, now).unwrap_err();
+            assert_eq!(bucket.take(rate, again - Duration::from_nanos(1)), Err(again));
+            assert_eq!(bucket.take(rate, again), Ok(()));
+            now = again;
+        }
+        now += Duration::from_secs(1_000);
+        assert_eq!((0..9).filter(|_| bucket.take(rate, now).is_ok()).count(), 3);
+    }
+}
