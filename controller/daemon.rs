@@ -126,7 +126,10 @@ async fn load(store: &dyn Store) -> anyhow::Result<(Stored, u64)> {
     };
     let new_id = format!("{:032x}", random::bits().context("this host has no random numbers")?);
     let (start, transaction) = read().await?.start(&new_id).map_err(anyhow::Error::msg)?;
-    store.commit(transaction).await.context("the store cannot be written")?;
+    // Epochs begin with the number of the start: without it on disk there could be two sessions of one epoch.
+    let uncounted = "the store cannot be written, and the controller does not start without; the agents' tunnels stay \
+                     as they are";
+    store.commit(transaction).await.context(uncounted)?;
     let stored = read().await?;
     for (key, reason) in &stored.faults {
         tracing::error!(%key, %reason, "a value of the store cannot be read and is passed over");

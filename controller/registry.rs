@@ -83,9 +83,7 @@ pub struct Session {
     pub under_way: Option<Push>,
     /// Until when it is to have acknowledged something; absent: it owes nothing. Asking for all again prolongs nothing.
     pub acknowledge_by: Option<Instant>,
-    /// How often it has asked for all again.
-    pub resyncs: Bucket,
-    /// Before this nothing is sent, for it has asked too often.
+    /// Before this nothing is sent, for it has had all too often.
     pub held_until: Option<Instant>,
     /// Whether there may be something to send.
     pub is_dirty: bool,
@@ -165,6 +163,8 @@ pub struct Node {
     pub reported_at: Option<Instant>,
     /// The last request for a whole report that it answered; 0: none.
     pub answered: u64,
+    /// How often it was sent all because it asked for it, or came with something else.
+    pub snapshots: Bucket,
     /// How often it has said something new of itself.
     pub records: Bucket,
     /// How many events about it there were.
@@ -194,6 +194,7 @@ impl Node {
             tunnels: BTreeMap::new(),
             reported_at: None,
             answered: 0,
+            snapshots: Bucket::default(),
             records: Bucket::default(),
             events: Bucket::default(),
             left_out: None,

@@ -366,7 +366,7 @@ impl Runtime {
     fn send(&mut self, connection: Connection, outgoing: Outgoing) {
         let Some(link) = self.links.get(&connection) else { return };
         if link.outgoing.try_send(outgoing).is_err() {
-            tracing::info!(source = %link.source, "an agent does not read what it is sent; its session ends");
+            tracing::debug!(source = %link.source, "an agent does not read what it is sent; its session ends");
             if let Some(link) = self.links.remove(&connection) {
                 link.ended.cancel();
             }

@@ -376,3 +376,42 @@ async fn of_meshes_that_exclude_each_other_one_is_applied() {
     }
     assert_eq!(controller.json(&["mesh", "list"])["meshes"].as_array().unwrap().len(), MESHES + 1);
 }
+
+/// The numbers of events after `after`, as far as there are some within `SOON`; with `follow` the first alone.
+fn event_numbers(controller: &Controller, after: u64, follow: bool) -> Vec<u64> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let channel = client::connect(&controller.socket(), "controller", "serve").await.unwrap();
+        let request = v1::WatchEventsRequest { follow, after };
+        let mut events = MeshAdminClient::new(channel).watch_events(request).await.unwrap().into_inner();
+        let mut numbers = Vec::new();
+        while let Some(event) =
+            tokio::time::timeout(SOON, events.message()).await.expect("it does not hang").unwrap()
+        {
+            numbers.push(event.number);
+            if follow {
+                break;
+            }
+        }
+        numbers
+    })
+}
+
+#[test]
+fn whoever_watches_events_over_a_restart_misses_none_that_there_are() {
+    let lab = Lab::new();
+    let mut controller = controller(&lab);
+    for nodes in 1..=5 {
+        controller.apply(&mesh(nodes)).unwrap();
+    }
+    let before = event_numbers(&controller, 0, false);
+    assert_eq!(before.len(), 6, "the start and five meshes");
+    let last = *before.last().unwrap();
+    controller.restart();
+    let after = event_numbers(&controller, last, false);
+    assert_eq!(after.len(), 1, "the start");
+    assert!(after[0] > last, "{after:?} after {before:?}");
+    assert_eq!(event_numbers(&controller, last, true), after);
+    // One of a time that was taken back with the store.
+    assert_eq!(event_numbers(&controller, u64::MAX, true), after);
+}

@@ -7,11 +7,10 @@ mod lab;
 
 use std::fs;
 use std::net::UdpSocket;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use lab::{Agent, Host, Lab, SOON, grpcurl, holds_within, legacy_add, ping_ok, wait_until};
+use lab::{Agent, Disk, Host, Lab, SOON, grpcurl, holds_within, legacy_add, ping_ok, wait_until};
 use serde_json::{Value, json};
 
 const ADD: &str = "tunmesh.v1.TunnelService/AddTunnel";
@@ -262,7 +261,7 @@ fn a_full_disk_keeps_no_tunnel_from_coming_up() {
     let (_lab, host, _other) = two_hosts();
     let mut agent = Agent::start(&host, &[]);
     agent.terminate();
-    let disk = Disk::mount(&agent.state_dir());
+    let disk = Disk::mount(&agent.state_dir(), "64k");
     agent.restart();
     legacy_add(&host, "udp2", "10.0.1.1", "172.100.1.2", 1400);
     let before = actual(&host);
@@ -275,29 +274,6 @@ fn a_full_disk_keeps_no_tunnel_from_coming_up() {
     let reply = legacy_add(&host, "udp3", "10.0.3.1", "172.100.1.3", 1400);
     assert!(reply["udp3"].as_str().unwrap().contains("disk"), "{reply}");
     assert_eq!(actual(&host), before);
-}
-
-/// A file system of a few pages.
-struct Disk(PathBuf);
-
-impl Disk {
-    fn mount(directory: &Path) -> Self {
-        let mut mount = Command::new("mount");
-        let mounted = mount.args(["-t", "tmpfs", "-o", "size=64k", "none"]).arg(directory).status().unwrap();
-        assert!(mounted.success());
-        Self(directory.to_owned())
-    }
-
-    fn fill(&self) {
-        let error = fs::write(self.0.join("rest"), vec![0; 1 << 17]).unwrap_err();
-        assert_eq!(error.kind(), std::io::ErrorKind::StorageFull);
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
-    }
 }
 
 #[test]

@@ -15,12 +15,15 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, Sleep};
 use tonic::transport::server::Connected;
 
+use crate::controller::registry::rate::{Bucket, Rate};
 use crate::controller::registry::seats::Seats;
 use crate::controller::registry::source::Source;
 
 /// How long a connection may be there before an agent has said Hello on it, and up to twice as long after its last
 /// session, which has something to hear then.
 const SILENCE: Duration = Duration::from_secs(5);
+/// How many streams one connection may begin. An agent needs one, and dials anew for the next.
+const STREAMS: Rate = Rate { burst: 10, every: Duration::from_secs(1) };
 /// How often one log line about refused connections is written.
 const LOG_EVERY: Duration = Duration::from_secs(10);
 /// How long to wait where no more connections can be had.
@@ -128,6 +131,8 @@ struct Sessions {
     count: AtomicUsize,
     /// Whether one has ended since the last look.
     ended: AtomicBool,
+    /// How many streams there were.
+    streams: Mutex<Bucket>,
 }
 
 impl Peer {
@@ -135,6 +140,15 @@ impl Peer {
     #[cfg(test)]
     pub(super) fn new(source: IpAddr, local: IpAddr) -> Self {
         Self { source, local, sessions: Arc::default() }
+    }
+
+    /// Begins a stream.
+    ///
+    /// # Errors
+    /// After which time to come again, where there were too many.
+    pub fn begin(&self, now: std::time::Instant) -> Result<(), Duration> {
+        let mut streams = self.sessions.streams.lock().unwrap_or_else(PoisonError::into_inner);
+        streams.take(STREAMS, now).map_err(|again| again.duration_since(now))
     }
 
     /// It has said who it is, and may stay as long as what this returns lives.

@@ -57,6 +57,9 @@ impl AgentControl for Control {
         let Some(peer) = request.extensions().get::<Peer>().cloned() else {
             return Err(Status::internal("the connection has no address"));
         };
+        if let Err(retry_after) = peer.begin(now()) {
+            return Err(refused(&Refusal::TooMany { retry_after }));
+        }
         let (outgoing, waiting) = mpsc::channel(BEHIND);
         let ended = CancellationToken::new();
         let outbound = Outbound { waiting, chunks: None, _reader: ended.clone().drop_guard() };
@@ -145,13 +148,17 @@ async fn first_words(messages: &mut Streaming<v1::AgentMessage>) -> Result<Hello
 
 /// The end of a stream as gRPC says it; `None`: a good end.
 fn status(refusal: &Refusal) -> Option<Status> {
+    (*refusal != Refusal::Goodbye).then(|| refused(refusal))
+}
+
+fn refused(refusal: &Refusal) -> Status {
     let code = match refusal {
         Refusal::AlreadyConnected => Code::AlreadyExists,
         Refusal::TooMany { .. } => Code::ResourceExhausted,
         Refusal::Superseded => Code::Aborted,
         Refusal::Silent | Refusal::NotAcknowledged => Code::DeadlineExceeded,
         Refusal::Invalid(_) => Code::InvalidArgument,
-        Refusal::Goodbye => return None,
+        Refusal::Goodbye => Code::Ok,
         Refusal::Restarting => Code::Unavailable,
     };
     let details = match refusal {
@@ -164,7 +171,7 @@ fn status(refusal: &Refusal) -> Option<Status> {
         | Refusal::Goodbye
         | Refusal::Restarting => ErrorDetails::new(),
     };
-    Some(Status::with_error_details(code, refusal.to_string(), details))
+    Status::with_error_details(code, refusal.to_string(), details)
 }
 
 /// What goes out on a stream. Snapshots are cut and encoded as the agent reads them.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{ControllerState, Effect, EventKind, Refusal, Snapshot};
-use crate::controller::registry::rate::{Bucket, Rate};
+use crate::controller::registry::rate::Rate;
 use crate::controller::registry::{
     ACKNOWLEDGE, Challenger, Connection, FENCE, Health, Path, Push, Session, WATCHDOG,
 };
@@ -23,8 +23,9 @@ const RESTORED: u64 = 1_000;
 const NODES: usize = 20_000;
 /// How many tunnels a node reports at most.
 const TUNNELS: usize = 20_000;
-/// How often a session is sent all again because it asks for that. A faithful agent asks every 5 s at most.
-const RESYNCS: Rate = Rate { burst: 3, every: Duration::from_secs(10) };
+/// How often a node is sent all that is wanted because it asks for that, or comes with something else. A faithful
+/// agent asks every 5 s at most, and one that comes gives up after 15 s without an answer.
+const SNAPSHOTS: Rate = Rate { burst: 5, every: Duration::from_secs(5) };
 /// How many events there are about one node. They are kept with those of all others, and drive them out.
 const EVENTS: Rate = Rate { burst: 100, every: Duration::from_secs(1) };
 /// How often operators are told at most that sessions are put off.
@@ -131,7 +132,6 @@ impl ControllerState {
             acknowledged: None,
             under_way: None,
             acknowledge_by: None,
-            resyncs: Bucket::default(),
             held_until: None,
             is_dirty: true,
             heartbeat_at: now,
@@ -321,8 +321,6 @@ impl ControllerState {
                 self.effects.push_back(Effect::Send(session.connection, beat));
             }
             if session.held_until.take_if(|until| *until <= now).is_some() {
-                // There is one by now: it was held until then.
-                let _ = session.resyncs.take(RESYNCS, now);
                 self.push(name, now);
             }
             return;
@@ -336,9 +334,8 @@ impl ControllerState {
         let view = self.views.get(name).unwrap_or(&self.nothing);
         let generation = self.generation;
         let consent = self.stored.consents.get(name).copied().unwrap_or(0);
-        let Some(session) = self.registry.node_mut(name).and_then(|node| node.session.as_mut()) else {
-            return;
-        };
+        let Some(node) = self.registry.node_mut(name) else { return };
+        let Some(session) = node.session.as_mut() else { return };
         let is_busy = session.under_way.is_some() || session.held_until.is_some();
         if !session.is_dirty || is_busy || generation < session.floor {
             return;
@@ -365,6 +362,12 @@ impl ControllerState {
             }
             None if claim == Some(view.digest()) => {
                 Effect::Send(session.connection, ControllerMessage::NotModified(generation))
+            }
+            None if let Err(again) = node.snapshots.take(SNAPSHOTS, now) => {
+                session.is_dirty = true;
+                session.held_until = Some(again);
+                self.registry.reschedule(name);
+                return;
             }
             Some(_) | None => {
                 let snapshot = Snapshot { generation, items: items.clone(), consent };
@@ -420,12 +423,7 @@ impl ControllerState {
         session.under_way = None;
         session.is_dirty = true;
         session.acknowledge_by.get_or_insert(now + ACKNOWLEDGE);
-        if session.held_until.is_none() {
-            match session.resyncs.take(RESYNCS, now) {
-                Ok(()) => tracing::info!(node = %name, %reason, "agent asks for all that is wanted"),
-                Err(again) => session.held_until = Some(again),
-            }
-        }
+        tracing::debug!(node = %name, %reason, "agent asks for all that is wanted");
         node.obstacle = Some(reason);
         self.push(name, now);
     }

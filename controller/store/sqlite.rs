@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use rusqlite::ffi::SQLITE_IOERR_SHMSIZE;
 use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -344,8 +345,13 @@ fn initialise(connection: &mut Connection) -> rusqlite::Result<()> {
 
 fn words(path: &Path, error: &rusqlite::Error) -> String {
     let file = path.display();
+    let full = format!("the disk with {file} is full: make room");
+    let extended = error.sqlite_error().map(|error| error.extended_code);
     match error.sqlite_error_code() {
-        Some(ErrorCode::DiskFull) => format!("the disk with {file} is full: make room"),
+        // Its index is in a file whose size cannot be had.
+        Some(ErrorCode::SystemIoFailure) if extended == Some(SQLITE_IOERR_SHMSIZE) => full,
+        Some(ErrorCode::DiskFull) => full,
+        Some(ErrorCode::ReadOnly) => format!("{file} cannot be written: mount its file system for writing"),
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
             format!("another process has {file} locked")
         }

@@ -21,7 +21,7 @@ pub enum DirectoryError {
     #[error("the state directory {0} is in use by another {2} (pid {1}): give this one its own --state-dir")]
     Taken(PathBuf, u32, &'static str),
     /// The file system refuses.
-    #[error("the state directory {0} cannot be used: {1}; give another with --state-dir")]
+    #[error("the state directory {0} cannot be used: {1}; {remedy}", remedy = remedy(.1))]
     Io(PathBuf, io::Error),
 }
 
@@ -32,6 +32,17 @@ impl DirectoryError {
             Self::Taken(_, holder, _) => Some(*holder),
             Self::Io(..) => None,
         }
+    }
+}
+
+fn remedy(error: &io::Error) -> &'static str {
+    // Another directory would be another state: that is no remedy where one is there and cannot be written.
+    if error.kind() == io::ErrorKind::StorageFull {
+        "make room on its disk"
+    } else if error.kind() == io::ErrorKind::ReadOnlyFilesystem {
+        "mount its file system for writing"
+    } else {
+        "give another with --state-dir"
     }
 }
 

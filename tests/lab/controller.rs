@@ -22,8 +22,12 @@ impl Controller {
     /// Starts a controller on `host` with `arguments` more than socket, state directory and `--insecure`, and waits
     /// until its socket answers.
     pub fn start(host: &Host, arguments: &[&str]) -> Self {
-        let command = [&[CONTROLLER, "serve", "--insecure", UNDERLAYS], arguments].concat();
-        let started = Daemon::try_start(host, "controller", &command);
+        Self::start_by(host, &[&[CONTROLLER, "serve", "--insecure", UNDERLAYS], arguments].concat())
+    }
+
+    /// The same by a command that ends in a controller, to which socket and state directory are added.
+    pub fn start_by(host: &Host, command: &[&str]) -> Self {
+        let started = Daemon::try_start(host, "controller", command);
         Self(started.unwrap_or_else(|error| panic!("on {}: {error}", host.role())))
     }
 

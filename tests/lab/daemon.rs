@@ -39,25 +39,24 @@ impl Daemon {
 
     /// Ends the process, unless it has ended, and starts it with the same arguments, socket and state.
     pub fn restart(&mut self) {
+        if let Err(error) = self.try_restart() {
+            panic!("on {}: {error}", self.host.role());
+        }
+    }
+
+    /// The same, where it may be that it does not start.
+    pub fn try_restart(&mut self) -> Result<(), StartError> {
         if self.alive() {
             self.terminate();
         }
         self.process = spawn(&self.host, &self.command, self.directory.path());
-        if let Err(error) = self.wait_ready() {
-            panic!("on {}: {error}", self.host.role());
-        }
+        self.wait_ready()
     }
 
     /// Asks the process to end, and waits until it has.
     pub fn terminate(&mut self) -> ExitStatus {
         self.signal(Signal::SIGTERM);
-        let mut status = None;
-        let ended = holds_within(SOON, || {
-            status = self.process.try_wait().unwrap();
-            status.is_some()
-        });
-        assert!(ended, "on {}: the {} does not heed SIGTERM\n{}", self.host.role(), self.what, self.tail());
-        status.unwrap()
+        self.ended()
     }
 
     /// Ends the process without a chance to clean up.
@@ -71,6 +70,17 @@ impl Daemon {
         self.process.kill().unwrap();
         let next = spawn(&self.host, &self.command, self.directory.path());
         std::mem::replace(&mut self.process, next).wait().unwrap();
+    }
+
+    /// Waits until the process has ended by itself.
+    pub fn ended(&mut self) -> ExitStatus {
+        let mut status = None;
+        let ended = holds_within(SOON, || {
+            status = self.process.try_wait().unwrap();
+            status.is_some()
+        });
+        assert!(ended, "on {}: the {} goes on\n{}", self.host.role(), self.what, self.tail());
+        status.unwrap()
     }
 
     /// Whether its process runs.

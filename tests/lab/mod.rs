@@ -12,6 +12,7 @@
 mod agent;
 mod controller;
 mod daemon;
+mod disk;
 mod hosts;
 mod peer2015;
 mod reach;
@@ -25,6 +26,7 @@ use std::time::{Duration, Instant};
 pub use agent::{AGENT, Agent};
 pub use controller::{CONTROLLER, Controller, UNDERLAYS};
 pub use daemon::{Daemon, StartError};
+pub use disk::Disk;
 pub use hosts::{Failed, Family, Host, Lab, ThreeHosts};
 pub use peer2015::Peer2015;
 pub use reach::all_reach;

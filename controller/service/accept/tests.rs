@@ -54,7 +54,8 @@ impl Door {
 /// How long after `since` a connection ends that nobody writes to.
 #[allow(clippy::disallowed_methods, reason = "the clock of the test")]
 async fn end(near: &mut Accepted, since: Instant) -> Duration {
-    let error = near.read(&mut [0]).await.unwrap_err();
+    let read = timeout(PATIENCE, near.read(&mut [0])).await;
+    let error = read.expect("it ends").unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     since.elapsed()
 }

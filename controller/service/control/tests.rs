@@ -203,6 +203,36 @@ async fn hello_comes_first_and_says_what_can_be_meant() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn one_connection_begins_few_streams() {
+    let from = peer(1);
+    let begun = (0..100).filter(|_| from.begin(now()).is_ok()).count();
+    assert_eq!(begun, 10);
+    assert!(from.begin(now()).is_err_and(|wait| wait <= Duration::from_secs(1)));
+    // Other connections, also of the same host, are another matter.
+    assert_eq!(peer(1).begin(now()), Ok(()));
+}
+
+/// What one agent says fills no queue in which others wait.
+#[tokio::test(start_paused = true)]
+#[allow(clippy::disallowed_methods, reason = "the clock of the test")]
+async fn an_agent_that_says_much_is_listened_to_at_a_pace() {
+    let Controller { handle, mut tasks, _directory } = controller().await;
+    let mut agent = Agent::dial(handle, &mut tasks, peer(1)).await;
+    agent.say(AgentMessage::Hello(hello(1))).await;
+    let first = agent.until(chunk).await;
+    agent.ack(first.generation).await;
+    let start = tokio::time::Instant::now();
+    for number in 1..=1_000 {
+        let ping = Heartbeat { ping: Some(number), answers: None };
+        agent.say(AgentMessage::Heartbeat(ping)).await;
+        let answers =
+            |message| if let ControllerMessage::Heartbeat(beat) = message { beat.answers } else { None };
+        while agent.until(answers).await != number {}
+    }
+    assert!(start.elapsed() > Duration::from_secs(10), "{:?}", start.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
 #[allow(clippy::disallowed_methods, reason = "the clock of the test")]
 async fn a_stream_without_a_word_ends_soon() {
     let mut tasks = JoinSet::new();

@@ -51,7 +51,7 @@ fn an_agent_that_asks_for_all_again_gets_it_now_and_then_and_comes_to_its_end() 
         assert!(time <= ACKNOWLEDGE, "it prolongs its time");
     }
     assert_eq!(world.closed(connection), Some(Refusal::NotAcknowledged));
-    assert!((3..=6).contains(&snapshots), "{snapshots}");
+    assert!((5..=12).contains(&snapshots), "{snapshots}");
     assert!(has(&problems(&world, "n0"), "my disk is full"));
     // Once it can, it is as any other.
     world.settle(&mut agents);
@@ -62,17 +62,34 @@ fn an_agent_that_asks_for_all_again_gets_it_now_and_then_and_comes_to_its_end() 
 #[test]
 fn an_agent_that_is_held_gets_the_latest_in_the_end() {
     let (mut world, mut agents) = converged(2);
-    for _ in 0..5 {
+    for _ in 0..10 {
         world.say(&agents[0], AgentMessage::Resync("a hiccup".to_owned()));
     }
     let connection = agents[0].connection.unwrap();
     world.streams.get_mut(&connection).unwrap().down.clear();
     world.apply(mesh(&WEB.replace("{mesh", "{mtu: 1300, mesh")));
     world.deliver_change();
-    world.live(&agents, Duration::from_secs(12));
+    world.live(&agents, Duration::from_secs(6));
     world.settle(&mut agents);
     assert_eq!(world.closed(connection), None);
     assert_eq!(world.state.convergence(world.now).converged, 2);
+}
+
+#[test]
+fn an_agent_that_comes_with_something_else_each_time_gets_all_now_and_then() {
+    let (mut world, mut agents) = converged(3);
+    let mut snapshots = 0;
+    for _ in 0..100 {
+        agents[0].has = None;
+        world.connect(&mut agents[0]);
+        snapshots +=
+            world.waiting(&agents[0]).iter().filter(|sent| matches!(sent, Sent::Snapshot(..))).count();
+        world.pass(Duration::from_millis(100));
+    }
+    assert!((4..=7).contains(&snapshots), "{snapshots}");
+    world.live(&agents, Duration::from_secs(6));
+    world.settle(&mut agents);
+    assert_eq!(world.state.convergence(world.now).converged, 3);
 }
 
 fn report(tunnels: impl IntoIterator<Item = (String, TunnelState)>) -> AgentMessage {
