@@ -7,7 +7,7 @@ use hyper_util::rt::TokioIo;
 use tempfile::TempDir;
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::{Endpoint, Server};
+use tonic::transport::{Channel, Endpoint, Server};
 
 use super::*;
 use crate::controller::mesh;
@@ -61,6 +61,31 @@ fn hello(number: u8) -> Hello {
     }
 }
 
+/// An agent's end of a connection to `controller`, over a pipe.
+async fn connect(
+    controller: ControllerHandle,
+    tasks: &mut JoinSet<()>,
+    peer: Peer,
+) -> AgentControlClient<Channel> {
+    let (near, far) = tokio::io::duplex(64 << 10);
+    let service =
+        AgentControlServer::with_interceptor(Control::new(controller), move |mut request: Request<()>| {
+            request.extensions_mut().insert(peer.clone());
+            Ok(request)
+        });
+    let serving = Server::builder()
+        .add_service(service)
+        .serve_with_incoming(tokio_stream::once(Ok::<_, std::io::Error>(far)));
+    tasks.spawn(async move { serving.await.unwrap() });
+    let mut near = Some(near);
+    let connector = tower::service_fn(move |_| {
+        let near = near.take();
+        async move { near.map(TokioIo::new).ok_or_else(|| std::io::Error::other("one connection")) }
+    });
+    let channel = Endpoint::from_static("http://localhost").connect_with_connector(connector).await;
+    AgentControlClient::new(channel.unwrap())
+}
+
 /// An agent's end of a stream.
 struct Agent {
     up: mpsc::Sender<v1::AgentMessage>,
@@ -70,26 +95,14 @@ struct Agent {
 impl Agent {
     /// Dials `controller` over a pipe.
     async fn dial(controller: ControllerHandle, tasks: &mut JoinSet<()>, peer: Peer) -> Self {
-        let (near, far) = tokio::io::duplex(64 << 10);
-        let service =
-            AgentControlServer::with_interceptor(Control::new(controller), move |mut request: Request<()>| {
-                request.extensions_mut().insert(peer.clone());
-                Ok(request)
-            });
-        let serving =
-            Server::builder()
-                .add_service(service)
-                .serve_with_incoming(tokio_stream::once(Ok::<_, std::io::Error>(far)));
-        tasks.spawn(async move { serving.await.unwrap() });
-        let mut near = Some(near);
-        let connector = tower::service_fn(move |_| {
-            let near = near.take();
-            async move { near.map(TokioIo::new).ok_or_else(|| std::io::Error::other("one connection")) }
-        });
-        let channel = Endpoint::from_static("http://localhost").connect_with_connector(connector).await;
+        Self::begin(&mut connect(controller, tasks, peer).await).await.unwrap()
+    }
+
+    /// Begins one more stream of a connection.
+    async fn begin(connection: &mut AgentControlClient<Channel>) -> Result<Self, Status> {
         let (up, messages) = mpsc::channel(16);
-        let answer = AgentControlClient::new(channel.unwrap()).session(ReceiverStream::new(messages)).await;
-        Self { up, down: answer.unwrap().into_inner() }
+        let answer = connection.session(ReceiverStream::new(messages)).await?;
+        Ok(Self { up, down: answer.into_inner() })
     }
 
     async fn say(&self, message: AgentMessage) {
@@ -204,12 +217,24 @@ async fn hello_comes_first_and_says_what_can_be_meant() {
 
 #[tokio::test(start_paused = true)]
 async fn one_connection_begins_few_streams() {
-    let from = peer(1);
-    let begun = (0..100).filter(|_| from.begin(now()).is_ok()).count();
-    assert_eq!(begun, 10);
-    assert!(from.begin(now()).is_err_and(|wait| wait <= Duration::from_secs(1)));
-    // Other connections, also of the same host, are another matter.
-    assert_eq!(peer(1).begin(now()), Ok(()));
+    let mut tasks = JoinSet::new();
+    let (handle, _requests) = runtime::channel();
+    let mut connection = connect(handle.clone(), &mut tasks, peer(1)).await;
+    let mut streams = Vec::new();
+    let end = loop {
+        match Agent::begin(&mut connection).await {
+            Ok(stream) if streams.len() < 100 => streams.push(stream),
+            Ok(_) => panic!("there is no end"),
+            Err(end) => break end,
+        }
+    };
+    assert_eq!((streams.len(), end.code()), (10, Code::ResourceExhausted), "{end:?}");
+    let details = end.get_error_details();
+    let wait = details.retry_info().and_then(|info| info.retry_delay).unwrap();
+    // Another connection, also of the same host, is another matter.
+    assert!(Agent::begin(&mut connect(handle, &mut tasks, peer(1)).await).await.is_ok());
+    tokio::time::sleep(wait).await;
+    assert!(Agent::begin(&mut connection).await.is_ok());
 }
 
 /// What one agent says fills no queue in which others wait.
