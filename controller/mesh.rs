@@ -14,6 +14,9 @@ use crate::proto::model::{DeviceName, Invalid, MeshName, Mtu, NodeName, Remote};
 
 pub use file::parse;
 
+/// How many nodes a mesh has at most: every node has a tunnel to every other one.
+pub const NODES: usize = 2_000;
+
 /// A mesh as it is wanted. Its serde form is what the store keeps.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mesh {
@@ -29,9 +32,9 @@ pub struct Mesh {
     pub security: Security,
     /// The largest packet; absent: what each path carries.
     pub mtu: Option<Mtu>,
-    /// Nodes by name.
+    /// Nodes by name, at most [`NODES`].
     pub nodes: BTreeMap<NodeName, MeshNode>,
-    /// Nodes by label, beside those by name.
+    /// Nodes by label, beside those by name, as far as there is room for more.
     pub members: Vec<Selector>,
 }
 

@@ -1,6 +1,8 @@
 //! From meshes to what every node is to have, from there to operations, and what is dangerous about them.
 
+mod hash;
 mod hazards;
+mod operations;
 mod underlay;
 mod words;
 
@@ -10,15 +12,16 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 
 use super::alloc::Allocations;
-use super::mesh::{Mesh, Security, Topology};
+use super::mesh::{Mesh, NODES, Security, Topology};
 use crate::proto::command::TunnelSpec;
 use crate::proto::convert::session::{device_item, tunnel_item};
 use crate::proto::model::{AllowedPrefix, Framing, MeshName, NodeName, Remote, TunnelName};
-use crate::proto::session::{Item, ItemId, Items, Tag};
+use crate::proto::session::{Item, ItemId, Items};
 
+pub use hash::PlanHash;
+pub use operations::{OfNode, Operation, Operations};
 use underlay::Underlay;
 pub use words::differences;
 
@@ -70,15 +73,38 @@ impl Member<'_> {
 }
 
 impl Wanted {
-    /// The nodes of a mesh: those by name, and those that have the labels.
+    /// The nodes of a mesh: those by name, and of those that have the labels as many as a mesh can have.
     pub fn members(&self, mesh: &Mesh) -> BTreeSet<NodeName> {
+        let mut members: BTreeSet<NodeName> = mesh.nodes.keys().cloned().collect();
+        let room = NODES.saturating_sub(members.len());
+        members.extend(self.selected(mesh).into_iter().take(room).cloned());
+        members
+    }
+
+    /// The nodes that have the labels of a mesh and find no room in it.
+    pub fn left_out(&self, mesh: &Mesh) -> Vec<&NodeName> {
+        let room = NODES.saturating_sub(mesh.nodes.len());
+        self.selected(mesh).into_iter().skip(room).collect()
+    }
+
+    /// The nodes that have the labels of a mesh and are not named in it: first those that are members already, since a
+    /// newcomer takes nobody's place.
+    fn selected(&self, mesh: &Mesh) -> Vec<&NodeName> {
         let is_selected = |record: &NodeRecord| {
             mesh.members.iter().any(|selector| {
                 selector.labels.iter().all(|(key, value)| record.labels.get(key) == Some(value))
             })
         };
-        let selected = self.nodes.iter().filter(|(_, record)| is_selected(record)).map(|(node, _)| node);
-        mesh.nodes.keys().chain(selected).cloned().collect()
+        let allocations = self.allocations.get(&mesh.name);
+        let is_member = |node: &NodeName| {
+            let allocation = allocations.and_then(|allocations| allocations.nodes.get(node));
+            allocation.is_some_and(|allocation| allocation.freed.is_none())
+        };
+        let selected =
+            self.nodes.iter().filter(|(node, record)| !mesh.nodes.contains_key(*node) && is_selected(record));
+        let mut selected: Vec<_> = selected.map(|(node, _)| node).collect();
+        selected.sort_by_key(|node| !is_member(node));
+        selected
     }
 
     /// The nodes of a mesh with what is known of them.
@@ -185,28 +211,17 @@ pub struct Hazard {
     pub message: String,
 }
 
-/// What happens to one item of a node.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Operation {
-    /// Which item.
-    pub item: ItemId,
-    /// What it is now, in words; absent: it is added.
-    pub before: Option<String>,
-    /// What it will be, in words; absent: it is removed.
-    pub after: Option<String>,
-}
-
 /// What applying a mesh, or deleting it, does.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
     /// Which mesh.
     pub mesh: MeshName,
     /// Names this plan: another once anything that it rests on has changed.
-    pub hash: String,
+    pub hash: PlanHash,
     /// What is different in the mesh, in the words of its file; also where no node has anything to do.
     pub differences: Vec<String>,
-    /// By node, only nodes with some.
-    pub operations: BTreeMap<NodeName, Vec<Operation>>,
+    /// What happens on the nodes.
+    pub operations: Operations,
     /// What is dangerous about it, errors first.
     pub hazards: Vec<Hazard>,
     /// The nodes that lose more than half, and more than three, of their tunnels.
@@ -215,11 +230,17 @@ pub struct Plan {
     pub weakened: Vec<String>,
 }
 
-/// What leads from one state to another that differs in `mesh`. `controller` are addresses at which agents reach the
-/// controller.
-pub fn plan(before: &Wanted, after: &Wanted, mesh: &MeshName, controller: &BTreeSet<IpAddr>) -> Plan {
+/// What leads from one state to another that differs in `mesh`. `before` is stored at `revision`; `controller` are
+/// addresses at which agents reach the controller.
+pub fn plan(
+    before: &Wanted,
+    after: &Wanted,
+    mesh: &MeshName,
+    revision: u64,
+    controller: &BTreeSet<IpAddr>,
+) -> Plan {
     let views = [before.views(), after.views()];
-    let changes = changes(&views[0], &views[1]);
+    let operations = Operations::between(&views[0], &views[1]);
     let versions = [before.meshes.get(mesh), after.meshes.get(mesh)];
     let mut hazards = hazards::moves(before, after, mesh);
     hazards.extend(after.hazards(mesh, controller));
@@ -228,116 +249,30 @@ pub fn plan(before: &Wanted, after: &Wanted, mesh: &MeshName, controller: &BTree
     let plain = "security: plain: whoever can read the underlay reads this mesh".to_owned();
     Plan {
         mesh: mesh.clone(),
-        hash: hash(versions, &changes),
+        hash: PlanHash::of(revision, versions, &operations),
         differences: match versions {
             [None, None] => Vec::new(),
             [None, Some(_)] => vec!["new".to_owned()],
             [Some(_), None] => vec!["deleted".to_owned()],
             [Some(before), Some(after)] => differences(before, after),
         },
-        operations: in_words(changes),
         hazards,
-        mass_removals: mass_removals(&views[0], &views[1]),
+        mass_removals: mass_removals(&views[0], &operations),
+        operations,
         weakened: versions[1].is_some_and(is_plain).then_some(plain).into_iter().collect(),
     }
 }
 
-/// What an item was and what it will be; one of both is there.
-type Change = [Option<Arc<Item>>; 2];
-
-/// What changes on each node, in the order of the items' ids; only nodes where something does.
-fn changes(
-    before: &BTreeMap<NodeName, Items>,
-    after: &BTreeMap<NodeName, Items>,
-) -> BTreeMap<NodeName, Vec<(ItemId, Change)>> {
-    let mut changes = BTreeMap::new();
-    for (node, old, new) in pairs(before, after) {
-        let (set, deleted) = old.changes_to(&new);
-        let items: Vec<_> = old.iter().collect();
-        let old_item = |id: &ItemId| {
-            let position = items.binary_search_by(|item| item.id.cmp(id)).ok()?;
-            items.get(position).map(|item| Arc::clone(item))
-        };
-        let mut of_node: Vec<(ItemId, Change)> =
-            set.into_iter().map(|item| (item.id.clone(), [old_item(&item.id), Some(item)])).collect();
-        of_node.extend(deleted.into_iter().map(|id| {
-            let item = old_item(&id);
-            (id, [item, None])
-        }));
-        of_node.sort_by(|(one, _), (other, _)| one.cmp(other));
-        if !of_node.is_empty() {
-            changes.insert(node.clone(), of_node);
-        }
-    }
-    changes
-}
-
-/// A short hash of all that a plan rests on.
-fn hash(versions: [Option<&Mesh>; 2], changes: &BTreeMap<NodeName, Vec<(ItemId, Change)>>) -> String {
-    let mut hash = Sha256::new();
-    for mesh in versions {
-        // Its keys are texts, and so it has a JSON form.
-        hash.update(serde_json::to_string(&mesh).unwrap_or_default());
-        hash.update([0]);
-    }
-    for (node, changes) in changes {
-        hash.update(node.as_str());
-        hash.update([0]);
-        // A tag covers the item's name.
-        for item in changes.iter().flat_map(|(_, items)| items) {
-            hash.update(item.as_ref().map_or(&[0; 16], |item| item.tag.as_bytes()));
-        }
-    }
-    hash.finalize().iter().take(6).map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// The operations by node that lead from one state to another; only nodes with some.
-pub fn operations(
-    before: &BTreeMap<NodeName, Items>,
-    after: &BTreeMap<NodeName, Items>,
-) -> BTreeMap<NodeName, Vec<Operation>> {
-    in_words(changes(before, after))
-}
-
-fn in_words(changes: BTreeMap<NodeName, Vec<(ItemId, Change)>>) -> BTreeMap<NodeName, Vec<Operation>> {
-    // Most items are shared by all nodes of a mesh.
-    let mut known: BTreeMap<Tag, String> = BTreeMap::new();
-    let mut words = |item: &Item| known.entry(item.tag).or_insert_with(|| words::of(item)).clone();
-    let mut operation = |(item, [before, after]): (ItemId, Change)| Operation {
-        item,
-        before: before.as_deref().map(&mut words),
-        after: after.as_deref().map(&mut words),
-    };
-    changes
-        .into_iter()
-        .map(|(node, changes)| (node, changes.into_iter().map(&mut operation).collect()))
-        .collect()
-}
-
-/// The nodes that lose more than half, and more than three, of their tunnels.
-pub fn mass_removals(
-    before: &BTreeMap<NodeName, Items>,
-    after: &BTreeMap<NodeName, Items>,
-) -> BTreeSet<NodeName> {
+/// The nodes that lose more than half, and more than three, of the tunnels that they have in `before`.
+fn mass_removals(before: &BTreeMap<NodeName, Items>, operations: &Operations) -> BTreeSet<NodeName> {
     let is_tunnel = |id: &ItemId| matches!(id, ItemId::Tunnel(_));
-    let loses_most = |old: &Items, new: &Items| {
-        let (_, deleted) = old.changes_to(new);
-        let lost = deleted.iter().filter(|id| is_tunnel(id)).count();
-        lost > 3 && 2 * lost > old.iter().filter(|item| is_tunnel(&item.id)).count()
+    let loses_most = |(node, operations): (&NodeName, OfNode<'_>)| {
+        let is_lost = |operation: &&Operation| operation.after.is_none() && is_tunnel(&operation.item);
+        let lost = operations.filter(is_lost).count();
+        let had = || before.get(node).map_or(0, |had| had.iter().filter(|item| is_tunnel(&item.id)).count());
+        (lost > 3 && 2 * lost > had()).then(|| node.clone())
     };
-    let losers = pairs(before, after).filter(|(_, old, new)| loses_most(old, new));
-    losers.map(|(node, _, _)| node.clone()).collect()
-}
-
-/// Each node with its two views.
-fn pairs<'a>(
-    before: &'a BTreeMap<NodeName, Items>,
-    after: &'a BTreeMap<NodeName, Items>,
-) -> impl Iterator<Item = (&'a NodeName, Items, Items)> {
-    let of =
-        |views: &BTreeMap<NodeName, Items>, node: &NodeName| views.get(node).cloned().unwrap_or_default();
-    let nodes: BTreeSet<_> = before.keys().chain(after.keys()).collect();
-    nodes.into_iter().map(move |node| (node, of(before, node), of(after, node)))
+    operations.nodes().filter_map(loses_most).collect()
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::controller::mesh::Mesh;
-use crate::controller::plan::Plan;
+use crate::controller::plan::{Plan, PlanHash};
 use crate::controller::state::{
     Connection, ControllerState, Convergence, Effect, Event, NodeTunnels, Refusal, Snapshot,
 };
@@ -136,11 +136,14 @@ impl ControllerHandle {
     }
 
     /// What applying a mesh would do.
-    pub async fn plan(&self, mesh: Mesh) -> Result<Plan, Stopping> {
-        self.look(|state, _, wall| state.plan(mesh, wall)).await
+    ///
+    /// # Errors
+    /// Where too many wait for such an answer, or the controller is stopping.
+    pub async fn plan(&self, mesh: Mesh) -> Result<Plan, OrderError> {
+        Ok(self.order(Order::Plan(Box::new(mesh))).await?.plan)
     }
 
-    /// Applies a mesh, see [`ControllerState::apply`]. When this returns well the store has it, and agents are being
+    /// Applies a mesh, see [`Basis::apply`](crate::controller::state::Basis::apply). When this returns well the store has it, and agents are being
     /// brought to it.
     ///
     /// # Errors
@@ -148,13 +151,13 @@ impl ControllerHandle {
     pub async fn apply(
         &self,
         mesh: Mesh,
-        hash: Option<String>,
+        hash: Option<PlanHash>,
         allow_removals: bool,
     ) -> Result<Applied, OrderError> {
         self.order(Order::Apply { mesh: Box::new(mesh), hash, allow_removals }).await
     }
 
-    /// Deletes a mesh, see [`ControllerState::delete_mesh`].
+    /// Deletes a mesh, see [`Basis::delete_mesh`](crate::controller::state::Basis::delete_mesh).
     ///
     /// # Errors
     /// Why it was refused; nothing changed.
@@ -274,11 +277,11 @@ impl Runtime {
                     let committed = committed.map_err(lost).flatten();
                     self.state.handle_commit_result(committed, now(), since_epoch());
                 }
-                Some(order) = self.orders.next() => {
-                    if let Some(reason) = order.failure() {
+                Some(step) = self.orders.next() => {
+                    if let Some(reason) = step.failure() {
                         self.state.handle_store_failure(reason.to_owned(), now(), since_epoch());
                     }
-                    self.orders.settle(order);
+                    self.orders.settle(step);
                 }
                 () = tokio::time::sleep_until(timeout) => self.state.handle_timeout(now(), since_epoch()),
             }
@@ -304,7 +307,7 @@ impl Runtime {
                 self.state.handle_closed(connection, now, wall);
             }
             Request::Look(look) => look(&self.state, now, wall),
-            Request::Order(order, reply) => self.orders.begin(order, reply, &self.state, wall),
+            Request::Order(order, reply) => self.orders.take_in(order, reply),
             Request::Report(node, reply) => {
                 if let Some(request) = self.state.request_report(&node) {
                     self.reports.push((node, request, reply));

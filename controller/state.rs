@@ -26,7 +26,7 @@ mod status;
 
 pub use super::registry::{Connection, Health};
 pub use events::{Event, EventKind};
-pub use plans::ApplyError;
+pub use plans::{ApplyError, Basis};
 pub use status::{ControllerStatus, Convergence, NodeStatus, NodeTunnels, Problem};
 
 use events::Events;
@@ -136,12 +136,12 @@ struct Refusals {
 /// The controller's state machine.
 #[derive(Debug)]
 pub struct ControllerState {
-    stored: Stored,
+    stored: Arc<Stored>,
     /// By node, what it is to have at `generation`. A node that had a view has one, if only an empty one.
     views: BTreeMap<NodeName, View>,
     generation: Generation,
     pending: Pending,
-    history: BTreeMap<MeshName, Versions>,
+    history: Arc<BTreeMap<MeshName, Versions>>,
     registry: Registry,
     admission: Admission,
     records: Records,
@@ -165,10 +165,10 @@ impl ControllerState {
     pub fn new(stored: Stored, start: u64, now: Instant, wall: Duration) -> Self {
         let mut state = Self {
             generation: stored.generation(),
-            stored,
+            stored: Arc::new(stored),
             views: BTreeMap::new(),
             pending: Pending::default(),
-            history: BTreeMap::new(),
+            history: Arc::default(),
             registry: Registry::default(),
             admission: Admission::new(now),
             records: Records::default(),

@@ -196,9 +196,12 @@ impl Items {
     /// Puts items in order; of two with one id the later stays.
     pub fn new(items: impl IntoIterator<Item = Arc<Item>>) -> Self {
         let mut ordered: Vec<Arc<Item>> = items.into_iter().collect();
-        ordered.reverse();
-        ordered.sort_by(|one, other| one.id.cmp(&other.id));
-        ordered.dedup_by(|next, first| next.id == first.id);
+        // Those of a mesh mostly are, on each of its nodes.
+        if !ordered.is_sorted_by(|one, other| one.id < other.id) {
+            ordered.reverse();
+            ordered.sort_by(|one, other| one.id.cmp(&other.id));
+            ordered.dedup_by(|next, first| next.id == first.id);
+        }
         Self(ordered.into())
     }
 
@@ -222,26 +225,44 @@ impl Items {
         Digest::of(self.iter().map(|item| (&item.id, item.tag)))
     }
 
+    /// What differs in `other`, in the order of the ids: each item as it is here and as it is there.
+    pub fn differences<'a>(
+        &'a self,
+        other: &'a Self,
+    ) -> impl Iterator<Item = [Option<&'a Arc<Item>>; 2]> + use<'a> {
+        let (mut old, mut new) = (self.iter().peekable(), other.iter().peekable());
+        std::iter::from_fn(move || {
+            loop {
+                let order = match (old.peek(), new.peek()) {
+                    (None, None) => return None,
+                    (Some(_), None) => Ordering::Less,
+                    (None, Some(_)) => Ordering::Greater,
+                    (Some(before), Some(after)) => before.id.cmp(&after.id),
+                };
+                match order {
+                    Ordering::Less => return Some([old.next(), None]),
+                    Ordering::Greater => return Some([None, new.next()]),
+                    Ordering::Equal => {
+                        let pair = [old.next(), new.next()];
+                        if pair[0].map(|item| item.tag) != pair[1].map(|item| item.tag) {
+                            return Some(pair);
+                        }
+                    }
+                }
+            }
+        })
+    }
+
     /// What is to be set and deleted to come from `self` to `other`.
     pub fn changes_to(&self, other: &Self) -> (Vec<Arc<Item>>, BTreeSet<ItemId>) {
         let (mut set, mut deleted) = (Vec::new(), BTreeSet::new());
-        let (mut old, mut new) = (self.iter().peekable(), other.iter().peekable());
-        loop {
-            let order = match (old.peek(), new.peek()) {
-                (None, None) => return (set, deleted),
-                (Some(_), None) => Ordering::Less,
-                (None, Some(_)) => Ordering::Greater,
-                (Some(before), Some(after)) => before.id.cmp(&after.id),
-            };
-            match order {
-                Ordering::Less => deleted.extend(old.next().map(|before| before.id.clone())),
-                Ordering::Greater => set.extend(new.next().cloned()),
-                Ordering::Equal => {
-                    let tag = old.next().map(|before| before.tag);
-                    set.extend(new.next().filter(|after| tag != Some(after.tag)).cloned());
-                }
+        for [before, after] in self.differences(other) {
+            match after {
+                Some(after) => set.push(Arc::clone(after)),
+                None => deleted.extend(before.map(|before| before.id.clone())),
             }
         }
+        (set, deleted)
     }
 }
 

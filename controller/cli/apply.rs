@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::operations::{Tense, plan, summary};
 use super::{AskArgs, Error, converge};
+use crate::controller::plan::PlanHash;
 use crate::proto::session::Generation;
 use crate::proto::v1;
 use crate::proto::v1::hazard::Severity;
@@ -43,7 +44,7 @@ pub(super) struct ApplyArgs {
     file: FileArgs,
     /// Do only what the plan of this hash showed
     #[arg(long, value_name = "HASH")]
-    plan: Option<String>,
+    plan: Option<PlanHash>,
     /// Wait until every node has it, 30s or as long as given: 90s, 5m
     #[arg(long, value_name = "DURATION", num_args = 0..=1, default_missing_value = "30s", value_parser = duration)]
     wait: Option<Duration>,
@@ -87,10 +88,12 @@ impl PlanArgs {
         let request =
             v1::PlanRequest { file: Some(self.file.read()?), allow_removals: self.file.allow_removals };
         let answer = self.ask.connect().await?.plan(request).await?.into_inner();
-        self.ask.write(&answer, |answer| {
-            format!("{}{}; plan {}", plan(answer), summary(&answer.nodes, Tense::Future), answer.hash)
+        let is_refused = answer.hazards.iter().any(|hazard| hazard.severity() == Severity::Error);
+        self.ask.write(&answer, |answer| match is_refused {
+            true => plan(answer).trim_end().to_owned(),
+            false => format!("{}{}; plan {}", plan(answer), summary(answer, Tense::Future), answer.hash),
         })?;
-        if answer.hazards.iter().any(|hazard| hazard.severity() == Severity::Error) {
+        if is_refused {
             return Err(Error::Failed("this plan would be refused: mend what is marked ERROR".to_owned()));
         }
         let nothing = answer.nodes.is_empty() && answer.differences.is_empty();
@@ -102,14 +105,14 @@ impl ApplyArgs {
     pub(super) async fn run(&self) -> Result<(), Error> {
         let request = v1::ApplyRequest {
             file: Some(self.file.read()?),
-            plan: self.plan.clone().unwrap_or_default(),
+            plan: self.plan.map(|hash| hash.to_string()).unwrap_or_default(),
             allow_removals: self.file.allow_removals,
         };
         let mut controller = self.ask.connect().await?;
         let answer = controller.apply(request).await?.into_inner();
         self.ask.write(&answer, |answer| {
             let done = answer.plan.clone().unwrap_or_default();
-            format!("{}{}; {}", plan(&done), summary(&done.nodes, Tense::Past), generation(answer.generation))
+            format!("{}{}; {}", plan(&done), summary(&done, Tense::Past), generation(answer.generation))
         })?;
         let Some(limit) = self.wait else { return Ok(()) };
         converge::wait(&mut controller, answer.generation, limit).await

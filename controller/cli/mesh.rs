@@ -52,11 +52,12 @@ impl DeleteArgs {
         let request = v1::DeleteMeshRequest { name: self.name.clone(), allow_removals: self.allow_removals };
         let answer = self.ask.connect().await?.delete_mesh(request).await?.into_inner();
         self.ask.write(&answer, |answer| {
-            let mut lines = operations(&answer.nodes);
+            let done = answer.plan.clone().unwrap_or_default();
+            let mut lines = operations(&done);
             lines.push(format!(
                 "mesh {} deleted: {}; {}",
                 self.name,
-                summary(&answer.nodes, Tense::Past),
+                summary(&done, Tense::Past),
                 generation(answer.generation)
             ));
             lines.join("\n")

@@ -1,14 +1,9 @@
 //! What happens to the nodes of a mesh, in lines.
 
-use std::collections::{BTreeMap, BTreeSet};
-
 use crate::proto::host::output::printable;
 use crate::proto::v1;
 use crate::proto::v1::hazard::Severity;
 use crate::proto::v1::operation::Kind;
-
-/// The same operation on more nodes than this is written once.
-const MANY: usize = 20;
 
 /// What becomes of a plan, for its last line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,20 +18,27 @@ pub(super) enum Tense {
 pub(super) fn plan(plan: &v1::PlanResponse) -> String {
     let different = plan.differences.iter().map(|words| printable(&format!("mesh {}: {words}", plan.mesh)));
     let mut lines: Vec<String> = different.collect();
-    lines.append(&mut operations(&plan.nodes));
+    lines.extend(more(plan.more_differences, "differences"));
+    lines.append(&mut operations(plan));
     lines.extend(plan.hazards.iter().map(hazard));
+    lines.extend(more(plan.more_hazards, "errors and warnings"));
     lines.extend(plan.weakened.iter().map(|words| format!("weakened: {}", printable(words))));
     lines.into_iter().map(|line| line + "\n").collect()
 }
 
+/// Says that there are more of something.
+fn more(count: u32, what: &str) -> Option<String> {
+    (count > 0).then(|| format!("and {count} more {what}"))
+}
+
 /// How many operations there are, in one line.
-pub(super) fn summary(nodes: &[v1::NodePlan], tense: Tense) -> String {
-    if nodes.is_empty() {
+pub(super) fn summary(plan: &v1::PlanResponse, tense: Tense) -> String {
+    if plan.nodes.is_empty() {
         return "nothing to change on any node".to_owned();
     }
-    let count = |kind| nodes.iter().flat_map(|node| &node.operations).filter(|op| op.kind() == kind).count();
-    let (add, change, remove) = (count(Kind::Add), count(Kind::Change), count(Kind::Remove));
-    let on = format!("on {}", count_nodes(nodes.len()));
+    let v1::OperationCount { add, change, remove } = plan.count.unwrap_or_default();
+    let more = usize::try_from(plan.more_nodes).unwrap_or(usize::MAX);
+    let on = format!("on {}", count_nodes(plan.nodes.len().saturating_add(more)));
     match tense {
         Tense::Future => format!("{add} to add, {change} to change, {remove} to remove {on}"),
         Tense::Past => format!("{add} added, {change} changed, {remove} removed {on}"),
@@ -49,29 +51,25 @@ pub(super) fn count_nodes(count: usize) -> String {
 }
 
 /// The operations in lines: what many nodes share first and once, then by node.
-pub(super) fn operations(nodes: &[v1::NodePlan]) -> Vec<String> {
-    let mut sharing: BTreeMap<String, usize> = BTreeMap::new();
-    for line in nodes.iter().flat_map(|node| &node.operations).map(operation) {
-        *sharing.entry(line.whole()).or_default() += 1;
-    }
-    let is_shared = |line: &Line| sharing.get(&line.whole()).is_some_and(|nodes| *nodes > MANY);
-    let (mut shared, mut own) = (BTreeSet::new(), Vec::new());
-    for node in nodes {
-        let mut lines = Vec::new();
-        for line in node.operations.iter().map(operation) {
-            if is_shared(&line) {
-                let count = sharing.get(&line.whole()).copied().unwrap_or_default();
-                shared.insert(format!("{} on {}{}", line.item, count_nodes(count), line.details));
-            } else {
-                lines.push(format!("  {}", line.whole()));
-            }
-        }
-        if !lines.is_empty() {
-            own.push(printable(&node.node));
-            own.append(&mut lines);
+pub(super) fn operations(plan: &v1::PlanResponse) -> Vec<String> {
+    let shared = plan.shared.iter().map(|shared| {
+        let line = operation(&shared.operation.clone().unwrap_or_default());
+        let nodes = usize::try_from(shared.nodes).unwrap_or(usize::MAX);
+        format!("{} on {}{}", line.item, count_nodes(nodes), line.details)
+    });
+    let mut lines: Vec<String> = shared.collect();
+    lines.extend(more(plan.more_shared, "that many nodes share"));
+    for node in &plan.nodes {
+        let own = node.operations.iter().map(|own| operation(own).whole());
+        let own = own.chain(more(node.more_operations, "operations"));
+        let mut own: Vec<_> = own.map(|line| format!("  {line}")).collect();
+        if !own.is_empty() {
+            lines.push(printable(&node.node));
+            lines.append(&mut own);
         }
     }
-    shared.into_iter().chain(own).collect()
+    lines.extend(more(plan.more_nodes, "nodes"));
+    lines
 }
 
 /// One operation in words.
@@ -142,7 +140,11 @@ mod tests {
     }
 
     fn node(name: &str, operations: Vec<v1::Operation>) -> v1::NodePlan {
-        v1::NodePlan { node: name.to_owned(), operations }
+        v1::NodePlan { node: name.to_owned(), operations, ..Default::default() }
+    }
+
+    fn count(add: u32, change: u32, remove: u32) -> Option<v1::OperationCount> {
+        Some(v1::OperationCount { add, change, remove })
     }
 
     #[test]
@@ -166,6 +168,7 @@ mod tests {
             ],
             weakened: vec!["security: plain".to_owned()],
             mesh: "m".to_owned(),
+            count: count(1, 1, 1),
             differences: vec!["nodes.b: removed".to_owned()],
             ..Default::default()
         };
@@ -174,24 +177,39 @@ mod tests {
             "mesh m: nodes.b: removed\na\n  + tunnel m.b: to b\n  ~ tunnel m.c: to x -> to y\nb\n  - tunnel m.a: to a\n\
              ERROR: no\\nendpoint\nwarning: wide\nweakened: security: plain\n"
         );
-        assert_eq!(summary(&response.nodes, Tense::Future), "1 to add, 1 to change, 1 to remove on 2 nodes");
-        assert_eq!(summary(&response.nodes[1..], Tense::Past), "0 added, 0 changed, 1 removed on 1 node");
-        assert_eq!(summary(&[], Tense::Past), "nothing to change on any node");
+        assert_eq!(summary(&response, Tense::Future), "1 to add, 1 to change, 1 to remove on 2 nodes");
+        let one = v1::PlanResponse {
+            nodes: response.nodes[1..].to_vec(),
+            count: count(0, 0, 1),
+            ..Default::default()
+        };
+        assert_eq!(summary(&one, Tense::Past), "0 added, 0 changed, 1 removed on 1 node");
+        assert_eq!(summary(&v1::PlanResponse::default(), Tense::Past), "nothing to change on any node");
     }
 
     #[test]
-    fn what_many_nodes_share_is_written_once() {
-        let all = |count: usize| -> Vec<v1::NodePlan> {
-            (0..count)
-                .map(|n| {
-                    let own = op(Kind::Add, "m.own", "", &format!("address {n}"));
-                    node(&format!("n{n}"), vec![own, op(Kind::Add, "m.d", "", "to d")])
-                })
-                .collect()
+    fn says_what_many_nodes_share_and_how_much_is_left_out() {
+        let shared = op(Kind::Add, "m.d", "", "to d");
+        let own = op(Kind::Add, "m.own", "", "to own");
+        let all = v1::PlanResponse {
+            mesh: "m".to_owned(),
+            nodes: vec![
+                v1::NodePlan { more_operations: 5, ..node("a", vec![own]) },
+                v1::NodePlan { count: count(1, 0, 0), ..node("b", Vec::new()) },
+            ],
+            shared: vec![v1::SharedOperation { operation: Some(shared), nodes: 21 }],
+            count: count(7, 0, 0),
+            more_nodes: 1,
+            more_hazards: 2,
+            more_differences: 3,
+            more_shared: 4,
+            ..Default::default()
         };
-        let lines = operations(&all(MANY + 1));
-        assert_eq!(lines[..3], ["+ tunnel m.d on 21 nodes: to d", "n0", "  + tunnel m.own: address 0"]);
-        assert_eq!(lines.len(), 1 + 2 * (MANY + 1));
-        assert_eq!(operations(&all(MANY)).len(), 3 * MANY);
+        assert_eq!(
+            plan(&all),
+            "and 3 more differences\n+ tunnel m.d on 21 nodes: to d\nand 4 more that many nodes share\n\
+             a\n  + tunnel m.own: to own\n  and 5 more operations\nand 1 more nodes\nand 2 more errors and warnings\n"
+        );
+        assert_eq!(summary(&all, Tense::Future), "7 to add, 0 to change, 0 to remove on 3 nodes");
     }
 }

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use serde_saphyr::Spanned;
 
 use super::file::{Entries, OneOrMore, RawMesh, RawNode, RawSelector, Text, place};
-use super::{Fault, Mesh, MeshNode, Overlay, Security, Selector, Topology, nested, node_addresses};
+use super::{Fault, Mesh, MeshNode, NODES, Overlay, Security, Selector, Topology, nested, node_addresses};
 use crate::proto::model::{
     Host, Invalid, MeshName, Mtu, NodeName, Remote, check_interface_address, is_host_address, parse_network,
 };
@@ -103,6 +103,11 @@ impl Reader {
         }
         if let Some(overlay) = overlay {
             self.check_size(overlay, &texts, named.len());
+        }
+        if let Some((text, _)) = named.get(NODES) {
+            let problem = format!("is one of {} nodes", named.len());
+            let remedy = format!("a mesh has at most {NODES}: make two meshes, with an overlay each");
+            self.fault(place(text), "nodes", &text.value, Invalid::new(problem, remedy));
         }
         let mut nodes = BTreeMap::new();
         for (position, (text, raw)) in named.into_iter().enumerate() {

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 
 use super::underlay::Underlay;
 use super::{Hazard, Member, Wanted, tunnel_name};
-use crate::controller::mesh::{Mesh, Security, nested};
+use crate::controller::mesh::{Mesh, NODES, Security, nested};
 use crate::proto::model::{ACCEPTED, Host, MeshName, NodeName};
 
 type Parts<'a> = BTreeMap<NodeName, Member<'a>>;
@@ -35,7 +35,22 @@ impl Wanted {
             not_joined(&mut hazards, mesh, node, member);
         }
         not_accepted(&mut hazards, mesh, &parts);
+        hazards.extend(self.too_many(mesh).map(|message| Hazard { is_error: false, node: None, message }));
         hazards
+    }
+
+    /// Says that more nodes have a mesh's labels than it has room for.
+    pub fn too_many(&self, mesh: &Mesh) -> Option<String> {
+        let left_out = self.left_out(mesh);
+        let first = left_out.first()?;
+        let more = match left_out.len() - 1 {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        Some(format!(
+            "{first}{more} have its labels and are left out, as a mesh has at most {NODES} nodes; select some of them \
+             for another mesh"
+        ))
     }
 }
 

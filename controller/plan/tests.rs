@@ -3,7 +3,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::controller::alloc::allocate;
-use crate::controller::mesh::parse;
+use crate::controller::mesh::{NODES as MOST, parse};
 use crate::proto::convert::session::{Meaning, meaning};
 
 fn name<T: std::str::FromStr<Err: std::fmt::Debug>>(text: &str) -> T {
@@ -118,6 +118,33 @@ fn labels_select_members() {
         &["{mesh: m, overlay: 10.9.0.0/24, security: plain, members: [{labels: {role: web, rack: '7'}}]}"],
     );
     assert!(other.views().is_empty());
+}
+
+#[test]
+fn a_mesh_has_room_for_so_many_by_label_and_a_newcomer_takes_nobodys_place() {
+    let mesh = "{mesh: m, overlay: 10.9.0.0/16, security: plain, nodes: {named: {}}, members: [{labels: {role: web}}]}";
+    let nodes: Vec<_> =
+        (1..MOST).map(|n| (format!("n{n:05}"), format!("172.100.{}.{}", n / 250, n % 250))).collect();
+    let nodes: Vec<_> = nodes.iter().map(|(node, endpoint)| (&node[..], &endpoint[..])).collect();
+    let mut wanted = wanted(&nodes, &[mesh]);
+    let name_of_mesh = name("m");
+    let before = wanted.members(&wanted.meshes[&name_of_mesh]);
+    assert_eq!(before.len(), MOST);
+    assert_eq!(wanted.too_many(&wanted.meshes[&name_of_mesh]), None);
+
+    let late = wanted.nodes[&name::<NodeName>("n00001")].clone();
+    for late_node in ["a", "z"] {
+        wanted.nodes.insert(name(late_node), late.clone());
+    }
+    let mesh = parse(mesh).unwrap();
+    assert_eq!(wanted.members(&mesh), before, "who is there stays");
+    assert_eq!(wanted.left_out(&mesh), [&name::<NodeName>("a"), &name("z")]);
+    let warning = wanted.hazards(&mesh.name, &BTreeSet::new()).pop().unwrap();
+    assert!(!warning.is_error && warning.message.starts_with("a and 1 more have its labels"), "{warning:?}");
+    // One leaves, and there is room for the first of them.
+    wanted.nodes.remove(&name("n00002"));
+    let after = wanted.members(&mesh);
+    assert!(after.contains(&name("a")) && !after.contains(&name("z")) && after.len() == MOST);
 }
 
 /// The errors, then the warnings, about the last of some meshes.
@@ -302,9 +329,10 @@ fn a_plan_says_what_it_does() {
         .replace("172.100.1.1,", "172.100.1.9, address: 10.9.0.2,")
         .replace("  b: {endpoint: '172.100.1.2:7000'}\n", "");
     apply(&mut after, parse(&file).unwrap());
-    let plan = plan(&before, &after, &name("prod"), &BTreeSet::new());
-    let shown: Vec<String> = plan.operations[&name::<NodeName>("c")]
-        .iter()
+    let plan = plan(&before, &after, &name("prod"), 1, &BTreeSet::new());
+    let shown: Vec<String> = plan
+        .operations
+        .of(&name("c"))
         .map(|operation| format!("{}: {:?} -> {:?}", operation.item, operation.before, operation.after))
         .collect();
     assert_eq!(
@@ -315,7 +343,7 @@ fn a_plan_says_what_it_does() {
             "tunnel prod.b: Some(\"to 172.100.1.2:7000, 10.9.0.2/32 fd00:9::2/128, mtu auto\") -> None",
         ]
     );
-    assert_eq!(plan.operations[&name::<NodeName>("b")].len(), 3, "all that it had goes");
+    assert_eq!(plan.operations.of(&name("b")).len(), 3, "all that it had goes");
     assert_eq!(plan.hazards[0].message, "a moves from 10.9.0.1 to 10.9.0.2; expect its connections to end");
     assert_eq!(plan.weakened, ["security: plain: whoever can read the underlay reads this mesh"]);
     assert!(plan.mass_removals.is_empty());
@@ -334,7 +362,7 @@ fn who_is_moved_by_a_fixed_address_is_told() {
     let before = wanted(&NODES, &[PROD]);
     let mut after = before.clone();
     apply(&mut after, parse(&format!("{PROD}  d: {{address: 10.9.0.1}}\n")).unwrap());
-    let plan = plan(&before, &after, &name("prod"), &BTreeSet::new());
+    let plan = plan(&before, &after, &name("prod"), 1, &BTreeSet::new());
     let moves: Vec<_> = plan.hazards.iter().filter(|hazard| hazard.message.contains("moves")).collect();
     assert_eq!(moves.len(), 1);
     assert_eq!(
@@ -347,7 +375,7 @@ fn who_is_moved_by_a_fixed_address_is_told() {
 #[test]
 fn a_plan_that_changes_nothing_is_empty() {
     let wanted = wanted(&NODES, &[PROD]);
-    let plan = plan(&wanted, &wanted, &name("prod"), &BTreeSet::new());
+    let plan = plan(&wanted, &wanted, &name("prod"), 1, &BTreeSet::new());
     assert!(plan.operations.is_empty() && plan.mass_removals.is_empty());
     assert!(differences(&wanted.meshes[&plan.mesh], &wanted.meshes[&plan.mesh]).is_empty());
 }
@@ -358,7 +386,7 @@ fn errors_come_first() {
     let mut after = before.clone();
     let file = format!("{PROD}  d: {{address: 10.9.0.1, endpoint: 1.2.3.4, routes: [172.100.0.0/16]}}\n");
     apply(&mut after, parse(&file).unwrap());
-    let plan = plan(&before, &after, &name("prod"), &BTreeSet::new());
+    let plan = plan(&before, &after, &name("prod"), 1, &BTreeSet::new());
     let errors: Vec<bool> = plan.hazards.iter().map(|hazard| hazard.is_error).collect();
     assert_eq!(errors, [true, false, false, false], "{:?}", plan.hazards);
     assert!(plan.hazards[1].message.contains("a moves"), "{:?}", plan.hazards);
@@ -369,18 +397,17 @@ fn deleting_a_mesh_is_a_plan_too() {
     let before = wanted(&NODES, &[PROD]);
     let mut after = before.clone();
     after.meshes.clear();
-    let plan = plan(&before, &after, &name("prod"), &BTreeSet::new());
-    assert_eq!(plan.operations.len(), 3);
+    let plan = plan(&before, &after, &name("prod"), 1, &BTreeSet::new());
+    assert_eq!(plan.operations.nodes().len(), 3);
     assert!(plan.hazards.is_empty() && plan.weakened.is_empty());
 }
 
 #[test]
 fn the_hash_names_all_that_a_plan_rests_on() {
     let none = Wanted::default();
-    let hash = |before: &Wanted, after: &Wanted| plan(before, after, &name("prod"), &BTreeSet::new()).hash;
+    let hash = |before: &Wanted, after: &Wanted| plan(before, after, &name("prod"), 1, &BTreeSet::new()).hash;
     let base = wanted(&NODES, &[PROD]);
     let first = hash(&none, &base);
-    assert_eq!(first.len(), 12);
     assert_eq!(hash(&none, &base), first);
     let mut others = [
         // What the file says, though it changes no item.
@@ -391,7 +418,7 @@ fn the_hash_names_all_that_a_plan_rests_on() {
         wanted(&NODES, &[&PROD.replace("7000'}", "7000', address: 10.9.0.9}")]),
     ];
     others[2].meshes = base.meshes.clone();
-    let mut hashes: BTreeSet<String> = others.iter().map(|other| hash(&none, other)).collect();
+    let mut hashes: BTreeSet<PlanHash> = others.iter().map(|other| hash(&none, other)).collect();
     hashes.insert(first);
     hashes.insert(hash(&base, &base));
     assert_eq!(hashes.len(), 5);
@@ -407,13 +434,16 @@ fn more_than_half_and_more_than_three_are_many() {
         let nodes: String = (0..peers).map(|node| format!("n{node}: {{endpoint: 1.1.1.{node}}}, ")).collect();
         wanted(&[], &[&file("m", "10.9.0.0/24", "", &format!("a: {{endpoint: 1.1.2.1}}, {nodes}"))]).views()
     };
-    let loses = |before: usize, after: usize| {
-        mass_removals(&views(before), &views(after)).contains(&name::<NodeName>("a"))
-    };
+    let loses =
+        |before: usize, after: usize| {
+            mass_removals(&views(before), &Operations::between(&views(before), &views(after)))
+                .contains(&name::<NodeName>("a"))
+        };
     assert!(loses(4, 0) && loses(7, 3) && loses(9, 4));
     assert!(!loses(3, 0) && !loses(8, 4) && !loses(9, 5) && !loses(4, 8));
     assert!(
-        mass_removals(&views(6), &BTreeMap::new()).contains(&name::<NodeName>("n0")),
+        mass_removals(&views(6), &Operations::between(&views(6), &BTreeMap::new()))
+            .contains(&name::<NodeName>("n0")),
         "who is in no mesh any more"
     );
 }
@@ -549,8 +579,9 @@ proptest! {
         let Some(wanted) = mesh.nodes.get_mut(&node) else { return Ok(()) };
         wanted.routes = vec![name("192.200.0.0/24")];
         let (mesh, joined) = (mesh.name.clone(), before.views().contains_key(&node));
-        let operations = operations(&before.views(), &after.views());
-        for (of, operations) in &operations {
+        let operations = Operations::between(&before.views(), &after.views());
+        for (of, operations) in operations.nodes() {
+            let operations: Vec<_> = operations.collect();
             prop_assert!(joined && *of != node);
             let items: Vec<_> = operations.iter().map(|operation| operation.item.to_string()).collect();
             prop_assert_eq!(items, [format!("tunnel {mesh}.{node}")]);
@@ -563,20 +594,26 @@ proptest! {
         let (mut before, after) = (one.wanted().views(), other.wanted().views());
         let skipped: BTreeSet<NodeName> = skipped.iter().map(|number| name(&format!("n{number}"))).collect();
         before.retain(|node, _| !skipped.contains(node));
-        let all = operations(&before, &after);
+        let all = Operations::between(&before, &after);
         let words = |views: &BTreeMap<NodeName, Items>, node: &NodeName| -> BTreeMap<ItemId, String> {
             let items = views.get(node).cloned().unwrap_or_default();
             items.iter().map(|item| (item.id.clone(), words::of(item))).collect()
         };
         for node in before.keys().chain(after.keys()) {
             let mut state = words(&before, node);
-            for operation in all.get(node).into_iter().flatten() {
+            for operation in all.of(node) {
                 prop_assert_ne!(&operation.before, &operation.after);
                 prop_assert_eq!(state.remove(&operation.item), operation.before.clone());
                 state.extend(operation.after.clone().map(|after| (operation.item.clone(), after)));
             }
             prop_assert_eq!(state, words(&after, node));
         }
-        prop_assert!(all.values().all(|operations| !operations.is_empty()));
+        prop_assert!(all.nodes().all(|(_, operations)| operations.len() > 0));
+        // Each is there once, and counts its nodes.
+        for (place, operation) in all.each().iter().enumerate() {
+            let nodes = all.nodes().filter(|(_, operations)| operations.clone().any(|one| one == operation)).count();
+            prop_assert_eq!(operation.nodes, nodes);
+            prop_assert!(!all.each()[..place].contains(operation));
+        }
     }
 }

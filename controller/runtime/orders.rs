@@ -1,18 +1,24 @@
-//! Operators' orders: judged, committed, and answered once they have come into the state.
+//! Operators' orders: judged one after the other and beside all else, committed, and answered once they have come
+//! into the state.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 
 use super::Stopping;
 use crate::controller::mesh::Mesh;
-use crate::controller::plan::Plan;
-use crate::controller::state::{ApplyError, ControllerState};
+use crate::controller::plan::{Plan, PlanHash};
+use crate::controller::state::{ApplyError, Basis, ControllerState};
+use crate::controller::store::transaction::Transaction;
 use crate::controller::store::{Store, StoreError};
 use crate::proto::model::MeshName;
 use crate::proto::session::Generation;
+
+/// How many orders wait for their judgement at most.
+const WAITING: usize = 64;
 
 /// An order that was carried out.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +36,8 @@ pub enum OrderError {
     Refused(ApplyError),
     /// The store cannot be written, in words why.
     Store(String),
+    /// Too many are before it.
+    Busy,
     /// The controller is stopping.
     Stopping,
 }
@@ -43,39 +51,73 @@ impl From<Stopping> for OrderError {
 /// What an operator wants.
 #[derive(Debug, Clone)]
 pub(super) enum Order {
-    Apply { mesh: Box<Mesh>, hash: Option<String>, allow_removals: bool },
-    Delete { mesh: MeshName, allow_removals: bool },
+    /// To know what applying it would do.
+    Plan(Box<Mesh>),
+    Apply {
+        mesh: Box<Mesh>,
+        hash: Option<PlanHash>,
+        allow_removals: bool,
+    },
+    Delete {
+        mesh: MeshName,
+        allow_removals: bool,
+    },
 }
 
 impl Order {
     fn mesh(&self) -> &MeshName {
         match self {
-            Self::Apply { mesh, .. } => &mesh.name,
+            Self::Plan(mesh) | Self::Apply { mesh, .. } => &mesh.name,
             Self::Delete { mesh, .. } => mesh,
+        }
+    }
+
+    /// The plan, and what is to be committed.
+    fn judge(&self, basis: &Basis, wall: Duration) -> Result<(Plan, Option<Transaction>), ApplyError> {
+        match self {
+            Self::Plan(mesh) => Ok((basis.plan(Mesh::clone(mesh), wall), None)),
+            Self::Apply { mesh, hash, allow_removals } => {
+                basis.apply(Mesh::clone(mesh), *hash, *allow_removals, wall)
+            }
+            Self::Delete { mesh, allow_removals } => {
+                let (plan, transaction) = basis.delete_mesh(mesh, *allow_removals)?;
+                Ok((plan, Some(transaction)))
+            }
         }
     }
 }
 
 type Reply = oneshot::Sender<Result<Applied, OrderError>>;
 
-/// An order whose transaction the store has answered.
-pub(super) struct Committed {
+/// An order, and by what it was judged.
+pub(super) struct Judged {
     order: Order,
-    plan: Plan,
-    /// The store's revision by which it was judged.
-    judged: u64,
+    reply: Reply,
+    generation: Generation,
     /// The revision that had set the mesh then.
     before: Option<u64>,
-    result: Result<u64, StoreError>,
-    reply: Reply,
 }
 
-impl Committed {
+/// What has come of an order.
+pub(super) enum Step {
+    Judged(Box<Judged>, Result<(Plan, Option<Transaction>), ApplyError>),
+    Committed(Box<Judged>, Plan, Result<u64, StoreError>),
+    /// Its task broke, and has dropped the reply, which is an answer.
+    Broken,
+}
+
+impl From<JoinError> for Step {
+    fn from(_: JoinError) -> Self {
+        Self::Broken
+    }
+}
+
+impl Step {
     /// Why the store could not be written.
     pub(super) fn failure(&self) -> Option<&str> {
-        match &self.result {
-            Err(StoreError::Unavailable(reason)) => Some(reason),
-            Ok(_) | Err(StoreError::Conflict(_)) => None,
+        match self {
+            Self::Committed(_, _, Err(StoreError::Unavailable(reason))) => Some(reason),
+            Self::Committed(..) | Self::Judged(..) | Self::Broken => None,
         }
     }
 }
@@ -83,82 +125,121 @@ impl Committed {
 /// The orders that are not answered yet.
 pub(super) struct Orders {
     store: Arc<dyn Store>,
-    commits: JoinSet<Committed>,
+    waiting: VecDeque<(Order, Reply)>,
+    /// One at most, whatever is asked: a judgement of a large mesh keeps a processor busy.
+    judgements: JoinSet<Step>,
+    commits: JoinSet<Step>,
     /// Committed; the state has not come to the revision yet.
     done: Vec<(u64, Plan, Reply)>,
     /// Lost against another transaction; the state has not come past the revision yet.
-    lost: Vec<(u64, Option<u64>, Order, Reply)>,
+    lost: Vec<Judged>,
 }
 
 impl Orders {
     pub(super) fn new(store: Arc<dyn Store>) -> Self {
-        Self { store, commits: JoinSet::new(), done: Vec::new(), lost: Vec::new() }
+        Self {
+            store,
+            waiting: VecDeque::new(),
+            judgements: JoinSet::new(),
+            commits: JoinSet::new(),
+            done: Vec::new(),
+            lost: Vec::new(),
+        }
     }
 
-    /// Judges an order and has it committed.
-    pub(super) fn begin(&mut self, order: Order, reply: Reply, state: &ControllerState, wall: Duration) {
-        let judgement = match order.clone() {
-            Order::Apply { mesh, hash, allow_removals } => {
-                state.apply(*mesh, hash.as_deref(), allow_removals, wall)
-            }
-            Order::Delete { mesh, allow_removals } => {
-                state.delete_mesh(&mesh, allow_removals).map(|(plan, transaction)| (plan, Some(transaction)))
-            }
-        };
-        let judged = state.stored().revision;
-        let before = state.stored().mesh_revision(order.mesh());
-        match judgement {
+    /// Takes in an order. [`Self::handle_state`] begins with it.
+    pub(super) fn take_in(&mut self, order: Order, reply: Reply) {
+        if self.waiting.len() >= WAITING {
             // Whoever asked may have gone away meanwhile; so for all answers.
-            Err(error) => _ = reply.send(Err(OrderError::Refused(error))),
-            Ok((plan, None)) => self.done.push((judged, plan, reply)),
-            Ok((plan, Some(transaction))) => {
+            let _ = reply.send(Err(OrderError::Busy));
+            return;
+        }
+        self.waiting.push_back((order, reply));
+    }
+
+    /// The next step of an order; `None`: none is under way.
+    pub(super) async fn next(&mut self) -> Option<Step> {
+        let step = tokio::select! {
+            Some(step) = self.judgements.join_next() => step,
+            Some(step) = self.commits.join_next() => step,
+            else => return None,
+        };
+        Some(step.unwrap_or_else(Step::from))
+    }
+
+    /// Does what follows from a step.
+    pub(super) fn settle(&mut self, step: Step) {
+        match step {
+            Step::Judged(judged, Err(error)) => {
+                let _ = judged.reply.send(Err(OrderError::Refused(error)));
+            }
+            Step::Judged(judged, Ok((plan, None))) => match judged.order {
+                Order::Plan(_) => {
+                    let _ = judged.reply.send(Ok(Applied { plan, generation: judged.generation }));
+                }
+                Order::Apply { .. } | Order::Delete { .. } => {
+                    self.done.push((judged.generation.revision, plan, judged.reply));
+                }
+            },
+            Step::Judged(judged, Ok((plan, Some(transaction)))) => {
                 let store = Arc::clone(&self.store);
                 self.commits.spawn(async move {
                     let result = store.commit(transaction).await;
-                    Committed { order, plan, judged, before, result, reply }
+                    Step::Committed(judged, plan, result)
                 });
             }
-        }
-    }
-
-    /// The next order that the store has answered; `None`: none is on its way.
-    pub(super) async fn next(&mut self) -> Option<Committed> {
-        // A task that panicked has dropped its reply, which is an answer.
-        self.commits.join_next().await?.ok()
-    }
-
-    /// Takes in what the store answered.
-    pub(super) fn settle(&mut self, committed: Committed) {
-        let Committed { order, plan, judged, before, result, reply } = committed;
-        match result {
-            Ok(revision) => {
-                tracing::info!(mesh = %order.mesh(), revision, "{}", match order {
-                    Order::Apply { .. } => "mesh is applied",
+            Step::Committed(judged, plan, Ok(revision)) => {
+                tracing::info!(mesh = %judged.order.mesh(), revision, "{}", match judged.order {
+                    Order::Plan(_) | Order::Apply { .. } => "mesh is applied",
                     Order::Delete { .. } => "mesh is deleted",
                 });
-                self.done.push((revision, plan, reply));
+                self.done.push((revision, plan, judged.reply));
             }
-            Err(StoreError::Conflict(_)) => self.lost.push((judged, before, order, reply)),
-            Err(StoreError::Unavailable(reason)) => _ = reply.send(Err(OrderError::Store(reason))),
+            Step::Committed(judged, _, Err(StoreError::Conflict(_))) => self.lost.push(*judged),
+            Step::Committed(judged, _, Err(StoreError::Unavailable(reason))) => {
+                let _ = judged.reply.send(Err(OrderError::Store(reason)));
+            }
+            Step::Broken => {}
         }
     }
 
-    /// Answers those that the state has come to, and judges those again that lost.
+    /// Answers those that the state has come to, and judges the next, those first that lost.
     pub(super) fn handle_state(&mut self, state: &ControllerState, wall: Duration) {
         let generation = state.generation();
         for (_, plan, reply) in self.done.extract_if(.., |(revision, ..)| *revision <= generation.revision) {
             let _ = reply.send(Ok(Applied { plan, generation }));
         }
         let revision = state.stored().revision;
-        let again: Vec<_> = self.lost.extract_if(.., |(judged, ..)| *judged < revision).collect();
-        for (judged, before, order, reply) in again {
+        let again: Vec<_> =
+            self.lost.extract_if(.., |judged| judged.generation.revision < revision).collect();
+        for Judged { order, reply, generation, before } in again {
             if state.stored().mesh_revision(order.mesh()) == before {
                 // Only the nodes' addresses, which came or went by their labels, or other meshes.
-                self.begin(order, reply, state, wall);
+                self.waiting.push_front((order, reply));
             } else {
-                let changed = state.changed_since(order.mesh(), judged);
+                let changed = state.basis().changed_since(order.mesh(), generation.revision);
                 let _ = reply.send(Err(OrderError::Refused(ApplyError::PlanChanged(changed))));
             }
         }
+        self.judge_next(state, wall);
+    }
+
+    fn judge_next(&mut self, state: &ControllerState, wall: Duration) {
+        if !self.judgements.is_empty() {
+            return;
+        }
+        // Whoever has gone away meanwhile wants nothing more.
+        while self.waiting.pop_front_if(|(_, reply)| reply.is_closed()).is_some() {}
+        let Some((order, reply)) = self.waiting.pop_front() else { return };
+        let basis = state.basis();
+        self.judgements.spawn_blocking(move || {
+            let judgement = order.judge(&basis, wall);
+            let before = basis.stored().mesh_revision(order.mesh());
+            let generation = basis.stored().generation();
+            Step::Judged(Box::new(Judged { order, reply, generation, before }), judgement)
+        });
     }
 }
+
+#[cfg(test)]
+mod tests;

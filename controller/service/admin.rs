@@ -1,12 +1,13 @@
 //! MeshAdmin: convert, ask the controller, convert back.
 
+mod plan;
 mod wire;
 
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -30,13 +31,16 @@ pub struct Admin {
     controller: ControllerHandle,
     facts: Arc<Facts>,
     watches: TaskTracker,
+    /// Whose mesh file is read.
+    reading: Arc<Semaphore>,
     stop: CancellationToken,
 }
 
 impl Admin {
     /// A service for `controller`; it and its watches end with `stop`.
     pub fn new(controller: ControllerHandle, facts: Facts, stop: CancellationToken) -> Self {
-        Self { controller, facts: Arc::new(facts), watches: TaskTracker::new(), stop }
+        let (facts, reading) = (Arc::new(facts), Arc::new(Semaphore::new(1)));
+        Self { controller, facts, watches: TaskTracker::new(), reading, stop }
     }
 
     /// Runs a watch until it, its reader or the controller ends.
@@ -64,6 +68,25 @@ impl Admin {
     }
 }
 
+impl Admin {
+    /// The mesh that a file says. Large files are read one after the other, beside all else.
+    async fn parse(&self, file: Option<v1::MeshFile>) -> Result<Mesh, Status> {
+        let Some(v1::MeshFile { name, content }) = file else {
+            let words = "file is missing; give a mesh file".to_owned();
+            return Err(wire::refused(Code::InvalidArgument, vec![("file".to_owned(), words)]));
+        };
+        let turn = Arc::clone(&self.reading).acquire_owned().await;
+        let parse = move || {
+            let parsed = mesh::parse(&content);
+            drop(turn);
+            parsed
+        };
+        let parsed = tokio::task::spawn_blocking(parse).await.map_err(|_| Stopping)?;
+        let name = if name.is_empty() { "mesh.yaml" } else { &name };
+        parsed.map_err(|faults| wire::faulty(name, &faults))
+    }
+}
+
 type Watch<T> = Response<ReceiverStream<Result<T, Status>>>;
 
 impl From<Stopping> for Status {
@@ -76,22 +99,15 @@ fn refused(error: OrderError) -> Status {
     match error {
         OrderError::Refused(error) => wire::not_applied(error),
         OrderError::Store(reason) => wire::not_stored(&reason),
+        OrderError::Busy => {
+            Status::resource_exhausted("many plans and changes are being worked out; try again in a moment")
+        }
         OrderError::Stopping => Stopping.into(),
     }
 }
 
-/// The mesh that a file says.
-fn parse(file: Option<v1::MeshFile>) -> Result<Mesh, Status> {
-    let Some(v1::MeshFile { name, content }) = file else {
-        let words = "file is missing; give a mesh file".to_owned();
-        return Err(wire::refused(Code::InvalidArgument, vec![("file".to_owned(), words)]));
-    };
-    let name = if name.is_empty() { "mesh.yaml" } else { &name };
-    mesh::parse(&content).map_err(|faults| wire::faulty(name, &faults))
-}
-
-/// The name in a field of a request.
-fn name<T: FromStr<Err = Invalid>>(field: &str, text: &str) -> Result<T, Status> {
+/// What a field of a request says.
+fn parsed<T: FromStr<Err = Invalid>>(field: &str, text: &str) -> Result<T, Status> {
     text.parse().map_err(|fault: Invalid| {
         wire::refused(Code::InvalidArgument, vec![(field.to_owned(), fault.describe(field, text))])
     })
@@ -101,21 +117,21 @@ fn name<T: FromStr<Err = Invalid>>(field: &str, text: &str) -> Result<T, Status>
 impl MeshAdmin for Admin {
     async fn plan(&self, request: Request<v1::PlanRequest>) -> Result<Response<v1::PlanResponse>, Status> {
         let v1::PlanRequest { file, allow_removals } = request.into_inner();
-        let plan = self.controller.plan(parse(file)?).await?;
+        let plan = self.controller.plan(self.parse(file).await?).await.map_err(refused)?;
         let unconsented = (!allow_removals && !plan.mass_removals.is_empty())
             .then(|| wire::needs_consent(plan.mass_removals.iter().cloned()));
-        let mut answer = wire::plan(plan);
+        let mut answer = plan::response(plan);
         answer.hazards.splice(0..0, unconsented);
         Ok(Response::new(answer))
     }
 
     async fn apply(&self, request: Request<v1::ApplyRequest>) -> Result<Response<v1::ApplyResponse>, Status> {
         let v1::ApplyRequest { file, plan, allow_removals } = request.into_inner();
-        let hash = (!plan.is_empty()).then_some(plan);
-        let applied = self.controller.apply(parse(file)?, hash, allow_removals).await;
+        let hash = (!plan.is_empty()).then(|| parsed("plan", &plan)).transpose()?;
+        let applied = self.controller.apply(self.parse(file).await?, hash, allow_removals).await;
         let Applied { plan, generation } = applied.map_err(refused)?;
         Ok(Response::new(v1::ApplyResponse {
-            plan: Some(wire::plan(plan)),
+            plan: Some(plan::response(plan)),
             generation: Some(generation.into()),
         }))
     }
@@ -136,12 +152,12 @@ impl MeshAdmin for Admin {
         request: Request<v1::DeleteMeshRequest>,
     ) -> Result<Response<v1::DeleteMeshResponse>, Status> {
         let request = request.into_inner();
-        let mesh: MeshName = name("name", &request.name)?;
+        let mesh: MeshName = parsed("name", &request.name)?;
         let deleted = self.controller.delete_mesh(mesh, request.allow_removals).await;
         let Applied { plan, generation } = deleted.map_err(refused)?;
         Ok(Response::new(v1::DeleteMeshResponse {
             generation: Some(generation.into()),
-            nodes: wire::plan(plan).nodes,
+            plan: Some(plan::response(plan)),
         }))
     }
 
@@ -173,7 +189,7 @@ impl MeshAdmin for Admin {
         &self,
         request: Request<v1::ListNodeTunnelsRequest>,
     ) -> Result<Response<v1::ListNodeTunnelsResponse>, Status> {
-        let node: NodeName = name("node", &request.into_inner().node)?;
+        let node: NodeName = parsed("node", &request.into_inner().node)?;
         let Some(tunnels) = self.controller.node_tunnels(node.clone()).await? else {
             let words = format!("node {:?} is not known; `controller nodes` has their names", node.as_str());
             return Err(wire::refused(Code::NotFound, vec![("node".to_owned(), words)]));

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use super::{COLLECT, ControllerState, EventKind, View};
+use super::{Basis, COLLECT, ControllerState, EventKind, View};
 use crate::controller::mesh::Mesh;
 use crate::controller::plan;
 use crate::controller::store::transaction::Change;
@@ -18,14 +18,14 @@ const VERSIONS: usize = 8;
 impl ControllerState {
     /// Takes in a change of what is stored, in order.
     pub fn handle_change(&mut self, change: &Change, now: Instant, wall: Duration) {
-        let touched = self.stored.apply(change);
+        let touched = Arc::make_mut(&mut self.stored).apply(change);
         for (mesh, before) in touched.meshes {
             let kind = match self.stored.wanted.meshes.contains_key(&mesh) {
                 true => EventKind::MeshApplied,
                 false => EventKind::MeshDeleted,
             };
             self.events.mesh(wall, kind, &mesh);
-            let versions = self.history.entry(mesh).or_default();
+            let versions = Arc::make_mut(&mut self.history).entry(mesh).or_default();
             versions.push_back((change.revision, before.map(Arc::new)));
             if versions.len() > VERSIONS {
                 versions.pop_front();
@@ -41,8 +41,8 @@ impl ControllerState {
 
     /// Takes in all that is stored, where changes have been missed.
     pub fn handle_reload(&mut self, stored: Stored, now: Instant, wall: Duration) {
-        self.stored = stored;
-        self.history.clear();
+        self.stored = Arc::new(stored);
+        self.history = Arc::default();
         self.pending.consents.extend(self.stored.consents.keys().cloned());
         self.collect(now);
         self.pump_records(now, wall);
@@ -80,7 +80,9 @@ impl ControllerState {
         self.records.allocations_due = !self.due_allocations(&self.stored.wanted, wall).is_empty();
         self.pump_records(now, wall);
     }
+}
 
+impl Basis {
     /// What is different about a mesh, and what it rests on, since `revision`, in words.
     pub fn changed_since(&self, mesh: &MeshName, revision: u64) -> Vec<String> {
         let now = self.stored.wanted.meshes.get(mesh);

@@ -1,14 +1,16 @@
 //! What operators want: judged, and turned into transactions.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::ControllerState;
+use super::{ControllerState, Versions};
 use crate::controller::alloc;
 use crate::controller::mesh::Mesh;
-use crate::controller::plan::{self, Plan};
+use crate::controller::plan::{self, Plan, PlanHash};
 use crate::controller::store::transaction::Transaction;
-use crate::controller::stored;
+use crate::controller::stored::{self, Stored};
 use crate::proto::model::{MeshName, NodeName};
 
 /// Why a mesh is not applied or deleted. Nothing changed.
@@ -24,9 +26,45 @@ pub enum ApplyError {
     Unknown(MeshName),
 }
 
+/// What orders are judged by, as it is at one moment: cheap to take, and judged by wherever there is time. A
+/// transaction holds only if the meshes and the addresses in them are still as they are here. What agents say
+/// meanwhile is as if they had said it after the order: an address of the controller that the mesh covers is a problem
+/// in its status, and who only then keeps what was to go has no consent.
+#[derive(Debug, Clone)]
+pub struct Basis {
+    pub(super) stored: Arc<Stored>,
+    pub(super) history: Arc<BTreeMap<MeshName, Versions>>,
+    reached_at: BTreeSet<IpAddr>,
+    /// The nodes that keep what was to go, for want of consent.
+    keepers: BTreeSet<NodeName>,
+}
+
 impl ControllerState {
-    /// What applying `mesh` would do. The plan's hash begins with the store's revision; what follows is the same
-    /// for the same plan, whenever it is made.
+    /// What orders are judged by now.
+    pub fn basis(&self) -> Basis {
+        let keepers = self.registry.nodes().filter(|(_, node)| !node.removals_held.is_empty());
+        Basis {
+            stored: Arc::clone(&self.stored),
+            history: Arc::clone(&self.history),
+            reached_at: self.reached_at(),
+            keepers: keepers.map(|(name, _)| name.clone()).collect(),
+        }
+    }
+
+    /// The meshes, and the revision that set each.
+    pub fn meshes(&self) -> impl Iterator<Item = (&Mesh, u64)> {
+        let meshes = self.stored.wanted.meshes.iter();
+        meshes.map(|(name, mesh)| (mesh, self.stored.mesh_revision(name).unwrap_or_default()))
+    }
+}
+
+impl Basis {
+    /// What is stored.
+    pub fn stored(&self) -> &Stored {
+        &self.stored
+    }
+
+    /// What applying `mesh` would do.
     pub fn plan(&self, mesh: Mesh, wall: Duration) -> Plan {
         self.judge(mesh, wall).0
     }
@@ -40,16 +78,14 @@ impl ControllerState {
     pub fn apply(
         &self,
         mesh: Mesh,
-        hash: Option<&str>,
+        hash: Option<PlanHash>,
         allow_removals: bool,
         wall: Duration,
     ) -> Result<(Plan, Option<Transaction>), ApplyError> {
         let name = mesh.name.clone();
         let (plan, mut transaction) = self.judge(mesh, wall);
-        if let Some(hash) = hash.filter(|hash| !is_same_plan(hash, &plan.hash)) {
-            let revision = hash.split('-').next().and_then(|revision| revision.parse().ok());
-            let changed = revision.map(|revision| self.changed_since(&name, revision)).unwrap_or_default();
-            return Err(ApplyError::PlanChanged(changed));
+        if let Some(hash) = hash.filter(|hash| !hash.is_same_plan(&plan.hash)) {
+            return Err(ApplyError::PlanChanged(self.changed_since(&name, hash.revision)));
         }
         if plan.hazards.iter().any(|hazard| hazard.is_error) {
             return Err(ApplyError::Hazards(Box::new(plan)));
@@ -78,7 +114,7 @@ impl ControllerState {
         let mut wanted = self.stored.wanted.clone();
         wanted.meshes.remove(mesh);
         wanted.allocations.remove(mesh);
-        let plan = plan::plan(&self.stored.wanted, &wanted, mesh, &self.reached_at());
+        let plan = plan::plan(&self.stored.wanted, &wanted, mesh, self.stored.revision, &self.reached_at);
         let mut transaction = Transaction {
             conditions: self.stored.unchanged_mesh(mesh).into(),
             writes: stored::delete_mesh(mesh).into(),
@@ -86,12 +122,6 @@ impl ControllerState {
         self.consent(&plan.mass_removals, allow_removals, &mut transaction)?;
         self.exclude_others(&mut transaction);
         Ok((plan, transaction))
-    }
-
-    /// The meshes, and the revision that set each.
-    pub fn meshes(&self) -> impl Iterator<Item = (&Mesh, u64)> {
-        let meshes = self.stored.wanted.meshes.iter();
-        meshes.map(|(name, mesh)| (mesh, self.stored.mesh_revision(name).unwrap_or_default()))
     }
 
     /// The plan, and its writes without any consent.
@@ -111,8 +141,7 @@ impl ControllerState {
         }
         wanted.meshes.insert(name.clone(), mesh);
         wanted.allocations.insert(name.clone(), allocations);
-        let mut plan = plan::plan(&self.stored.wanted, &wanted, &name, &self.reached_at());
-        plan.hash = format!("{}-{}", self.stored.revision, plan.hash);
+        let plan = plan::plan(&self.stored.wanted, &wanted, &name, self.stored.revision, &self.reached_at);
         (plan, transaction)
     }
 
@@ -135,15 +164,7 @@ impl ControllerState {
                 false => Err(ApplyError::NeedsConsent(nodes.clone())),
             };
         }
-        let held = self.registry.nodes().filter(|(_, node)| !node.removals_held.is_empty());
-        let nodes: BTreeSet<&NodeName> = nodes.iter().chain(held.map(|(name, _)| name)).collect();
-        transaction.writes.extend(nodes.into_iter().map(stored::put_consent));
+        transaction.writes.extend(nodes.union(&self.keepers).map(stored::put_consent));
         Ok(())
     }
-}
-
-/// Whether two plans for a mesh say the same, whenever they were made.
-fn is_same_plan(one: &str, other: &str) -> bool {
-    let words = |hash: &str| hash.split_once('-').map(|(_, words)| words.to_owned());
-    words(one).is_some_and(|one| Some(one) == words(other))
 }

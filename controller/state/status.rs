@@ -220,6 +220,11 @@ impl ControllerState {
             );
             tell(Some(node), None, message);
         }
+        for (name, mesh) in &self.stored.wanted.meshes {
+            if let Some(message) = self.stored.wanted.too_many(mesh) {
+                tell(None, None, format!("mesh {name}: {message}"));
+            }
+        }
         for (mesh, node) in self.without_address() {
             tell(Some(&node), None, format!("no overlay address is left for it in mesh {mesh}"));
         }

@@ -46,7 +46,7 @@ fn apply(server: &mut Server, mesh: Mesh, allow: bool, env: &mut Env) {
     let Some(process) = &server.process else { return };
     let wall = env.wall();
     // Some look at the plan first, and apply no other.
-    let hash = env.random.once_in(2).then(|| process.state.plan(mesh.clone(), wall).hash);
+    let hash = env.random.once_in(2).then(|| process.state.basis().plan(mesh.clone(), wall).hash);
     let name = mesh.name.clone();
     let nodes: Vec<&str> = mesh.nodes.keys().map(NodeName::as_str).collect();
     env.trace.say(
@@ -58,10 +58,10 @@ fn apply(server: &mut Server, mesh: Mesh, allow: bool, env: &mut Env) {
             if allow { ", with consent" } else { "" }
         ),
     );
-    let mut outcome = process.state.apply(mesh.clone(), hash.as_deref(), allow, wall);
+    let mut outcome = process.state.basis().apply(mesh.clone(), hash, allow, wall);
     if matches!(outcome, Err(ApplyError::NeedsConsent(_))) && env.random.once_in(2) {
         env.say(WHO, format_args!("consents"));
-        outcome = process.state.apply(mesh, hash.as_deref(), true, wall);
+        outcome = process.state.basis().apply(mesh, hash, true, wall);
     }
     match outcome {
         Ok((_, Some(transaction))) => server.submit(&name, transaction, env),
@@ -76,7 +76,7 @@ fn apply(server: &mut Server, mesh: Mesh, allow: bool, env: &mut Env) {
 
 fn delete(server: &mut Server, mesh: &MeshName, allow: bool, env: &mut Env) {
     let Some(process) = &server.process else { return };
-    match process.state.delete_mesh(mesh, allow) {
+    match process.state.basis().delete_mesh(mesh, allow) {
         Ok((_, transaction)) => {
             env.say(WHO, format_args!("deletes {mesh}"));
             server.submit(mesh, transaction, env);

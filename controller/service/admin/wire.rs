@@ -4,7 +4,7 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::controller::mesh::{Fault, Mesh, Security, Topology};
-use crate::controller::plan::{Hazard, Operation, Plan};
+use crate::controller::plan::Hazard;
 use crate::controller::state::{
     ApplyError, ControllerStatus, Convergence, Event, Health, NodeStatus, NodeTunnels, Problem,
 };
@@ -17,8 +17,14 @@ use crate::proto::v1;
 /// How many names of nodes an error has at most.
 const NAMED: usize = 10;
 
+/// The longest text of a plan or an error, in bytes.
+const LONGEST: usize = 1 << 10;
+/// How much an error says of its faults, in bytes. Details travel in a header, in base64 and beside the message; clients
+/// refuse more than 16 KiB of headers.
+const FAULTS: usize = 6 << 10;
+
 /// How many of something there are, as far as v1 counts.
-fn count(number: usize) -> u32 {
+pub(super) fn count(number: usize) -> u32 {
     u32::try_from(number).unwrap_or(u32::MAX)
 }
 
@@ -27,45 +33,8 @@ fn texts(values: impl IntoIterator<Item = impl ToString>) -> Vec<String> {
 }
 
 /// A text, empty where there is none.
-fn text(value: Option<impl ToString>) -> String {
+pub(super) fn text(value: Option<impl ToString>) -> String {
     value.map(|value| value.to_string()).unwrap_or_default()
-}
-
-pub(super) fn plan(plan: Plan) -> v1::PlanResponse {
-    v1::PlanResponse {
-        mesh: plan.mesh.into(),
-        hash: plan.hash,
-        nodes: plan.operations.into_iter().map(node_plan).collect(),
-        hazards: plan.hazards.into_iter().map(hazard).collect(),
-        weakened: plan.weakened,
-        differences: plan.differences,
-    }
-}
-
-pub(super) fn node_plan((node, operations): (NodeName, Vec<Operation>)) -> v1::NodePlan {
-    v1::NodePlan { node: node.into(), operations: operations.into_iter().map(operation).collect() }
-}
-
-fn operation(operation: Operation) -> v1::Operation {
-    use v1::operation::Kind;
-    let kind = match (&operation.before, &operation.after) {
-        (None, Some(_)) => Kind::Add,
-        (Some(_), Some(_)) => Kind::Change,
-        (Some(_), None) => Kind::Remove,
-        (None, None) => Kind::Unspecified,
-    };
-    v1::Operation {
-        kind: kind.into(),
-        item: Some(operation.item.into()),
-        before: operation.before.unwrap_or_default(),
-        after: operation.after.unwrap_or_default(),
-    }
-}
-
-fn hazard(hazard: Hazard) -> v1::Hazard {
-    use v1::hazard::Severity;
-    let severity = if hazard.is_error { Severity::Error } else { Severity::Warning };
-    v1::Hazard { severity: severity.into(), node: text(hazard.node), message: hazard.message }
 }
 
 /// That a plan's mass removals are forbidden without consent.
@@ -193,17 +162,34 @@ pub(super) fn convergence(convergence: Convergence) -> v1::Convergence {
     }
 }
 
-/// An error with a violation for each of `faults`: the field, and all of it in one line.
+/// An error with a violation for each of `faults`, as far as they fit: the field, and all of it in one line.
 pub(super) fn refused(code: Code, faults: Vec<(String, String)>) -> Status {
-    let mut message = faults.first().map(|(_, words)| words.clone()).unwrap_or_default();
+    let mut message = faults.first().map(|(_, words)| cut(words.clone())).unwrap_or_default();
     if let Some(more) = faults.len().checked_sub(1).filter(|more| *more > 0) {
         message += &format!(" (and {more} more)");
     }
     let mut details = ErrorDetails::new();
+    let (mut room, mut left) = (FAULTS, faults.len());
     for (field, words) in faults {
+        let (field, words) = (cut(field), cut(words));
+        let Some(rest) = room.checked_sub(field.len() + words.len()) else { break };
+        (room, left) = (rest, left - 1);
         details.add_bad_request_violation(field, words);
     }
+    if left > 0 {
+        details.add_bad_request_violation("", format!("and {left} more"));
+    }
     Status::with_error_details(code, message, details)
+}
+
+/// A text that is no longer than anyone reads.
+pub(super) fn cut(mut text: String) -> String {
+    if text.len() > LONGEST {
+        let end = (0..=LONGEST).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+        text.truncate(end);
+        text.push('…');
+    }
+    text
 }
 
 /// What is wrong in a mesh file called `name`.

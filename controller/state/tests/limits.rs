@@ -190,7 +190,7 @@ fn an_overlay_address_is_neither_the_controllers_nor_an_endpoint() {
     let endpoint = |world: &World| world.store.read().wanted.nodes[&node(1)].endpoint.clone().unwrap();
     assert_eq!(endpoint(&world).to_string(), "172.100.1.2", "as it was known");
     assert!(has(&problems(&world, "n1"), &format!("through mesh web, at {local} of n0")));
-    let plan = world.state.plan(mesh(&WEB.replace("{mesh", "{mtu: 1300, mesh")), world.wall());
+    let plan = world.state.basis().plan(mesh(&WEB.replace("{mesh", "{mtu: 1300, mesh")), world.wall());
     assert!(plan.hazards.iter().all(|hazard| !hazard.is_error), "{:?}", plan.hazards);
     assert_eq!(agents[0].has.as_ref().unwrap().1.len(), 3, "all tunnels are there");
 
@@ -208,7 +208,7 @@ fn an_address_of_the_controller_is_one_while_it_is_reached_there() {
     let (mut world, mut agents) = converged(2);
     let covering = || mesh("{mesh: b, overlay: 172.100.9.0/24, security: plain, nodes: {x: {}}}");
     let errors = |world: &World| {
-        let plan = world.state.plan(covering(), world.wall());
+        let plan = world.state.basis().plan(covering(), world.wall());
         plan.hazards
             .into_iter()
             .filter(|hazard| hazard.is_error)

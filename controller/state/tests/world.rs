@@ -299,7 +299,7 @@ impl World {
     }
 
     pub(super) fn apply(&mut self, mesh: Mesh) {
-        match self.state.apply(mesh, None, true, self.wall()) {
+        match self.state.basis().apply(mesh, None, true, self.wall()) {
             // By the time that it is committed something else may have been.
             Ok((_, Some(transaction))) => self.changes.extend(self.store.commit(transaction)),
             Ok((_, None)) | Err(ApplyError::Hazards(_)) => {}

@@ -15,8 +15,6 @@ use tunmesh::proto::v1::mesh_admin_client::MeshAdminClient;
 
 /// What a start may take at most.
 const START: Duration = Duration::from_secs(30);
-/// Meshes of thousands of nodes are long messages.
-const LARGEST: usize = 1 << 30;
 /// Lines of the log that a failure shows.
 const TAIL: usize = 40;
 
@@ -121,10 +119,7 @@ impl Controller {
         let start = tokio::time::Instant::now();
         loop {
             match client::connect(&self.socket(), "controller", "controller serve").await {
-                Ok(channel) => {
-                    let client = MeshAdminClient::new(channel);
-                    return client.max_decoding_message_size(LARGEST).max_encoding_message_size(LARGEST);
-                }
+                Ok(channel) => return MeshAdminClient::new(channel),
                 Err(error) => assert!(start.elapsed() < START, "{error:#}\n{}", self.log()),
             }
             tokio::time::sleep(super::LOOK).await;
