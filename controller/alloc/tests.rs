@@ -18,8 +18,9 @@ fn members(names: &[&str]) -> BTreeSet<NodeName> {
 fn mesh(overlay: &str, fixed: &[(&str, &str)]) -> Mesh {
     let nodes: String =
         fixed.iter().map(|(node, address)| format!("{node}: {{address: '{address}'}}, ")).collect();
-    let file =
-        format!("{{mesh: a, overlay: [{overlay}], nodes: {{{nodes}}}, members: [{{labels: {{a: b}}}}]}}");
+    let file = format!(
+        "{{mesh: a, overlay: [{overlay}], security: plain, nodes: {{{nodes}}}, members: [{{labels: {{a: b}}}}]}}"
+    );
     parse(&file).unwrap()
 }
 

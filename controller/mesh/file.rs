@@ -31,7 +31,7 @@ pub fn parse(content: &str) -> Result<Mesh, Vec<Fault>> {
     };
     let raw = serde_saphyr::from_str_with_options::<Option<RawMesh>>(content, options);
     match raw {
-        Err(error) => Err(vec![of_yaml(&error)]),
+        Err(error) => Err(vec![of_yaml(&error, content)]),
         Ok(None) => {
             Err(vec![of_file(Invalid::new("the file is empty", "write a mesh: its name, overlay and nodes"))])
         }
@@ -136,8 +136,10 @@ fn of_file(fault: Invalid) -> Fault {
 }
 
 /// A fault that is found before there are fields.
-fn of_yaml(error: &Error) -> Fault {
+fn of_yaml(error: &Error, content: &str) -> Fault {
     const FORM: &str = "write YAML or JSON in the form of a mesh file";
+    const SYNTAX: &str = "see here and the line before: what belongs together begins in one column, behind a name come a \
+                          colon and a space, and what is opened is closed";
     let place = error.location().and_then(|location| number(location.line(), location.column()));
     // What an alias leads to is at fault, where it is used.
     let error = if let Error::AliasError { error, .. } = error { error } else { error };
@@ -149,14 +151,32 @@ fn of_yaml(error: &Error) -> Fault {
         let remedy = format!("write a mesh of at most {DEEPEST} levels, without heaps of aliases");
         (String::new(), Invalid::new("the file has too many or too deep values", remedy))
     } else {
+        // What the parser finds, before it is looked at as a mesh.
+        let is_syntax = matches!(error, Error::ExternalMessage { .. });
+        if let Some(tab) = place.filter(|_| is_syntax).and_then(|(line, _)| tab(content, line)) {
+            let fault = Invalid::new("the line is indented with a tab", "indent with spaces alone");
+            return Fault { place: Some(tab), ..of_file(fault) };
+        }
         let problem = UserMessageFormatter
             .format_message(error)
             .replace("mapping start", "a map, as {name: value}")
             .replace("sequence start", "a list, as [one, two]")
             .replace("string scalar", "a single value");
-        (String::new(), Invalid::new(printable(&problem), FORM))
+        (String::new(), Invalid::new(printable(&problem), if is_syntax { SYNTAX } else { FORM }))
     };
     Fault { place, field: printable(&field), value: String::new(), fault }
+}
+
+/// The tab in the indentation of a line, from 1, or the next. Where the whole file stands between brackets a tab is no
+/// fault.
+fn tab(content: &str, line: usize) -> Option<(usize, usize)> {
+    if content.trim_start().starts_with(['{', '[']) {
+        return None;
+    }
+    content.lines().enumerate().skip(line.checked_sub(1)?).take(2).find_map(|(at, text)| {
+        let mut indentation = text.chars().take_while(|character| character.is_whitespace());
+        indentation.position(|character| character == '\t').map(|column| (at + 1, column + 1))
+    })
 }
 
 /// A text of the file without what moves a terminal's cursor.

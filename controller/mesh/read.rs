@@ -10,7 +10,8 @@ use serde_saphyr::Spanned;
 use super::file::{Entries, OneOrMore, RawMesh, RawNode, RawSelector, Text, place};
 use super::{Fault, Mesh, MeshNode, NODES, Overlay, Security, Selector, Topology, nested, node_addresses};
 use crate::proto::model::{
-    Host, Invalid, MeshName, Mtu, NodeName, Remote, check_interface_address, is_host_address, parse_network,
+    DeviceName, Host, Invalid, MeshName, Mtu, NodeName, Remote, check_interface_address, is_host_address,
+    parse_network,
 };
 
 /// A value and where it stands.
@@ -60,16 +61,17 @@ impl Reader {
 
     /// The mesh, or all faults in the order of the file.
     pub(super) fn mesh(mut self, raw: RawMesh) -> Result<Mesh, Vec<Fault>> {
-        let name = match raw.mesh {
+        let name = match &raw.mesh {
             None => {
                 self.missing("mesh", "name the mesh, as mesh: prod");
                 None
             }
-            Some(text) => self.read("mesh", &text, MeshName::from_str),
+            Some(text) => self.read("mesh", text, MeshName::from_str),
         };
-        let device = match raw.device {
-            None => name.as_ref().and_then(|name| name.as_str().parse().ok()),
-            Some(text) => self.read("device", &text, str::parse),
+        let device = match (&raw.device, &raw.mesh) {
+            (Some(text), _) => self.read("device", text, parse_device),
+            (None, Some(text)) if name.is_some() => self.read("mesh", text, parse_device),
+            (None, _) => None,
         };
         let topology = raw.topology.and_then(|text| {
             self.read("topology", &text, |text| match text {
@@ -77,13 +79,7 @@ impl Reader {
                 _ => Err(Invalid::new("is no topology that this version has", "write full")),
             })
         });
-        let security = raw.security.and_then(|text| {
-            self.read("security", &text, |text| match text {
-                "encrypted" => Ok(Security::Encrypted),
-                "plain" => Ok(Security::Plain),
-                _ => Err(Invalid::new("is no kind of security", "write encrypted or plain")),
-            })
-        });
+        let security = self.security(raw.security.as_ref(), raw.mesh.as_ref().and_then(place));
         let mtu_text = raw.mtu.filter(|text| text.value != "auto");
         let mtu = mtu_text.as_ref().and_then(|text| self.read("mtu", text, parse_mtu));
         let texts = Self::texts("overlay", raw.overlay);
@@ -126,19 +122,34 @@ impl Reader {
             .collect();
         self.check_networks();
         self.faults.sort_by_key(|fault| fault.place);
-        match (name, overlay, device) {
-            (Some(name), Some(overlay), Some(device)) if self.faults.is_empty() => Ok(Mesh {
+        match (name, overlay, device, security) {
+            (Some(name), Some(overlay), Some(device), Some(security)) if self.faults.is_empty() => Ok(Mesh {
                 name,
                 overlay,
                 device,
                 topology: topology.unwrap_or_default(),
-                security: security.unwrap_or_default(),
+                security,
                 mtu,
                 nodes,
                 members,
             }),
-            (_, _, _) => Err(self.faults),
+            (_, _, _, _) => Err(self.faults),
         }
+    }
+
+    /// How the mesh is secured. `mesh`: where it has its name.
+    fn security(&mut self, text: Option<&Text>, mesh: Option<(usize, usize)>) -> Option<Security> {
+        const PLAIN: &str = "write security: plain, and whoever can read the underlay reads this mesh";
+        let Some(text) = text else {
+            let problem = "is missing, and encrypted (the default) is not available in this version";
+            self.fault(mesh, "security", "", Invalid::new(problem, PLAIN));
+            return None;
+        };
+        self.read("security", text, |text| match text {
+            "plain" => Ok(Security::Plain),
+            "encrypted" => Err(Invalid::new("is not available in this version", PLAIN)),
+            _ => Err(Invalid::new("is no kind of security", PLAIN)),
+        })
     }
 
     /// The overlay; `None` where a part of it is at fault, so that nothing else is held against it.
@@ -286,6 +297,13 @@ impl Reader {
 /// The parts of a list, each with its field.
 fn numbered<T>(field: &str, list: Vec<T>) -> Vec<(String, T)> {
     list.into_iter().enumerate().map(|(position, part)| (format!("{field}[{position}]"), part)).collect()
+}
+
+fn parse_device(text: &str) -> Result<DeviceName, Invalid> {
+    if text == "lo" {
+        return Err(Invalid::new("is an interface that every host has", "write device: with another name"));
+    }
+    text.parse()
 }
 
 fn parse_mtu(text: &str) -> Result<Mtu, Invalid> {

@@ -67,19 +67,94 @@ fn a_mesh_is_read_from_yaml() {
 }
 
 #[test]
-fn a_mesh_is_encrypted_and_its_mtu_automatic_unless_it_says_otherwise() {
-    let mesh = parse("{mesh: a, overlay: [10.9.0.0/24, 'fd00::/64'], nodes: {b: }}").unwrap();
-    assert_eq!((mesh.security, mesh.mtu, mesh.device.as_str()), (Security::Encrypted, None, "a"));
-    let mesh = parse("{mesh: a, overlay: 'fd00::/64', mtu: auto, device: tun7, nodes: {b: }}").unwrap();
+fn a_mesh_is_never_plain_unless_it_says_so_and_its_mtu_automatic() {
+    let found = faults("overlay: 10.9.0.0/24\nmesh: a\nnodes: {b: }\n");
+    assert_eq!(
+        found,
+        [
+            "mesh.yaml:2:7: security is missing, and encrypted (the default) is not available in this version; write \
+             security: plain, and whoever can read the underlay reads this mesh"
+        ]
+    );
+    let mesh = "{mesh: a, overlay: [10.9.0.0/24, 'fd00::/64'], nodes: {b: }, security: plain}";
+    let found = faults(&mesh.replace("plain", "encrypted"));
+    assert!(found[0].starts_with("mesh.yaml:1:72: security \"encrypted\" is not available"), "{found:?}");
+    let mesh = parse(mesh).unwrap();
+    assert_eq!((mesh.security, mesh.mtu, mesh.device.as_str()), (Security::Plain, None, "a"));
+    let mesh =
+        parse("{mesh: a, overlay: 'fd00::/64', mtu: auto, device: tun7, security: plain, nodes: {b: }}")
+            .unwrap();
     assert_eq!((mesh.overlay.v4, mesh.mtu, mesh.device.as_str()), (None, None, "tun7"));
-    let mesh = parse("{mesh: a, overlay: 10.9.0.0/24, mtu: 1400, topology: full, nodes: {b: }}").unwrap();
+    let mesh =
+        parse("{mesh: a, overlay: 10.9.0.0/24, mtu: 1400, topology: full, security: plain, nodes: {b: }}")
+            .unwrap();
     assert_eq!(mesh.mtu.map(Mtu::get), Some(1400));
+}
+
+#[test]
+fn a_mesh_has_so_many_nodes_at_most() {
+    let file = |nodes: usize| {
+        let nodes: String = (0..nodes).map(|n| format!("  n{n}:\n")).collect();
+        format!("mesh: a\noverlay: 10.9.0.0/16\nsecurity: plain\nnodes:\n{nodes}")
+    };
+    assert_eq!(parse(&file(NODES)).unwrap().nodes.len(), NODES);
+    assert_eq!(
+        faults(&file(NODES + 2)),
+        [
+            "mesh.yaml:2005:3: nodes \"n2000\" is one of 2002 nodes; a mesh has at most 2000: make two meshes, with an \
+          overlay each"
+        ]
+    );
+}
+
+#[test]
+fn a_name_that_the_kernel_has_is_no_device() {
+    let kept = "is a name that the kernel keeps for itself; use another";
+    let everywhere = "is an interface that every host has; write device: with another name";
+    for (mesh, expected) in [
+        ("mesh: lo", format!("1:8: mesh \"lo\" {everywhere}")),
+        ("mesh: all", format!("1:8: mesh \"all\" {kept}")),
+        ("mesh: prod, device: lo", format!("1:22: device \"lo\" {everywhere}")),
+        ("mesh: prod, device: default", format!("1:22: device \"default\" {kept}")),
+    ] {
+        let found = faults(&format!("{{{mesh}, overlay: 10.9.0.0/24, security: plain, nodes: {{a: }}}}"));
+        assert_eq!(found, [format!("mesh.yaml:{expected}")]);
+    }
+    assert!(parse("{mesh: lo, device: prod, overlay: 10.9.0.0/24, security: plain, nodes: {a: }}").is_ok());
+}
+
+#[test]
+fn what_is_no_yaml_has_its_place_and_what_to_look_at() {
+    let tab = "the line is indented with a tab; indent with spaces alone";
+    let look = "see here and the line before: what belongs together begins in one column, behind a name come a colon and \
+                a space, and what is opened is closed";
+    for (content, place, expected) in [
+        ("mesh: prod\nnodes:\n\tn1: {}\n", "3:1", tab),
+        ("mesh: prod\nnodes:\n  n1:\n  \tendpoint: 1.2.3.4\n", "4:3", tab),
+        ("mesh: prod\n\toverlay: 10.9.0.0/24\n", "2:1", tab),
+        ("mesh: prod\nnodes:\n  n1: {}\n   n2: {}\n", "4:4", look),
+        ("mesh: prod\nnodes:\n  n1: {}\n n2: {}\n", "4:2", look),
+        ("mesh: prod\nnodes:\n  n1:\n    endpoint: 1.2.3.4\n     routes: []\n", "5:12", look),
+        (" mesh: prod\noverlay: 10.9.0.0/24\n", "2:1", look),
+        ("mesh: prod\noverlay:10.9.0.0/24\n", "2:1", look),
+        ("mesh: prod\nnodes:\n  n1: {endpoint: 1.2.3.4\n  n2: {}\n", "4:5", look),
+        // Between brackets a tab is a space.
+        ("{\n\t\"mesh\": \"prod\"\n\t\"overlay\": \"10.9.0.0/24\"\n}\n", "3:2", look),
+    ] {
+        let found = faults(content);
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].starts_with(&format!("mesh.yaml:{place}: ")), "{content:?}: {found:?}");
+        assert!(found[0].ends_with(expected), "{content:?}: {found:?}");
+    }
 }
 
 /// Each file has these faults, in this order, each said in words that begin and end so.
 #[test]
 fn every_fault_has_its_place_field_value_and_remedy() {
-    let file = |rest: &str| format!("mesh: prod\noverlay: 10.9.0.0/29\n{rest}");
+    let file = |rest: &str| {
+        let security = if rest.contains("security:") { "" } else { "\nsecurity: plain" };
+        format!("mesh: prod\noverlay: 10.9.0.0/29\n{rest}{security}")
+    };
     let cases: &[(&str, &[(&str, &str)])] = &[
         ("nodes:\n  a b:\n", &[(":4:3: nodes \"a b\" has the character ' '", "letter or digit")]),
         (
@@ -164,7 +239,7 @@ fn every_fault_has_its_place_field_value_and_remedy() {
             "nodes: {a: }\ntopology: star\nsecurity: none\nmtu: big\ndevice: a/b\n",
             &[
                 (":4:11: topology \"star\" is no topology", "write full"),
-                (":5:11: security \"none\" is no kind", "encrypted or plain"),
+                (":5:11: security \"none\" is no kind", "reads this mesh"),
                 (":6:6: mtu \"big\" is no number", "or auto"),
                 (":7:9: device \"a/b\" has the character '/'", "letter or digit"),
             ],
@@ -207,7 +282,8 @@ fn an_overlay_is_held_against_its_rules() {
         ("[]", "auto", " overlay is missing"),
         ("10", "auto", "1:11: invalid type: integer `10`, expected a text or a list of texts"),
     ] {
-        let found = faults(&format!("{{mesh: a, overlay: {overlay}, mtu: {mtu}, nodes: {{b: }}}}"));
+        let found =
+            faults(&format!("{{mesh: a, overlay: {overlay}, mtu: {mtu}, nodes: {{b: }}, security: plain}}"));
         assert_eq!(found.len(), 1, "{found:#?}");
         assert!(found[0].starts_with(&format!("mesh.yaml:{expected}")), "{}", found[0]);
     }
@@ -215,7 +291,7 @@ fn an_overlay_is_held_against_its_rules() {
 
 #[test]
 fn an_anycast_address_is_no_nodes() {
-    let found = faults("{mesh: a, overlay: 'fd00::/64', nodes: {b: {address: 'fd00::'}}}");
+    let found = faults("{mesh: a, overlay: 'fd00::/64', nodes: {b: {address: 'fd00::'}}, security: plain}");
     assert!(found[0].contains("nodes.b.address \"fd00::\" is the anycast address"), "{}", found[0]);
 }
 
@@ -240,7 +316,9 @@ fn json_is_read_with_places_too() {
 
 #[test]
 fn aliases_stand_where_they_are_used() {
-    let found = faults("mesh: a\noverlay: 10.9.0.0/24\nnodes:\n  b: &x {endpoint: 1.2.3.4}\n  c: *x\n");
+    let found = faults(
+        "mesh: a\noverlay: 10.9.0.0/24\nnodes:\n  b: &x {endpoint: 1.2.3.4}\n  c: *x\nsecurity: plain\n",
+    );
     assert_eq!(found.len(), 1);
     assert!(found[0].starts_with("mesh.yaml:5:6: nodes.c.endpoint \"1.2.3.4\" is also nodes.b.endpoint"));
 }
@@ -320,18 +398,16 @@ fn mesh() -> impl Strategy<Value = Mesh> {
     let nodes = vec(any::<bool>(), 0..8)
         .prop_flat_map(|kept| kept.into_iter().enumerate().map(|(at, _)| node(at)).collect::<Vec<_>>());
     let selectors = vec(btree_map("[a-z]{1,3}", "[a-z]{0,3}", 1..3), 1..3);
-    (nodes, selectors, any::<bool>(), prop::option::of(1280_u32..9000)).prop_map(
-        |(nodes, selectors, plain, mtu)| Mesh {
-            name: name("prod"),
-            overlay: Overlay { v4: "10.9.0.0/16".parse().ok(), v6: "fd00:9::/64".parse().ok() },
-            device: name("tun7"),
-            topology: Topology::Full,
-            security: if plain { Security::Plain } else { Security::Encrypted },
-            mtu: mtu.map(|mtu| mtu.try_into().unwrap()),
-            nodes: nodes.into_iter().enumerate().map(|(at, node)| (name(&format!("n{at}")), node)).collect(),
-            members: selectors.into_iter().map(|labels| Selector { labels }).collect(),
-        },
-    )
+    (nodes, selectors, prop::option::of(1280_u32..9000)).prop_map(|(nodes, selectors, mtu)| Mesh {
+        name: name("prod"),
+        overlay: Overlay { v4: "10.9.0.0/16".parse().ok(), v6: "fd00:9::/64".parse().ok() },
+        device: name("tun7"),
+        topology: Topology::Full,
+        security: Security::Plain,
+        mtu: mtu.map(|mtu| mtu.try_into().unwrap()),
+        nodes: nodes.into_iter().enumerate().map(|(at, node)| (name(&format!("n{at}")), node)).collect(),
+        members: selectors.into_iter().map(|labels| Selector { labels }).collect(),
+    })
 }
 
 /// The file of a mesh, as JSON.
