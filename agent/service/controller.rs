@@ -196,6 +196,7 @@ async fn converse(
     messages: mpsc::Receiver<AgentMessage>,
 ) -> Result<std::convert::Infallible, End> {
     let stream = connect(controller, insecure, events).await?;
+    let local = stream.local_addr().map_err(|error| End::new(error.to_string()))?.ip().to_canonical();
     let mut stream = Some(TokioIo::new(stream));
     let connector = tower::service_fn(move |_| {
         let stream = stream.take().ok_or_else(|| std::io::Error::other("the connection is gone"));
@@ -208,7 +209,8 @@ async fn converse(
     // Where nobody listens any more it is read on, so that the last words get out.
     let _ = events.send(Event::Connected).await;
     let outbound = ReceiverStream::new(messages).map(v1::AgentMessage::from);
-    let mut inbound = client.session(outbound).await?.into_inner();
+    let answer = client.session(outbound).await.map_err(|status| unanswered(status, local));
+    let mut inbound = answer?.into_inner();
     while let Some(message) = inbound.message().await? {
         match controller_message(message) {
             Ok(Some(message)) => {
@@ -221,6 +223,18 @@ async fn converse(
         }
     }
     Err(End::new("the controller ended the session"))
+}
+
+/// Why there was no answer on a connection from `local`. A controller that may not speak to it closes it at once, and
+/// cannot say so.
+fn unanswered(status: Status, local: IpAddr) -> End {
+    // What the controller says itself has no other cause.
+    let Some(cause) = std::error::Error::source(&status) else { return status.into() };
+    End::new(format!(
+        "the controller closed the connection before it answered ({}): its --insecure may have no network with this \
+         host's address, {local}",
+        innermost(cause)
+    ))
 }
 
 /// A TCP connection to one of the controller's addresses, in plain text and therefore only inside `insecure`.

@@ -105,7 +105,7 @@ impl TunnelService for Local {
         let name = convert::tunnel_name(&request.into_inner().name).map_err(|error| status(&error))?;
         let tunnels = self.agent.tunnels().await.map_err(|error| status(&error))?;
         let Some(found) = tunnels.into_iter().find(|tunnel| tunnel.name == name) else {
-            let unknown = Invalid::new("is no tunnel of this agent", "list the tunnels for their names");
+            let unknown = Invalid::new("is no tunnel of this agent", "`agent tunnels` lists their names");
             return Err(status(&CommandError::new(ErrorKind::NotFound, Field::Name, name, unknown)));
         };
         Ok(Response::new(v1::GetTunnelResponse { status: Some(found.into()) }))

@@ -113,7 +113,7 @@ pub(super) fn delete(desired: &mut Desired, name: &TunnelName, owner: Owner) -> 
             ErrorKind::NotFound,
             Field::Name,
             name,
-            Invalid::new("is no tunnel of this agent", "list the tunnels for their names"),
+            Invalid::new("is no tunnel of this agent", "`agent tunnels` lists their names"),
         )),
         Some(tunnel) if tunnel.owner != owner => Err(foreign_owner(Field::Name, name)),
         Some(_) => {

@@ -56,6 +56,8 @@ pub struct Args {
 
 const AFTER_HELP: &str = "\
 An agent heeds its own host (127.0.0.1) and the networks of its --legacy-allow.
+Without -tm an address stands in a network of four, as 10.0.1.1 in 10.0.1.0/30 with 10.0.1.2 at the other end; the
+first and the last of the four, as 8.8.8.8, are no hosts'. With others give -tm 24 or another mask.
 Exit code: 0 done, 1 refused or without a reply, 2 wrong use.
 
 Examples:
