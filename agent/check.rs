@@ -8,6 +8,7 @@ use std::process::Command;
 use serde::Serialize;
 
 use crate::agent::os::preflight;
+use crate::proto::session::Forwarding;
 
 /// How bad a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -84,12 +85,18 @@ pub fn forwarding() -> Vec<Finding> {
 
 fn look_at_forwarding() -> Vec<Finding> {
     vec![
-        ip_forward("forwarding of IPv4", "net.ipv4.ip_forward", Severity::Problem),
+        ip_forward("forwarding of IPv4", Forwarding::SYSCTL_V4, Severity::Problem),
         // Most meshes carry IPv4 alone.
-        ip_forward("forwarding of IPv6", "net.ipv6.conf.all.forwarding", Severity::Note),
+        ip_forward("forwarding of IPv6", Forwarding::SYSCTL_V6, Severity::Note),
         rp_filter(),
         forward_policy(),
     ]
+}
+
+/// What the kernel forwards. What cannot be read is not said to be off.
+pub fn ip_forwarding() -> Forwarding {
+    let is_on = |name| sysctl(name).as_deref() != Some("0");
+    Forwarding { ipv4: is_on(Forwarding::SYSCTL_V4), ipv6: is_on(Forwarding::SYSCTL_V6) }
 }
 
 fn sysctl(name: &str) -> Option<String> {

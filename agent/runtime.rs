@@ -16,6 +16,7 @@ use tokio::task::JoinSet;
 use self::handle::Request;
 pub use self::handle::{AgentHandle, ControllerStatus, Counters, LinkStatus};
 pub use self::uplink::Uplink;
+use crate::agent::check;
 use crate::agent::datapath::DatapathEvent;
 use crate::agent::os::clock;
 use crate::agent::platform::Platform;
@@ -239,7 +240,7 @@ impl Runtime {
         if self.uplink.as_ref().is_some_and(Uplink::wants_tunnels) {
             let (reports, failures) = (self.reports(), self.state.failures());
             if let Some(uplink) = &mut self.uplink {
-                uplink.handle_tunnels(reports, failures, now());
+                uplink.handle_tunnels(reports, failures, check::ip_forwarding(), now());
             }
         }
     }

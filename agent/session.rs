@@ -20,8 +20,8 @@ use self::random::Random;
 use self::reports::Reports;
 use crate::proto::model::{NodeName, Remote, TunnelName};
 use crate::proto::session::{
-    Ack, AgentMessage, ControllerMessage, Delta, Generation, Heartbeat, Hello, Item, ItemId, Items,
-    PROTOCOL_VERSION, RunId, SnapshotChunk, TunnelReport, Welcome,
+    Ack, AgentMessage, ControllerMessage, Delta, Forwarding, Generation, Heartbeat, Hello, Item, ItemId,
+    Items, PROTOCOL_VERSION, RunId, SnapshotChunk, TunnelReport, Welcome,
 };
 
 /// How long a dial may take, names and handshakes included.
@@ -337,6 +337,13 @@ impl Session {
         match &self.phase {
             Phase::Open(open) => open.store_id.is_some() && (open.reports.are_due() || open.synced.is_some()),
             Phase::Waiting { .. } | Phase::Dialling { .. } | Phase::Ended => false,
+        }
+    }
+
+    /// Takes in what the host forwards, for the next report.
+    pub fn handle_forwarding(&mut self, forwarding: Forwarding) {
+        if let Phase::Open(open) = &mut self.phase {
+            open.reports.handle_forwarding(forwarding);
         }
     }
 

@@ -5,7 +5,9 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use crate::proto::model::{NodeName, TunnelName};
-use crate::proto::session::{Digest, Generation, Hello, ItemId, Items, Report, RunId, TunnelReport};
+use crate::proto::session::{
+    Digest, Forwarding, Generation, Hello, ItemId, Items, Report, RunId, TunnelReport,
+};
 
 pub mod admission;
 pub mod rate;
@@ -157,6 +159,8 @@ pub struct Node {
     pub failures: BTreeMap<ItemId, String>,
     /// What was to be removed and is kept, for want of consent.
     pub removals_held: BTreeSet<ItemId>,
+    /// What its host forwards, as last reported; absent: it is not known.
+    pub forwarding: Option<Forwarding>,
     /// Its tunnels as last reported, and when.
     pub tunnels: BTreeMap<TunnelName, (TunnelReport, Instant)>,
     /// When it last reported.
@@ -191,6 +195,7 @@ impl Node {
             observed: None,
             failures: BTreeMap::new(),
             removals_held: BTreeSet::new(),
+            forwarding: None,
             tunnels: BTreeMap::new(),
             reported_at: None,
             answered: 0,
@@ -218,6 +223,9 @@ impl Node {
     /// Takes in how tunnels are. Returns those whose state is now of another kind, or failed from the first on.
     pub fn handle_report(&mut self, report: Report, now: Instant) -> Vec<(TunnelName, TunnelReport)> {
         let mut told = Vec::new();
+        if report.whole || report.forwarding.is_some() {
+            self.forwarding = report.forwarding;
+        }
         if report.whole {
             self.tunnels.retain(|name, _| report.tunnels.contains_key(name));
         }

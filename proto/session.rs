@@ -426,6 +426,24 @@ pub struct Report {
     pub whole: bool,
     /// The request that it answers.
     pub request: Option<u64>,
+    /// What the host forwards; absent: as it was, and in a whole report: it is not known.
+    pub forwarding: Option<Forwarding>,
+}
+
+/// Whether a host's kernel forwards packets from one interface to another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Forwarding {
+    /// Those of IPv4.
+    pub ipv4: bool,
+    /// Those of IPv6.
+    pub ipv6: bool,
+}
+
+impl Forwarding {
+    /// The sysctl of IPv4.
+    pub const SYSCTL_V4: &str = "net.ipv4.ip_forward";
+    /// The sysctl of IPv6.
+    pub const SYSCTL_V6: &str = "net.ipv6.conf.all.forwarding";
 }
 
 /// One tunnel as it is on an agent.

@@ -339,6 +339,31 @@ fn local_tunnels_stay_and_a_clash_costs_one_tunnel() {
 }
 
 #[test]
+fn a_host_that_does_not_forward_what_it_offers_is_named() {
+    let segment = Segment::new(2);
+    let controller = &segment.controller;
+    let host = segment.host(1);
+    host.forwarding(false);
+    segment.host(2).forwarding(false);
+    let _agents = segment.agents(2);
+    let mut nodes = numbered(&[1, 2]);
+    nodes[0].1 += ", routes: [192.168.7.0/24, 'fd00:7::/64']";
+    controller.apply_with(&prod(&nodes, ""), &["--wait"]).unwrap();
+    let off = |sysctl: &str| {
+        let problems = controller.problems("n1");
+        problems.iter().any(|problem| problem.contains("mesh prod: it offers ") && problem.contains(sysctl))
+    };
+    let (v4, v6) = ("sysctl -w net.ipv4.ip_forward=1", "sysctl -w net.ipv6.conf.all.forwarding=1");
+    wait_until(SOON, "both families are named", || off(v4) && off(v6));
+    assert!(controller.problems("n2").is_empty(), "it offers nothing");
+    host.sysctl("net.ipv4.ip_forward", "1");
+    wait_until(SOON, "IPv4 is on", || !off(v4));
+    assert!(off(v6));
+    host.forwarding(true);
+    assert!(comes_to_have(controller, "", 0), "{:?}", controller.problems(""));
+}
+
+#[test]
 fn what_cannot_be_had_is_named_and_the_rest_applies() {
     let segment = Segment::new(4);
     let controller = &segment.controller;
@@ -347,6 +372,7 @@ fn what_cannot_be_had_is_named_and_the_rest_applies() {
     let theirs = segment.host(2).ip_json(["link", "show", "dev", "prod"]);
     let mut nodes = numbered(&[1, 2, 3, 4]);
     nodes[2].1 += ", routes: [203.0.113.0/24]";
+    segment.host(3).forwarding(true);
     let file = prod(&nodes, "");
     let failed = controller.apply_with(&file, &["--wait"]).unwrap_err();
     assert!(failed.stderr.contains("prod.n3") && failed.stderr.contains("203.0.113.0/24"), "{failed}");

@@ -8,7 +8,7 @@ use super::handle::LinkStatus;
 use crate::agent::service::controller::{Connection, Dialler, Event, Full};
 use crate::agent::session::{Base, Effect, Identity, Link, LinkState, Session};
 use crate::proto::model::{NodeName, TunnelName};
-use crate::proto::session::{AgentMessage, ItemId, TunnelReport};
+use crate::proto::session::{AgentMessage, Forwarding, ItemId, TunnelReport};
 
 /// A session with what acts for it.
 pub struct Uplink {
@@ -143,13 +143,15 @@ impl Uplink {
         self.session.wants_tunnels()
     }
 
-    /// Takes in how all tunnels are, and what of the controller's cannot be had.
+    /// Takes in how all tunnels are, what of the controller's cannot be had, and what the host forwards.
     pub(super) fn handle_tunnels(
         &mut self,
         tunnels: BTreeMap<TunnelName, TunnelReport>,
         failures: BTreeMap<ItemId, String>,
+        forwarding: Forwarding,
         now: Instant,
     ) {
+        self.session.handle_forwarding(forwarding);
         self.session.handle_tunnels(tunnels);
         self.session.handle_failures(failures);
         self.act(now);

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::proto::model::TunnelName;
-use crate::proto::session::{Report, TunnelReport};
+use crate::proto::session::{Forwarding, Report, TunnelReport};
 
 /// What the controller of a session knows of the tunnels, and has asked.
 #[derive(Debug, Default)]
@@ -11,12 +11,20 @@ pub(super) struct Reports {
     /// As they were told last; `None`: not yet.
     known: Option<BTreeMap<TunnelName, TunnelReport>>,
     requests: BTreeSet<u64>,
+    /// What the host forwards, as far as it is known, and as it was told last.
+    forwarding: Option<Forwarding>,
+    told_forwarding: Option<Forwarding>,
 }
 
 impl Reports {
     /// Takes in that all are asked for.
     pub(super) fn handle_request(&mut self, request: u64) {
         self.requests.insert(request);
+    }
+
+    /// Takes in what the host forwards.
+    pub(super) fn handle_forwarding(&mut self, forwarding: Forwarding) {
+        self.forwarding = Some(forwarding);
     }
 
     /// Whether the controller is to be told of all, changed or not.
@@ -27,41 +35,42 @@ impl Reports {
     /// What is to be said when the tunnels are `now`.
     pub(super) fn next(&mut self, now: BTreeMap<TunnelName, TunnelReport>) -> Vec<Report> {
         let requests = std::mem::take(&mut self.requests).into_iter();
+        let whole =
+            || Report { tunnels: now.clone(), whole: true, forwarding: self.forwarding, ..Report::default() };
         let mut reports: Vec<Report> =
-            requests.map(|request| Report { request: Some(request), ..whole(&now) }).collect();
+            requests.map(|request| Report { request: Some(request), ..whole() }).collect();
         if reports.is_empty() {
             reports.extend(match &self.known {
-                None => Some(whole(&now)),
-                Some(before) => changes(before, &now),
+                None => Some(whole()),
+                Some(before) => self.changes(before, &now),
             });
         }
         if !reports.is_empty() {
             self.known = Some(now);
+            self.told_forwarding = self.forwarding;
         }
         reports
     }
-}
 
-fn whole(tunnels: &BTreeMap<TunnelName, TunnelReport>) -> Report {
-    Report { tunnels: tunnels.clone(), gone: BTreeSet::new(), whole: true, request: None }
-}
-
-/// What differs, but for the age of the last packet, which always does.
-fn changes(
-    before: &BTreeMap<TunnelName, TunnelReport>,
-    now: &BTreeMap<TunnelName, TunnelReport>,
-) -> Option<Report> {
-    let is_same = |one: &TunnelReport, other: &TunnelReport| {
-        let TunnelReport { device, owner, state, endpoint, last_received_ms: _ } = one;
-        (device, owner, state, endpoint) == (&other.device, &other.owner, &other.state, &other.endpoint)
-    };
-    let changed =
-        now.iter().filter(|(name, tunnel)| !before.get(*name).is_some_and(|old| is_same(old, tunnel)));
-    let report = Report {
-        tunnels: changed.map(|(name, tunnel)| (name.clone(), tunnel.clone())).collect(),
-        gone: before.keys().filter(|name| !now.contains_key(*name)).cloned().collect(),
-        whole: false,
-        request: None,
-    };
-    (!report.tunnels.is_empty() || !report.gone.is_empty()).then_some(report)
+    /// What differs, but for the age of the last packet, which always does.
+    fn changes(
+        &self,
+        before: &BTreeMap<TunnelName, TunnelReport>,
+        now: &BTreeMap<TunnelName, TunnelReport>,
+    ) -> Option<Report> {
+        let is_same = |one: &TunnelReport, other: &TunnelReport| {
+            let TunnelReport { device, owner, state, endpoint, last_received_ms: _ } = one;
+            (device, owner, state, endpoint) == (&other.device, &other.owner, &other.state, &other.endpoint)
+        };
+        let changed =
+            now.iter().filter(|(name, tunnel)| !before.get(*name).is_some_and(|old| is_same(old, tunnel)));
+        let report = Report {
+            tunnels: changed.map(|(name, tunnel)| (name.clone(), tunnel.clone())).collect(),
+            gone: before.keys().filter(|name| !now.contains_key(*name)).cloned().collect(),
+            whole: false,
+            request: None,
+            forwarding: self.forwarding.filter(|now| self.told_forwarding != Some(*now)),
+        };
+        (report != Report::default()).then_some(report)
+    }
 }

@@ -608,8 +608,25 @@ fn tunnels_are_told_whole_then_as_they_change() {
     bench.say(ControllerMessage::ReportRequest(77));
     bench.session.handle_tunnels(aged.clone());
     assert_eq!(bench.sent(), [whole(&aged, Some(77))]);
-    bench.session.handle_tunnels(aged);
+    bench.session.handle_tunnels(aged.clone());
     assert_eq!(bench.sent(), []);
+
+    // What the host forwards is told once, and again when it changes.
+    for ipv4 in [false, true] {
+        let forwarding = Forwarding { ipv4, ipv6: true };
+        bench.session.handle_forwarding(forwarding);
+        bench.session.handle_tunnels(aged.clone());
+        let change = Report { forwarding: Some(forwarding), ..Report::default() };
+        assert_eq!(bench.sent(), [AgentMessage::Report(change)]);
+        bench.session.handle_forwarding(forwarding);
+        bench.session.handle_tunnels(aged.clone());
+        assert_eq!(bench.sent(), []);
+    }
+    bench.say(ControllerMessage::ReportRequest(78));
+    bench.session.handle_tunnels(aged.clone());
+    let forwarding = Some(Forwarding { ipv4: true, ipv6: true });
+    let all = Report { tunnels: aged, whole: true, request: Some(78), forwarding, ..Report::default() };
+    assert_eq!(bench.sent(), [AgentMessage::Report(all)]);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use super::ControllerState;
 use crate::controller::plan::Hazard;
 use crate::controller::registry::{Health, Node};
 use crate::proto::model::{MeshName, NodeName, Remote, TunnelName, TunnelState};
-use crate::proto::session::{Generation, ItemId, TunnelReport};
+use crate::proto::session::{Forwarding, Generation, ItemId, TunnelReport};
 
 /// How many problems are told at most.
 const PROBLEMS: usize = 1_000;
@@ -251,6 +251,9 @@ impl ControllerState {
             if let Some(reason) = &node.obstacle {
                 tell(name, None, format!("its agent cannot follow: {reason}"));
             }
+            for message in self.unforwarded(&status.name, node) {
+                tell(name, None, message);
+            }
             for (item, reason) in &node.failures {
                 tell(name, Some(item.clone()), reason.clone());
             }
@@ -258,6 +261,25 @@ impl ControllerState {
                 let item = ItemId::Tunnel(tunnel.clone());
                 if !node.failures.contains_key(&item) {
                     tell(name, Some(item), reason.to_owned());
+                }
+            }
+        }
+        problems
+    }
+
+    /// What a node offers to others and its host does not forward.
+    fn unforwarded(&self, name: &NodeName, node: &Node) -> Vec<String> {
+        let Some(forwarding) = node.forwarding else { return Vec::new() };
+        let off = [(forwarding.ipv4, Forwarding::SYSCTL_V4), (forwarding.ipv6, Forwarding::SYSCTL_V6)];
+        let mut problems = Vec::new();
+        for (mesh, wanted) in &self.stored.wanted.meshes {
+            let routes = wanted.nodes.get(name).map_or(&[][..], |node| &node.routes);
+            for (is_v4, (is_on, sysctl)) in [true, false].into_iter().zip(off) {
+                if let Some(route) = routes.iter().find(|route| route.addr().is_ipv4() == is_v4 && !is_on) {
+                    problems.push(format!(
+                        "mesh {mesh}: it offers {route}, and its host forwards no packets of that family; there: \
+                         sysctl -w {sysctl}=1"
+                    ));
                 }
             }
         }

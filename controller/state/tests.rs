@@ -18,7 +18,7 @@ use crate::controller::alloc::REST;
 use crate::controller::registry::{ACKNOWLEDGE, WATCHDOG};
 use crate::proto::model::{Owner, TunnelState};
 use crate::proto::session::{
-    Ack, AgentMessage, ControllerMessage, Generation, Heartbeat, ItemId, Report, TunnelReport,
+    Ack, AgentMessage, ControllerMessage, Forwarding, Generation, Heartbeat, ItemId, Report, TunnelReport,
 };
 
 /// A mesh of all agents with a label.
@@ -372,6 +372,7 @@ fn reports_are_kept_and_their_news_are_events() {
         gone: BTreeSet::new(),
         whole,
         request,
+        forwarding: None,
     };
     let failed = TunnelState::Failed("no route".to_owned());
     world.say(&agents[0], AgentMessage::Report(report("web.n1", TunnelState::Waiting(None), true, None)));
@@ -398,4 +399,37 @@ fn reports_are_kept_and_their_news_are_events() {
     assert_eq!(world.state.node_tunnels(&node(0), world.now).unwrap().tunnels.len(), 1);
     assert_eq!(world.state.node_tunnels(&"nobody".parse().unwrap(), world.now), None);
     assert_eq!(world.state.request_report(&"nobody".parse().unwrap()), None);
+}
+
+/// It is no failure of a tunnel: those to the node itself carry packets.
+#[test]
+fn a_subnet_that_its_host_does_not_forward_is_a_problem() {
+    let (mut world, mut agents) = converged(2);
+    let problems = |world: &World| -> Vec<String> {
+        world.state.status(world.now).problems.into_iter().map(|problem| problem.message).collect()
+    };
+    let forwards = |ipv4, ipv6| {
+        let forwarding = Some(Forwarding { ipv4, ipv6 });
+        AgentMessage::Report(Report { forwarding, ..Report::default() })
+    };
+    world.say(&agents[0], forwards(false, false));
+    assert_eq!(problems(&world), Vec::<String>::new(), "it offers nothing");
+    world.apply(mesh(
+        "{mesh: far, overlay: 10.7.0.0/24, security: plain, \
+          nodes: {n0: {routes: [192.168.1.0/24, 'fd00:1::/64']}, n9: {endpoint: 172.100.1.99}}}",
+    ));
+    world.settle(&mut agents);
+    let of_v4 = "mesh far: it offers 192.168.1.0/24, and its host forwards no packets of that family; there: sysctl -w \
+                 net.ipv4.ip_forward=1";
+    let unforwarded = |world: &World| {
+        problems(world).into_iter().filter(|words| words.contains("sysctl")).collect::<Vec<_>>()
+    };
+    assert_eq!(unforwarded(&world).len(), 2);
+    world.say(&agents[0], forwards(false, true));
+    assert_eq!(unforwarded(&world), [of_v4]);
+    // A report of what has changed says nothing of it.
+    world.say(&agents[0], AgentMessage::Report(Report::default()));
+    assert_eq!(unforwarded(&world), [of_v4]);
+    world.say(&agents[0], forwards(true, true));
+    assert_eq!(unforwarded(&world), Vec::<String>::new());
 }

@@ -13,8 +13,8 @@ use crate::proto::model::{
     DeviceName, Invalid, Owner, Remote, TunnelName, TunnelState, check_label, parse_interface_address, shown,
 };
 use crate::proto::session::{
-    Ack, AgentMessage, ControllerMessage, Delta, Digest, Generation, Have, Heartbeat, Hello, Item, ItemId,
-    Report, RunId, SnapshotChunk, SnapshotEnd, Tag, TunnelReport, Welcome,
+    Ack, AgentMessage, ControllerMessage, Delta, Digest, Forwarding, Generation, Have, Heartbeat, Hello,
+    Item, ItemId, Report, RunId, SnapshotChunk, SnapshotEnd, Tag, TunnelReport, Welcome,
 };
 use crate::proto::v1;
 
@@ -239,7 +239,9 @@ fn hello(wire: v1::Hello) -> Result<Hello, MessageError> {
 fn report(wire: v1::Report) -> Result<Report, MessageError> {
     let tunnels = wire.tunnels.into_iter().map(tunnel_report).collect::<Result<_, MessageError>>()?;
     let gone = wire.gone.iter().map(|name| parse("gone", name)).collect::<Result<_, MessageError>>()?;
-    Ok(Report { tunnels, gone, whole: wire.whole, request: (wire.request != 0).then_some(wire.request) })
+    let forwarding = wire.forwarding.map(|v1::Forwarding { ipv4, ipv6 }| Forwarding { ipv4, ipv6 });
+    let request = (wire.request != 0).then_some(wire.request);
+    Ok(Report { tunnels, gone, whole: wire.whole, request, forwarding })
 }
 
 fn tunnel_report(wire: v1::TunnelReport) -> Result<(TunnelName, TunnelReport), MessageError> {
@@ -405,6 +407,7 @@ impl From<Report> for v1::Report {
             gone: report.gone.into_iter().map(String::from).collect(),
             whole: report.whole,
             request: report.request.unwrap_or(0),
+            forwarding: report.forwarding.map(|Forwarding { ipv4, ipv6 }| v1::Forwarding { ipv4, ipv6 }),
         }
     }
 }

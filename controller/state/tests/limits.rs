@@ -101,7 +101,13 @@ fn report(tunnels: impl IntoIterator<Item = (String, TunnelState)>) -> AgentMess
         last_received_ms: None,
     };
     let tunnels = tunnels.into_iter().map(|(name, state)| (name.parse().unwrap(), tunnel(state))).collect();
-    AgentMessage::Report(Report { tunnels, gone: BTreeSet::new(), whole: false, request: None })
+    AgentMessage::Report(Report {
+        tunnels,
+        gone: BTreeSet::new(),
+        whole: false,
+        request: None,
+        forwarding: None,
+    })
 }
 
 /// What an agent says in a round.

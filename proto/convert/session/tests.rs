@@ -124,12 +124,19 @@ fn any_agent_message() -> impl Strategy<Value = AgentMessage> {
         ),
         any::<String>().prop_map(AgentMessage::Resync),
         any_heartbeat().prop_map(AgentMessage::Heartbeat),
-        (btree_map(tunnel(), any_tunnel_report(), 0..4), btree_set(tunnel(), 0..4), any::<bool>(), number())
-            .prop_map(|(tunnels, gone, whole, request)| AgentMessage::Report(Report {
+        (
+            btree_map(tunnel(), any_tunnel_report(), 0..4),
+            btree_set(tunnel(), 0..4),
+            any::<bool>(),
+            number(),
+            any::<Option<[bool; 2]>>()
+        )
+            .prop_map(|(tunnels, gone, whole, request, forwarding)| AgentMessage::Report(Report {
                 tunnels,
                 gone,
                 whole,
-                request
+                request,
+                forwarding: forwarding.map(|[ipv4, ipv6]| Forwarding { ipv4, ipv6 })
             })),
         Just(AgentMessage::Goodbye),
         ".{0,20}".prop_map(AgentMessage::Refusal),
