@@ -10,9 +10,10 @@ use std::sync::mpsc;
 use std::thread;
 
 use futures_util::future::join_all;
-use lab::{Agent, CONTROLLER, Controller, Failed, Host, Lab, SOON, grpcurl_at, wait_until};
+use lab::{Agent, CONTROLLER, Controller, Failed, Host, Lab, SOON, grpcurl, grpcurl_at, wait_until};
 use serde_json::{Value, json};
 use tonic::Code;
+use tunmesh::controller::mesh::NODES;
 use tunmesh::proto::host::client;
 use tunmesh::proto::v1;
 use tunmesh::proto::v1::mesh_admin_client::MeshAdminClient;
@@ -104,11 +105,15 @@ fn faults_of_a_file_are_lines_with_their_place() {
             vec![":5:17: nodes.n1.address \"10.8.0.1\" ", ":6:17: nodes.n2.routes[0] \"here\" "],
         ),
         (format!("{head}node: {{}}\n"), vec![":4:1: node is not known here; use "]),
-        ("mesh: prod\nnodes: {n1: {}}\n".to_owned(), vec![": overlay is missing; "]),
+        ("mesh: prod\nsecurity: plain\nnodes: {n1: {}}\n".to_owned(), vec![": overlay is missing; "]),
+        (mesh(2).replace("security: plain\n", ""), vec![":1:7: security is missing, and encrypted "]),
+        (mesh(2).replace("plain", "encrypted"), vec![":3:11: security \"encrypted\" is not available "]),
+        (format!("{head}nodes:\n\tn1: {{}}\n"), vec![":5:"]),
         ("mesh: [\n".to_owned(), vec![":"]),
         (String::new(), vec![": the file is empty; "]),
         (
-            "{\"mesh\": \"\\u001b[2J\", \"overlay\": \"10.9.0.0/24\", \"nodes\": {\"n1\": {}}}".to_owned(),
+            "{\"mesh\": \"\\u001b[2J\", \"overlay\": \"10.9.0.0/24\", \"security\": \"plain\", \"nodes\": {\"n1\": {}}}"
+                .to_owned(),
             vec![":1:10: mesh "],
         ),
     ] {
@@ -117,7 +122,7 @@ fn faults_of_a_file_are_lines_with_their_place() {
         for command in ["plan", "apply"] {
             let failed = ends_with(1, &controller, &[command, "-f", file]);
             let lines: Vec<_> = failed.stderr.lines().collect();
-            assert_eq!(lines.len(), faults.len(), "{failed}");
+            assert_eq!((lines.len(), failed.stdout.as_str()), (faults.len(), ""), "{failed}");
             for (line, fault) in lines.iter().zip(&faults) {
                 assert!(line.starts_with(&format!("{file}{fault}")), "{line}");
                 assert!(!line.contains('\u{1b}'), "{line:?}");
@@ -125,6 +130,21 @@ fn faults_of_a_file_are_lines_with_their_place() {
         }
     }
     assert_eq!(controller.json(&["mesh", "list"]), json!({}));
+}
+
+/// However many faults there are, some are told and the others counted: they fit into what a client takes.
+#[test]
+fn of_many_faults_some_are_told() {
+    let lab = Lab::new();
+    let controller = controller(&lab);
+    let nodes: String = (0..1_000).map(|n| format!("  n{n}: {{address: here}}\n")).collect();
+    let file =
+        controller.mesh_file(&format!("mesh: prod\noverlay: 10.0.0.0/16\nsecurity: plain\nnodes:\n{nodes}"));
+    let failed = ends_with(1, &controller, &["plan", "-f", file.to_str().unwrap()]);
+    let lines: Vec<_> = failed.stderr.lines().collect();
+    let (last, told) = lines.split_last().unwrap();
+    assert!(told.len() > 10 && told.iter().all(|line| line.contains(" \"here\" is no address")), "{failed}");
+    assert_eq!(*last, format!("and {} more", 1_000 - told.len()));
 }
 
 #[test]
@@ -135,6 +155,7 @@ fn wrong_use_is_exit_code_2_and_what_cannot_be_done_is_1() {
         (vec!["plan"], "--file"),
         (vec!["nodes", "-o", "xml"], "--output"),
         (vec!["apply", "-f", "x", "--wait", "5"], "as 90s, 5m or 1h"),
+        (vec!["apply", "-f", "x", "--plan", "xyz"], "as 4-25e281cac04d"),
         (vec!["tunnels"], "<NODE>"),
         (vec!["serve"], "--insecure CIDR"),
     ] {
@@ -150,12 +171,14 @@ fn wrong_use_is_exit_code_2_and_what_cannot_be_done_is_1() {
         let failed = ends_with(1, &controller, &command);
         assert!(failed.stderr.contains(words) && failed.stderr.lines().count() == 1, "{failed}");
     }
-    let encrypted = mesh(2).replace("security: plain\n", "");
-    let file = controller.mesh_file(&encrypted);
+    // A plan that would be refused is none to apply.
+    let covering = mesh(2).replace("10.9.0.", "172.100.1.");
+    let file = controller.mesh_file(&covering);
     let planned = ends_with(1, &controller, &["plan", "-f", file.to_str().unwrap()]);
-    assert!(planned.stdout.contains("ERROR: security: encrypted"), "{planned}");
-    let refused = controller.apply(&encrypted).unwrap_err();
-    assert!(refused.code == Some(1) && refused.stderr.contains("write security: plain"), "{refused}");
+    assert!(planned.stdout.contains("ERROR: overlay 172.100.1.0/24 covers"), "{planned}");
+    assert!(!planned.stdout.contains("; plan "), "{planned}");
+    let refused = controller.apply(&covering).unwrap_err();
+    assert!(refused.code == Some(1) && refused.stderr.contains("inside themselves"), "{refused}");
 
     let alone = lab.host("alone");
     let failed = alone.try_run([CONTROLLER, "status", "--socket", "/no/such/socket"]).unwrap_err();
@@ -242,7 +265,11 @@ fn every_answer_is_json_and_yaml_too() {
 
     let services = grpcurl_at(&controller.socket(), "grpc.health.v1.Health/Check", &json!({})).unwrap();
     assert_eq!(services["status"], "SERVING");
-    let faulty = json!({"file": {"name": "m.yaml", "content": "mesh: prod"}});
+    let apply = json!({"file": {"name": "m.yaml", "content": mesh(2)}, "plan": "xyz"});
+    let error = grpcurl_at(&controller.socket(), "tunmesh.v1.MeshAdmin/Apply", &apply).unwrap_err();
+    assert_eq!(error.code, tonic::Code::InvalidArgument);
+    assert_eq!(error.details[0]["fieldViolations"][0]["field"], "plan");
+    let faulty = json!({"file": {"name": "m.yaml", "content": "mesh: prod\nsecurity: plain"}});
     let error = grpcurl_at(&controller.socket(), "tunmesh.v1.MeshAdmin/Plan", &faulty).unwrap_err();
     assert_eq!(error.code, tonic::Code::InvalidArgument);
     assert_eq!(error.details[0]["fieldViolations"][0]["field"], "overlay");
@@ -299,6 +326,22 @@ fn events_are_followed_until_the_controller_ends() {
     assert_eq!(events.process.wait().unwrap().code(), Some(1));
 }
 
+#[test]
+fn an_agent_that_the_controller_does_not_hear_says_what_may_be_missing_there() {
+    let lab = Lab::new();
+    let controller = controller(&lab);
+    let host = lab.host("elsewhere");
+    lab.link(controller.host(), "172.101.1.9/24", &host, "172.101.1.1/24");
+    let agent =
+        Agent::start(&host, &["--controller", "172.101.1.9", "--insecure", "172.101.0.0/16", "--name", "n1"]);
+    let mut trouble = String::new();
+    wait_until(SOON, "its status says why", || {
+        let status = grpcurl(&agent, "tunmesh.v1.TunnelService/GetStatus", &json!({})).unwrap();
+        trouble = status["controller"]["trouble"].as_str().unwrap_or_default().to_owned();
+        trouble.contains("its --insecure may have no network with this host's address, 172.101.1.1")
+    });
+}
+
 /// Hosts on one segment, 172.100.1.1 and so on, with a controller on its router.
 fn segment(lab: &Lab, count: usize) -> (Controller, Vec<Host>) {
     let router = lab.host("router");
@@ -340,6 +383,38 @@ fn apply_waits_for_the_nodes_and_names_who_lags_and_what_fails() {
     assert!(failed.stderr.contains("controller: n2: it is not connected"), "{failed}");
     assert!(failed.stderr.contains("controller: n3: it has not connected"), "{failed}");
     assert!(controller.run(&["nodes"]).unwrap().contains("offline 0 s") || !agents[1].alive());
+}
+
+/// Clients of gRPC take 4 MiB unless they are told otherwise.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_said_of_the_largest_mesh_fits_into_a_usual_message() {
+    let lab = Lab::new();
+    let host = lab.host("controller");
+    let controller = Controller::start(&host, &["--listen", "127.0.0.1:7443"]);
+    let channel = client::connect(&controller.socket(), "controller", "serve").await.unwrap();
+    let mut client = MeshAdminClient::new(channel);
+    let nodes: String = (0..NODES)
+        .map(|n| format!("  n{n:0>62}: {{endpoint: 172.20.{}.{}}}\n", n / 250, n % 250 + 1))
+        .collect();
+    let content = format!("mesh: prod\noverlay: 10.0.0.0/16\nsecurity: plain\nnodes:\n{nodes}");
+    let file = Some(v1::MeshFile { name: "mesh.yaml".to_owned(), content: content.clone() });
+    let request = v1::PlanRequest { file: file.clone(), allow_removals: false };
+    let planned = client.plan(request).await.unwrap().into_inner();
+    let all = u32::try_from(NODES * NODES).unwrap();
+    assert_eq!(planned.count, Some(v1::OperationCount { add: all, change: 0, remove: 0 }));
+    assert_eq!((planned.nodes.len(), planned.shared.len()), (NODES, NODES));
+    let request = v1::ApplyRequest { file, plan: planned.hash.clone(), allow_removals: false };
+    let applied = client.apply(request).await.unwrap().into_inner();
+    assert_eq!(applied.plan.unwrap(), planned, "the same is said of what was done");
+
+    let more = controller.mesh_file(&format!("{content}  more:\n"));
+    let refused = ends_with(1, &controller, &["apply", "-f", more.to_str().unwrap()]);
+    let fault = format!("mesh.yaml:{}:3: nodes \"more\" is one of {} nodes; ", NODES + 5, NODES + 1);
+    assert!(refused.stderr.contains(&fault) && refused.stderr.contains("at most 2000"), "{refused}");
+
+    let request = v1::DeleteMeshRequest { name: "prod".to_owned(), allow_removals: true };
+    let deleted = client.delete_mesh(request).await.unwrap().into_inner().plan.unwrap();
+    assert_eq!(deleted.count, Some(v1::OperationCount { add: 0, change: 0, remove: all }));
 }
 
 fn request_of_two(name: &str, position: usize, nodes: [&str; 2]) -> v1::ApplyRequest {

@@ -435,6 +435,8 @@ fn owners_leave_each_other_alone() {
     bench.command(&delete, Owner::Controller).unwrap();
     let error = bench.command(&delete, Owner::Controller).unwrap_err();
     assert_eq!((error.kind, error.field), (ErrorKind::NotFound, Field::Name));
+    let words = error.describe("name");
+    assert!(words.ends_with("is no tunnel of this agent; `agent tunnels` lists their names"), "{words}");
     assert_eq!(*bench.state.desired(), Desired::default());
 }
 

@@ -214,4 +214,19 @@ mod tests {
         assert_eq!(spelled("c legacy -tmx"), "c legacy -tmx");
         assert_eq!(spelled("c other -tm x"), "c other -tm x");
     }
+
+    #[test]
+    fn an_address_without_a_mask_stands_in_a_network_of_four_as_the_help_says() {
+        let datagram = |words: &str| {
+            let line = format!("controller legacy -s h -n udp2 -r 172.100.1.2 {words}");
+            let cli = super::super::Cli::read(line.split(' ').map(OsString::from));
+            let super::super::Command::Legacy(args) = cli.command else { panic!("{line}") };
+            args.datagram().map(|datagram| String::from_utf8(datagram).unwrap())
+        };
+        assert!(datagram("-t 10.0.1.1").unwrap().contains("\"255.255.255.252\""));
+        let refused = datagram("-t 8.8.8.8").unwrap_err().to_string();
+        assert!(refused.contains("8.8.8.8/30\" is the address of the network itself"), "{refused}");
+        assert!(datagram("-t 8.8.8.8 -tm 24").unwrap().contains("\"255.255.255.0\""));
+        assert!(AFTER_HELP.contains("as 8.8.8.8, are no hosts'"));
+    }
 }

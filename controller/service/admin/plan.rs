@@ -29,7 +29,7 @@ struct Room(usize);
 impl Room {
     /// Whether one more value fits. Once one did not, no other does.
     fn has(&mut self, length: usize) -> bool {
-        self.0 = self.0.checked_sub(length + FIELD).unwrap_or_default();
+        self.0 = self.0.saturating_sub(length + FIELD);
         self.0 > 0
     }
 
