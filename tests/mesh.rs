@@ -10,8 +10,8 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use lab::{
-    Agent, Controller, Family, Host, Lab, PingReport, Pinger, SOON, ThreeHosts, all_reach, grpcurl,
-    holds_within, legacy_add, ping_ok, wait_until,
+    Agent, Controller, Family, Host, Pinger, SOON, Segment, ThreeHosts, all_reach, grpcurl, holds_within,
+    legacy_add, node_name as name, ping_ok, wait_live, wait_until,
 };
 use serde_json::{Value, json};
 
@@ -19,48 +19,6 @@ use serde_json::{Value, json};
 const CONVERGED: Duration = Duration::from_secs(3);
 const ADD: &str = "tunmesh.v1.TunnelService/AddTunnel";
 const DELETE: &str = "tunmesh.v1.TunnelService/DeleteTunnel";
-
-/// Hosts on one segment, 172.100.1.1 and so on, with a controller on its router.
-struct Segment {
-    _lab: Lab,
-    hosts: Vec<Host>,
-    controller: Controller,
-}
-
-impl Segment {
-    const CONTROLLER: &str = "172.100.1.254:7443";
-
-    fn new(count: usize) -> Self {
-        let lab = Lab::new();
-        let router = lab.host("router");
-        let hosts: Vec<_> = (1..=count).map(|n| lab.host(&name(n))).collect();
-        let addresses: Vec<_> = (1..=count).map(|n| format!("172.100.1.{n}/24")).collect();
-        let ends: Vec<_> = hosts.iter().zip(addresses.iter().map(String::as_str)).collect();
-        lab.segment(&router, "172.100.1.254/24", &ends);
-        let controller = Controller::start(&router, &[]);
-        Self { _lab: lab, hosts, controller }
-    }
-
-    fn host(&self, n: usize) -> &Host {
-        &self.hosts[n - 1]
-    }
-
-    /// The agent of host `n`, which is the node of its name.
-    fn agent(&self, n: usize, arguments: &[&str]) -> Agent {
-        Agent::join(self.host(n), Self::CONTROLLER, &name(n), arguments)
-    }
-
-    /// Agents of the hosts 1 to `count`, when the controller has all.
-    fn agents(&self, count: usize) -> Vec<Agent> {
-        let agents = (1..=count).map(|n| self.agent(n, &[])).collect();
-        wait_live(&self.controller, &(1..=count).map(name).collect::<Vec<_>>());
-        agents
-    }
-}
-
-fn name(n: usize) -> String {
-    format!("n{n}")
-}
 
 /// A plain mesh file with the nodes as lines of YAML, and other `settings` as they are.
 fn mesh<'a>(
@@ -85,12 +43,6 @@ fn prod(nodes: &[(usize, String)], settings: &str) -> String {
     mesh("prod", "10.9.0.0/24", nodes.iter().map(|(n, node)| (*n, node.as_str())), settings)
 }
 
-fn wait_live(controller: &Controller, names: &[String]) {
-    wait_until(SOON, &format!("{names:?} are live"), || {
-        names.iter().all(|name| controller.node(name)["health"] == "LIVE")
-    });
-}
-
 /// Each of the hosts with the addresses of the others.
 fn all_pairs<'a>(hosts: &[(&'a Host, IpAddr)]) -> Vec<(&'a Host, Vec<IpAddr>)> {
     let others =
@@ -113,11 +65,6 @@ fn indexes(host: &Host) -> Vec<(String, u64)> {
         .collect();
     indexes.sort();
     indexes
-}
-
-fn lost_nothing(what: &str, report: PingReport) {
-    // The last reply may have been on its way.
-    assert!(report.sent > 10 && report.received + 1 >= report.sent, "{what}: {report:?}");
 }
 
 /// The overlay addresses of a mesh's nodes, as the controller has them.
@@ -251,11 +198,37 @@ fn who_is_not_concerned_by_a_change_loses_nothing() {
     ping_ok(segment.host(6), "192.168.7.4");
 
     for (what, pinger) in pair.into_iter().chain([("to 3".to_owned(), to_3), ("to 4".to_owned(), to_4)]) {
-        lost_nothing(&what, pinger.stop());
+        pinger.lost_nothing(&what);
     }
     let after: Vec<_> = (1..=4).map(|n| indexes(segment.host(n))).collect();
     assert_eq!(after, before);
     drop(joined);
+}
+
+#[test]
+fn a_node_that_was_away_loses_what_was_consented_to_and_nothing_else() {
+    let segment = Segment::new(5);
+    let controller = &segment.controller;
+    let mut agents = segment.agents(5);
+    legacy_add(segment.host(5), "udp9", "10.0.9.1", "172.100.1.99", 1400);
+    controller.apply_with(&prod(&numbered(&[1, 2, 3, 4, 5]), ""), &["--wait"]).unwrap();
+    let all = |agents: &[Agent]| agents.iter().map(Agent::tunnel_names).collect::<Vec<_>>();
+    let before = all(&agents);
+    agents[4].kill9();
+
+    let emptied = prod(&numbered(&[1]), "");
+    for refused in [controller.run(&["mesh", "delete", "prod"]), controller.apply(&emptied)] {
+        let refused = refused.unwrap_err();
+        assert!(refused.stderr.contains("--allow-removals") && refused.stderr.contains("n5"), "{refused}");
+    }
+    assert_eq!(all(&agents[..4]), before[..4]);
+    controller.run(&["mesh", "delete", "prod", "--allow-removals"]).unwrap();
+    wait_until(SOON, "those that are there have none", || all(&agents[..4]).iter().all(Vec::is_empty));
+    agents[4].restart();
+    wait_until(SOON, "nor has the one that comes back", || agents[4].tunnel_names() == ["udp9"]);
+    wait_until(SOON, "it is in step", || agents[4].session()["state"] == "SYNCED");
+    assert!(controller.events("removals-held", "").is_empty());
+    assert!(controller.problems("").is_empty());
 }
 
 #[test]

@@ -25,6 +25,27 @@ impl Agent {
         Daemon::try_start(host, "agent", &[&[AGENT], arguments].concat()).map(Self)
     }
 
+    /// Starts an agent on another host with the same arguments and a copy of its state.
+    pub fn copy_to(&self, host: &Host) -> Self {
+        Self(self.0.copy_to(host).unwrap_or_else(|error| panic!("on {}: {error}", host.role())))
+    }
+
+    /// Its session with a controller, by gRPC.
+    pub fn session(&self) -> Value {
+        grpcurl(self, "tunmesh.v1.TunnelService/GetStatus", &json!({})).unwrap()["controller"].clone()
+    }
+
+    /// What one of its commands shows, as `show("status")`.
+    pub fn show(&self, command: &str) -> String {
+        self.host().run([AGENT, command, "--socket", self.socket().to_str().unwrap()])
+    }
+
+    /// The names of its tunnels.
+    pub fn tunnel_names(&self) -> Vec<String> {
+        let names = self.tunnels().into_iter();
+        names.map(|status| status["tunnel"]["name"].as_str().unwrap().to_owned()).collect()
+    }
+
     /// Its tunnels as it has them, by gRPC.
     pub fn tunnels(&self) -> Vec<Value> {
         let mut listed = grpcurl(self, "tunmesh.v1.TunnelService/ListTunnels", &json!({})).unwrap();

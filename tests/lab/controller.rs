@@ -62,6 +62,13 @@ impl Controller {
         file
     }
 
+    /// The events so far of a kind, as `controller events` has them; an empty `node` is all.
+    pub fn events(&self, kind: &str, node: &str) -> Vec<Value> {
+        let text = self.run(&["events", "-o", "json"]).unwrap_or_else(|failed| panic!("{failed}"));
+        let events = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        events.filter(|event| event["kind"] == kind && (node.is_empty() || event["node"] == node)).collect()
+    }
+
     /// A node as `controller nodes` has it; null where it does not know it.
     pub fn node(&self, name: &str) -> Value {
         let nodes = self.json(&["nodes"]);

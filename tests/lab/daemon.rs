@@ -29,8 +29,23 @@ impl Daemon {
     /// Starts a `what` on `host` by `command`, to which socket and state directory are added, and waits until its
     /// socket answers.
     pub fn try_start(host: &Host, what: &'static str, command: &[&str]) -> Result<Self, StartError> {
-        let directory = tempfile::Builder::new().prefix("tunmesh-").tempdir().unwrap();
         let command: Vec<_> = command.iter().map(|word| (*word).to_owned()).collect();
+        Self::start_in(directory(), host, what, command)
+    }
+
+    /// Starts the same on another host, with a copy of its state.
+    pub fn copy_to(&self, host: &Host) -> Result<Self, StartError> {
+        let directory = directory();
+        copy_files(&self.state_dir(), &state(directory.path()));
+        Self::start_in(directory, host, self.what, self.command.clone())
+    }
+
+    fn start_in(
+        directory: TempDir,
+        host: &Host,
+        what: &'static str,
+        command: Vec<String>,
+    ) -> Result<Self, StartError> {
         let process = spawn(host, &command, directory.path());
         let mut daemon = Self { what, host: host.clone(), command, directory, process };
         daemon.wait_ready()?;
@@ -105,7 +120,7 @@ impl Daemon {
 
     /// Where it keeps its state.
     pub fn state_dir(&self) -> PathBuf {
-        self.directory.path().join("state")
+        state(self.directory.path())
     }
 
     /// All that it has logged, over its restarts.
@@ -189,6 +204,26 @@ fn answers(socket: &Path) -> bool {
     stream.write_all(PREFACE).and_then(|()| stream.read_exact(&mut header)).is_ok()
 }
 
+/// Makes `to` a directory with copies of the files in `from`, and no others.
+pub fn copy_files(from: &Path, to: &Path) {
+    if to.exists() {
+        fs::remove_dir_all(to).unwrap();
+    }
+    fs::create_dir(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+    }
+}
+
+fn directory() -> TempDir {
+    tempfile::Builder::new().prefix("tunmesh-").tempdir().unwrap()
+}
+
+fn state(directory: &Path) -> PathBuf {
+    directory.join("state")
+}
+
 fn socket(directory: &Path) -> PathBuf {
     directory.join("sock")
 }
@@ -204,7 +239,7 @@ fn spawn(host: &Host, command: &[String], directory: &Path) -> Child {
         .arg("--socket")
         .arg(socket(directory))
         .arg("--state-dir")
-        .arg(directory.join("state"))
+        .arg(state(directory))
         .stdin(Stdio::null())
         .stdout(log.try_clone().unwrap())
         .stderr(log)

@@ -9,6 +9,7 @@
 #![allow(clippy::print_stderr, reason = "a failing test shows the agents' logs")]
 #![allow(clippy::disallowed_methods, reason = "real processes are waited for in real time")]
 
+mod actual;
 mod agent;
 mod controller;
 mod daemon;
@@ -17,20 +18,23 @@ mod hosts;
 mod peer2015;
 mod reach;
 mod scripted;
+mod segment;
 mod tools;
 mod traffic;
 
 use std::thread;
 use std::time::{Duration, Instant};
 
+pub use actual::actual;
 pub use agent::{AGENT, Agent};
 pub use controller::{CONTROLLER, Controller, UNDERLAYS};
-pub use daemon::{Daemon, StartError};
+pub use daemon::{Daemon, StartError, copy_files};
 pub use disk::Disk;
 pub use hosts::{Failed, Family, Host, Lab, ThreeHosts};
 pub use peer2015::Peer2015;
 pub use reach::all_reach;
 pub use scripted::{Scripted, Talk};
+pub use segment::{Segment, node_name, wait_live};
 pub use tools::{GrpcError, grpcurl, grpcurl_at, grpcurl_path, legacy_add, legacy_send};
 pub use traffic::{PingReport, Pinger, ping, ping_ok, transfer, try_transfer};
 

@@ -12,6 +12,9 @@ use nix::unistd::Pid;
 
 use super::{Host, SOON, wait_until};
 
+/// Intervals between pings after which it is told whether any are lost.
+const ENOUGH: u32 = 20;
+
 /// Waits until a ping from `host` to `target` is answered.
 pub fn ping_ok(host: &Host, target: &str) {
     wait_until(SOON, &format!("a ping from {} to {target} is answered", host.role()), || {
@@ -27,6 +30,8 @@ pub fn ping(host: &Host, target: &str, options: &[&str]) -> bool {
 /// Pings that go on until they are stopped.
 pub struct Pinger {
     process: Child,
+    /// When enough of them were sent to tell whether any are lost.
+    telling: Instant,
 }
 
 /// What became of a [`Pinger`]'s pings.
@@ -44,7 +49,7 @@ impl Pinger {
         let mut command = host.command("ping");
         command.args(["-n", "-q", "-i", &interval.as_secs_f64().to_string(), target]);
         let process = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("ping starts");
-        let pinger = Self { process };
+        let pinger = Self { process, telling: Instant::now() + interval * ENOUGH };
         // Before that an interrupt would end it without a summary.
         wait_until(SOON, "ping heeds SIGINT", || pinger.catches_interrupts());
         pinger
@@ -58,6 +63,14 @@ impl Pinger {
         output.read_to_string(&mut text).expect("ping prints text");
         self.process.wait().expect("ping ends");
         report(&text).unwrap_or_else(|| panic!("ping printed no summary: {text:?}"))
+    }
+
+    /// Ends the pings, of which none may be lost, when there were enough of them.
+    pub fn lost_nothing(self, what: &str) {
+        thread::sleep(self.telling.saturating_duration_since(Instant::now()));
+        let report = self.stop();
+        // The last reply may have been on its way.
+        assert!(report.sent > 10 && report.received + 1 >= report.sent, "{what}: {report:?}");
     }
 
     /// Reads the set of caught signals, a bit for each from 1 on, proc(5).
