@@ -18,7 +18,7 @@ use crate::agent::reconcile::{self, Actual, Held, Op, Route};
 use crate::agent::session::Base;
 use crate::agent::target::{self, Facts, Forwarding, Policy, Target};
 use crate::proto::command::{Command, CommandError, ErrorKind};
-use crate::proto::model::{Desired, DeviceName, Host, Owner, TunnelName, is_host_address};
+use crate::proto::model::{Desired, DeviceName, Host, Owner, TunnelName, is_underlay_address};
 use crate::proto::session::ItemId;
 
 /// How often the kernel's state is read again, and compared.
@@ -270,9 +270,10 @@ impl AgentState {
         let resolved = match (answer, known) {
             // A name with several addresses comes in any order: stay with the one in use.
             (Ok(addresses), Some(known)) if addresses.contains(&known) => Ok(known),
-            // Resolvers that block a name answer with addresses that are no host's, as 0.0.0.0.
+            // Resolvers that block a name answer with addresses that are no host's, as 0.0.0.0. Those on the same link
+            // answer with what is a host's on that link alone.
             (Ok(addresses), known) => {
-                let mut addresses = addresses.into_iter().filter(|address| is_host_address(*address));
+                let mut addresses = addresses.into_iter().filter(|address| is_underlay_address(*address));
                 addresses.next().or(known).ok_or_else(|| "no address of a host".to_owned())
             }
             // The peer is likely where it was while the resolver is away.

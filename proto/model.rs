@@ -251,18 +251,37 @@ pub fn is_host_address(address: IpAddr) -> bool {
     }
 }
 
+/// Whether `address` can be one host's on the underlay, whoever asks: a link-local one of IPv6 is another host's on
+/// every link, RFC 4007 section 5.
+pub fn is_underlay_address(address: IpAddr) -> bool {
+    is_host_address(address) && !is_link_local(address)
+}
+
+fn is_link_local(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local())
+}
+
 impl FromStr for Remote {
     type Err = Invalid;
 
     fn from_str(text: &str) -> Result<Self, Invalid> {
         let of_address = |address: IpAddr, port| {
             let address = address.to_canonical();
-            if is_host_address(address) {
+            if is_link_local(address) {
+                Err(Invalid::new("is another host's on every link", "use a global or unique local address"))
+            } else if is_host_address(address) {
                 Ok(Self { host: Host::Address(address), port })
             } else {
                 Err(Invalid::new("is no host's address", REMOTE_FORMS))
             }
         };
+        // With a zone, as RFC 4007 section 11 writes it: that is a name of this host alone.
+        if let Some((address, _)) = text.trim_start_matches('[').split_once('%')
+            && let Ok(address) = address.parse()
+            && is_link_local(address)
+        {
+            return of_address(address, None);
+        }
         if let Ok(address) = text.parse() {
             return of_address(address, None);
         }

@@ -8,11 +8,12 @@ mod lab;
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use lab::{AGENT, Agent, Host, Lab, SOON, Scripted, Talk, grpcurl, legacy_add, wait_until};
-use serde_json::{Value, json};
+use serde_json::json;
 use tonic::Status;
 use tonic_types::{ErrorDetails, StatusExt};
 use tunmesh::proto::command::TunnelSpec;
@@ -112,20 +113,6 @@ fn report(talk: &Talk, wanted: impl Fn(&Report) -> bool) -> Report {
     })
 }
 
-fn status(agent: &Agent) -> Value {
-    grpcurl(agent, "tunmesh.v1.TunnelService/GetStatus", &json!({})).unwrap()["controller"].clone()
-}
-
-fn show(agent: &Agent, command: &str) -> String {
-    agent.host().run([AGENT, command, "--socket", agent.socket().to_str().unwrap()])
-}
-
-fn tunnels(agent: &Agent) -> Vec<String> {
-    let answer = grpcurl(agent, "tunmesh.v1.TunnelService/ListTunnels", &json!({})).unwrap();
-    let tunnels = answer["tunnels"].as_array().cloned().unwrap_or_default();
-    tunnels.iter().map(|tunnel| tunnel["tunnel"]["name"].as_str().unwrap().to_owned()).collect()
-}
-
 fn has_device(host: &Host) -> bool {
     host.try_run(["ip", "link", "show", "m"]).is_ok()
 }
@@ -158,17 +145,17 @@ fn an_agent_follows_and_comes_back_as_it_was() {
     assert!(kept(&agent).contains("\"revision\": 1") && has_device(&host));
     talk.say(delta((1, &views[0]), (2, &views[1]), 0));
     assert_eq!(talk.ack().generation, generation(2));
-    assert_eq!(tunnels(&agent), ["m.n3", "m.n9", "udp2"]);
+    assert_eq!(agent.tunnel_names(), ["m.n3", "m.n9", "udp2"]);
     talk.say(ping(77));
     answer(&talk, 77);
     talk.say(ControllerMessage::ReportRequest(5));
     let whole = report(&talk, |report| report.request == Some(5));
     assert_eq!((whole.whole, whole.tunnels.len()), (true, 3));
     assert_eq!(whole.tunnels[&"m.n9".parse().unwrap()].state, TunnelState::Waiting(None));
-    let shown = show(&agent, "status");
+    let shown = agent.show("status");
     assert!(shown.contains("172.100.1.9, in step for") && shown.contains("1.2 of store s1"), "{shown}");
     assert!(shown.contains("--insecure: the controller is followed over 172.100.1.0/24"), "{shown}");
-    assert!(show(&agent, "tunnels").contains("controller"));
+    assert!(agent.show("tunnels").contains("controller"));
 
     // It says goodbye, and comes back with its controller away.
     agent.terminate();
@@ -176,7 +163,7 @@ fn an_agent_follows_and_comes_back_as_it_was() {
     assert!(!has_device(&host));
     drop((talk, controller));
     agent.restart();
-    assert_eq!(tunnels(&agent), ["m.n3", "m.n9", "udp2"]);
+    assert_eq!(agent.tunnel_names(), ["m.n3", "m.n9", "udp2"]);
     assert!(has_device(&host));
 
     let controller = Scripted::start(&other, address());
@@ -207,7 +194,7 @@ fn what_does_not_fit_is_asked_for_anew() {
     talk.ack();
     talk.say(delta((5, &views[0]), (6, &views[1]), 0));
     assert!(talk.resync().contains("1.5"));
-    assert_eq!(tunnels(&agent), ["m.n9"]);
+    assert_eq!(agent.tunnel_names(), ["m.n9"]);
     // What a later release says is passed over.
     talk.say(v1::ControllerMessage { message: None });
     let mut later = tunnel_item(&tunnel(4));
@@ -218,7 +205,7 @@ fn what_does_not_fit_is_asked_for_anew() {
     talk.say(snapshot(6, &view));
     let ack = talk.ack();
     assert_eq!(ack.failures.keys().cloned().collect::<BTreeSet<_>>(), ids(&["tunnel m.n5"]));
-    assert_eq!(tunnels(&agent), ["m.n3", "m.n4", "m.n9"]);
+    assert_eq!(agent.tunnel_names(), ["m.n3", "m.n4", "m.n9"]);
     // It has every tag, also of what it does not understand.
     talk.say(delta((6, &view), (7, &view), 0));
     assert_eq!(talk.ack().generation, generation(7));
@@ -233,12 +220,12 @@ fn what_does_not_fit_is_asked_for_anew() {
         _ => None,
     });
     assert!(reason.contains("cannot be kept on disk"), "{reason}");
-    assert_eq!(tunnels(&agent), ["m.n3", "m.n4", "m.n9"]);
-    assert!(status(&agent)["trouble"].as_str().unwrap().contains("cannot be kept on disk"));
+    assert_eq!(agent.tunnel_names(), ["m.n3", "m.n4", "m.n9"]);
+    assert!(agent.session()["trouble"].as_str().unwrap().contains("cannot be kept on disk"));
     fs::remove_dir(&obstacle).unwrap();
     talk.say(snapshot(8, &views[1]));
     assert_eq!(talk.ack().generation, generation(8));
-    assert_eq!(tunnels(&agent), ["m.n3", "m.n9"]);
+    assert_eq!(agent.tunnel_names(), ["m.n3", "m.n9"]);
 }
 
 #[test]
@@ -259,7 +246,7 @@ fn a_silent_controller_is_dialled_again_and_nothing_changes() {
     let details = ErrorDetails::with_retry_info(Some(Duration::from_secs(4)));
     talk.refuse(Status::with_error_details(tonic::Code::ResourceExhausted, "too many agents", details));
     wait_until(SOON, "its status says why", || {
-        status(&agent)["trouble"].as_str().is_some_and(|trouble| trouble.contains("too many agents"))
+        agent.session()["trouble"].as_str().is_some_and(|trouble| trouble.contains("too many agents"))
     });
     assert!(!controller.is_dialled_within(Duration::from_secs(3)));
     assert!(controller.is_dialled_within(SOON));
@@ -280,13 +267,13 @@ fn many_tunnels_stay_until_somebody_consents() {
     let held =
         ids(&["tunnel m.n3", "tunnel m.n4", "tunnel m.n5", "tunnel m.n6", "tunnel m.n7", "tunnel m.n8"]);
     assert_eq!(talk.ack().removals_held, held);
-    assert_eq!(tunnels(&agent).len(), 8);
-    let shown = show(&agent, "status");
+    assert_eq!(agent.tunnel_names().len(), 8);
+    let shown = agent.show("status");
     assert!(shown.contains("tunnel m.n8") && shown.contains("--allow-removals"), "{shown}");
     // Over a restart as well.
     drop(talk);
     agent.restart();
-    assert_eq!(tunnels(&agent).len(), 8);
+    assert_eq!(agent.tunnel_names().len(), 8);
     let (talk, hello) = controller.hello();
     assert_ne!(hello.have.unwrap().digest, views[1].digest());
     talk.welcome("s1");
@@ -296,7 +283,7 @@ fn many_tunnels_stay_until_somebody_consents() {
         end: Some(SnapshotEnd { digest: views[1].digest(), consent: 4 }),
     }));
     assert_eq!(talk.ack().removals_held, BTreeSet::new());
-    assert_eq!(tunnels(&agent), ["m.n2", "m.n20"]);
+    assert_eq!(agent.tunnel_names(), ["m.n2", "m.n20"]);
 }
 
 #[test]
@@ -313,14 +300,14 @@ fn a_foreign_controller_is_refused_until_the_agent_leaves() {
     let (talk, _) = controller.hello();
     talk.welcome("s2");
     talk.closed_within(SOON);
-    let trouble = status(&agent)["trouble"].clone();
+    let trouble = agent.session()["trouble"].clone();
     assert!(trouble.as_str().unwrap().contains("agent leave"), "{trouble}");
-    assert_eq!(tunnels(&agent), ["m.n9", "udp2"]);
+    assert_eq!(agent.tunnel_names(), ["m.n9", "udp2"]);
 
-    assert!(show(&agent, "leave").contains("1 of its tunnels"));
-    assert_eq!(tunnels(&agent), ["udp2"]);
+    assert!(agent.show("leave").contains("1 of its tunnels"));
+    assert_eq!(agent.tunnel_names(), ["udp2"]);
     assert!(!has_device(&host) && !kept(&agent).contains("s1"));
-    assert_eq!(status(&agent)["state"], "NOT_DIALLED");
+    assert_eq!(agent.session()["state"], "NOT_DIALLED");
     assert!(!controller.is_dialled_within(Duration::from_secs(2)));
     agent.restart();
     let (talk, hello) = controller.hello();
@@ -328,7 +315,7 @@ fn a_foreign_controller_is_refused_until_the_agent_leaves() {
     talk.welcome("s2");
     talk.say(snapshot(1, &mesh([9])));
     assert_eq!(talk.ack().generation, generation(1));
-    assert_eq!(status(&agent)["storeId"], "s2");
+    assert_eq!(agent.session()["storeId"], "s2");
 }
 
 #[test]
@@ -344,7 +331,7 @@ fn a_local_tunnel_keeps_its_name_until_it_is_gone() {
     talk.say(snapshot(1, &mesh([9, 3])));
     let failures = talk.ack().failures;
     assert!(failures[&id("tunnel m.n9")].contains("is taken by a local tunnel"), "{failures:?}");
-    let shown = show(&agent, "tunnels");
+    let shown = agent.show("tunnels");
     assert!(shown.contains("m.n9: the controller wants a tunnel of this name, too"), "{shown}");
     let delete = json!({"name": "m.n9"});
     grpcurl(&agent, "tunmesh.v1.TunnelService/DeleteTunnel", &delete).unwrap();
@@ -367,6 +354,10 @@ fn a_controller_is_followed_in_plain_text_only_where_that_is_allowed() {
             "neither an address nor a host",
         ),
         (vec!["--controller", "172.100.1.9", "--insecure", "172.100.1.0/24", "--label", "a b"], "role=web"),
+        (
+            vec!["--controller", "[fe80::9%to-other]:7443", "--insecure", "fe80::/10"],
+            "another host's on every link",
+        ),
     ] {
         let failed = host.try_run([&[AGENT], &arguments[..]].concat()).unwrap_err();
         assert_eq!(failed.code, Some(2), "{failed}");
@@ -376,7 +367,7 @@ fn a_controller_is_followed_in_plain_text_only_where_that_is_allowed() {
     let controller = Scripted::start(&host, "127.0.0.1:7443".parse().unwrap());
     let agent = Agent::start(&host, &["--controller", "localhost", "--insecure", "172.100.1.0/24"]);
     wait_until(SOON, "its status says why", || {
-        status(&agent)["trouble"]
+        agent.session()["trouble"]
             .as_str()
             .is_some_and(|trouble| trouble.contains("in none of the networks of --insecure"))
     });
@@ -401,5 +392,30 @@ fn a_controller_is_followed_in_plain_text_only_where_that_is_allowed() {
         failures[&id("tunnel m.n3")].contains("covers 172.100.1.9, the address of the controller"),
         "{failures:?}"
     );
-    assert_eq!(status(&agent)["failures"].as_object().unwrap().len(), 1);
+    assert_eq!(agent.session()["failures"].as_object().unwrap().len(), 1);
+}
+
+#[test]
+fn a_controller_is_found_on_ipv6_by_its_address_and_by_its_name() {
+    let lab = Lab::new();
+    let (host, other) = (lab.host("host"), lab.host("other"));
+    lab.link(&host, "fd00:100::1/64", &other, "fd00:100::9/64");
+    let files = Path::new("/etc/netns").join(host.namespace());
+    fs::create_dir_all(&files).unwrap();
+    fs::write(files.join("hosts"), "fe80::9 brain\nfd00:100::9 brain\n").unwrap();
+    fs::write(files.join("nsswitch.conf"), "hosts: files\n").unwrap();
+    let controller = Scripted::start(&other, "[fd00:100::9]:7443".parse().unwrap());
+    let view = mesh([]);
+    for address in ["fd00:100::9", "[fd00:100::9]:7443", "brain", "brain:7443"] {
+        let agent =
+            Agent::start(&host, &["--controller", address, "--insecure", "fd00:100::/64", "--name", "n1"]);
+        let (talk, hello) = controller.hello();
+        assert_eq!(hello.node.as_str(), "n1");
+        talk.welcome("s1");
+        talk.say(snapshot(1, &view));
+        assert_eq!(talk.ack().generation, generation(1));
+        let shown = agent.show("status");
+        assert!(shown.contains(&format!("{address}, in step for")), "{shown}");
+    }
+    fs::remove_dir_all(&files).unwrap();
 }

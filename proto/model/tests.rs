@@ -109,6 +109,10 @@ fn remotes() {
             ("ff02::1", "is no host's address", forms),
             ("255.255.255.255", "is no host's address", forms),
             ("::ffff:224.0.0.1", "is no host's address", forms),
+            ("fe80::1", "is another host's on every link", "a global or unique local address"),
+            ("[fe80::1]:5000", "is another host's on every link", "a global or unique local address"),
+            ("fe80::1%eth0", "is another host's on every link", "a global or unique local address"),
+            ("[febf::1%eth0]:5000", "is another host's on every link", "a global or unique local address"),
         ],
     );
 }
