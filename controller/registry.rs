@@ -28,6 +28,10 @@ pub const FENCE: Duration = Duration::from_secs(2);
 const LIVE: Duration = Duration::from_secs(12);
 /// How long a silent node counts as stale.
 const STALE: Duration = Duration::from_secs(60);
+/// How long it is known that another agent of a node's name was refused. One that is refused comes again within 6 s.
+const NAMESAKE: Duration = Duration::from_secs(60);
+/// How many of them are known at a time.
+const NAMESAKES: usize = 8;
 
 /// One stream of an agent, numbered by whoever accepts it; no number comes twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -40,7 +44,7 @@ pub enum Health {
     Live,
     /// Not heard of for 12 s.
     Stale,
-    /// Not heard of for 60 s or since the controller's start, or it said goodbye.
+    /// Not heard of for 60 s or since the controller's start, or it said goodbye, or its agent refuses this controller.
     Offline,
 }
 
@@ -139,8 +143,8 @@ pub struct Node {
     pub challenger: Option<Challenger>,
     /// Its last process.
     pub run_id: Option<RunId>,
-    /// The last process that was refused as a second one.
-    pub clone: Option<RunId>,
+    /// Where agents of its name came from that were refused as second ones, and when last.
+    namesakes: BTreeMap<IpAddr, Instant>,
     /// Its agent's release.
     pub version: String,
     /// When it was heard last.
@@ -185,7 +189,7 @@ impl Node {
             session: None,
             challenger: None,
             run_id: None,
-            clone: None,
+            namesakes: BTreeMap::new(),
             version: String::new(),
             last_heard: None,
             is_gone: false,
@@ -209,7 +213,9 @@ impl Node {
 
     /// Whether it is there.
     pub fn health(&self, now: Instant) -> Health {
-        let Some(heard) = self.last_heard.filter(|_| !self.is_gone) else { return Health::Offline };
+        // It comes again and again, and has nothing of what is wanted here.
+        let is_here = !self.is_gone && self.refusal.is_none();
+        let Some(heard) = self.last_heard.filter(|_| is_here) else { return Health::Offline };
         let age = now.saturating_duration_since(heard);
         if age < LIVE {
             Health::Live
@@ -218,6 +224,23 @@ impl Node {
         } else {
             Health::Offline
         }
+    }
+
+    /// Takes in that an agent of its name was refused. Returns whether that is news.
+    pub fn handle_namesake(&mut self, source: IpAddr, now: Instant) -> bool {
+        self.namesakes.retain(|_, at| now.saturating_duration_since(*at) < NAMESAKE);
+        let is_known = self.namesakes.contains_key(&source);
+        if is_known || self.namesakes.len() < NAMESAKES {
+            return self.namesakes.insert(source, now).is_none();
+        }
+        false
+    }
+
+    /// Where agents of its name come from that are refused.
+    pub fn namesakes(&self, now: Instant) -> impl Iterator<Item = IpAddr> {
+        let of_late =
+            self.namesakes.iter().filter(move |(_, at)| now.saturating_duration_since(**at) < NAMESAKE);
+        of_late.map(|(source, _)| *source)
     }
 
     /// Takes in how tunnels are. Returns those whose state is now of another kind, or failed from the first on.

@@ -10,7 +10,7 @@ use crate::controller::registry::rate::Rate;
 use crate::controller::registry::{
     ACKNOWLEDGE, Challenger, Connection, FENCE, Health, Path, Push, Session, WATCHDOG,
 };
-use crate::proto::model::{Host, NodeName, Remote, TunnelState, is_host_address};
+use crate::proto::model::{Host, NodeName, Remote, TunnelState, is_underlay_address};
 use crate::proto::session::{
     Ack, AgentMessage, ControllerMessage, Delta, Generation, Heartbeat, Hello, Item, PROTOCOL_VERSION,
     Report, Welcome,
@@ -53,7 +53,9 @@ impl ControllerState {
             return;
         }
         let known = self.registry.node_or_new(&node);
-        let rival = known.session.as_ref().filter(|session| session.run_id != hello.run_id);
+        // A process that was copied as it ran, with a virtual machine, is two of one number.
+        let is_same = |session: &Session| session.run_id == hello.run_id && session.path.source == path.source;
+        let rival = known.session.as_ref().filter(|session| !is_same(session));
         let Some(rival) = rival.map(|session| session.connection) else {
             // A process that comes again is alive.
             self.end_challenger(&node, Refusal::AlreadyConnected);
@@ -170,7 +172,7 @@ impl ControllerState {
             return self.recorded(node)?.endpoint.clone();
         }
         let host = Host::Address(source);
-        (!source.is_loopback() && is_host_address(source)).then_some(Remote { host, port: None })
+        (!source.is_loopback() && is_underlay_address(source)).then_some(Remote { host, port: None })
     }
 
     /// Addresses of the underlay at which agents reach the controller now.
@@ -247,7 +249,7 @@ impl ControllerState {
             AgentMessage::Ack(ack) => self.handle_ack(&name, ack, now, wall),
             AgentMessage::Resync(reason) => self.handle_resync(&name, reason, now),
             AgentMessage::Heartbeat(heartbeat) => {
-                self.handle_heartbeat(&name, connection, heartbeat, now, wall)
+                self.handle_heartbeat(&name, connection, heartbeat, now, wall);
             }
             AgentMessage::Report(report) => self.handle_report(&name, report, now, wall),
             AgentMessage::Goodbye => self.handle_goodbye(&name, now, wall),
@@ -411,6 +413,7 @@ impl ControllerState {
                 self.tell(name, kind, message, now, wall);
             }
         }
+        self.tell_health(name, now, wall);
         self.progress += 1;
         self.push(name, now);
     }
@@ -442,11 +445,9 @@ impl ControllerState {
         }
         let Some(node) = self.registry.node_mut(name) else { return };
         let challenger = node.challenger.as_ref();
-        let Some(clone) = challenger.filter(|challenger| Some(challenger.ping) == heartbeat.answers) else {
-            return;
-        };
-        let (run_id, source) = (clone.hello.run_id, clone.path.source);
-        if node.clone.replace(run_id) != Some(run_id) {
+        let namesake = challenger.filter(|challenger| Some(challenger.ping) == heartbeat.answers);
+        let Some(source) = namesake.map(|namesake| namesake.path.source.to_canonical()) else { return };
+        if node.handle_namesake(source, now) {
             let message = format!(
                 "an agent at {source} has its name, and it is alive: give each host a name of its own with --name"
             );
@@ -483,6 +484,7 @@ impl ControllerState {
             node.refusal = Some(reason.clone());
             self.tell(name, EventKind::SessionRefused, format!("by its agent: {reason}"), now, wall);
         }
+        self.tell_health(name, now, wall);
         self.let_challenger_in(name, now, wall);
     }
 
@@ -514,6 +516,9 @@ impl ControllerState {
             Health::Live => (EventKind::NodeLive, ""),
             Health::Stale => (EventKind::NodeStale, ""),
             Health::Offline if node.is_gone => (EventKind::NodeOffline, "it said goodbye"),
+            Health::Offline if node.refusal.is_some() => {
+                (EventKind::NodeOffline, "its agent refuses this controller")
+            }
             Health::Offline => (EventKind::NodeOffline, ""),
         };
         self.tell(name, kind, message, now, wall);

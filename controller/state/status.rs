@@ -230,7 +230,9 @@ impl ControllerState {
         }
         for status in nodes {
             let name = Some(&status.name);
-            if !status.meshes.is_empty() {
+            let node = self.registry.node(&status.name);
+            let refusal = node.and_then(|node| node.refusal.as_ref());
+            if !status.meshes.is_empty() && refusal.is_none() {
                 match status.health {
                     Health::Live => {}
                     Health::Stale => tell(name, None, "stale: nothing was heard of it for 12 s".to_owned()),
@@ -244,14 +246,21 @@ impl ControllerState {
                 );
                 tell(name, None, message);
             }
-            let Some(node) = self.registry.node(&status.name) else { continue };
-            if let Some(reason) = &node.refusal {
+            let Some(node) = node else { continue };
+            if let Some(reason) = refusal {
                 tell(name, None, format!("its agent refuses this controller: {reason}"));
             }
             if let Some(reason) = &node.obstacle {
                 tell(name, None, format!("its agent cannot follow: {reason}"));
             }
             for message in self.unforwarded(&status.name, node) {
+                tell(name, None, message);
+            }
+            for source in node.namesakes(now) {
+                let message = format!(
+                    "an agent at {source} has its name as well, and is refused: give each host a name of its own with \
+                     --name"
+                );
                 tell(name, None, message);
             }
             for (item, reason) in &node.failures {

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use super::world::{Agent, Sent, World, mesh};
+use super::world::{Agent, Sent, World, mesh, node};
 use super::{WEB, converged};
 use crate::controller::registry::FENCE;
-use crate::controller::state::{EventKind, Refusal};
+use crate::controller::state::{EventKind, Health, Refusal};
 use crate::proto::session::{AgentMessage, ControllerMessage, Generation, Heartbeat};
 
 #[test]
@@ -38,6 +38,103 @@ fn a_second_process_is_refused_while_the_first_is_alive() {
     world.apply(mesh(&WEB.replace("{mesh", "{mtu: 1300, mesh")));
     world.settle(&mut agents);
     assert_eq!(world.state.convergence(world.now).converged, 2);
+}
+
+#[test]
+fn agents_of_one_name_are_told_of_once_each_however_they_alternate() {
+    let (mut world, mut agents) = converged(2);
+    while world.deliver_down(&mut agents[0]) {}
+    let source = |number| std::net::Ipv4Addr::new(172, 100, 7, number).into();
+    let refuse = |world: &mut World, agents: &mut [Agent], number| {
+        let mut other = agents[0].clone();
+        other.restart();
+        other.source = source(number);
+        let connection = world.connect(&mut other);
+        while world.deliver_down(&mut agents[0]) {}
+        while world.deliver_up(agents[0].connection.unwrap()) {}
+        assert_eq!(world.closed(connection), Some(Refusal::AlreadyConnected));
+        world.pass(Duration::from_secs(1));
+    };
+    let problems = |world: &World| -> Vec<String> {
+        let problems = world.state.status(world.now).problems.into_iter();
+        problems.filter(|problem| problem.node == Some(node(0))).map(|problem| problem.message).collect()
+    };
+    for _ in 0..20 {
+        refuse(&mut world, &mut agents, 1);
+        refuse(&mut world, &mut agents, 2);
+    }
+    assert_eq!(world.count(EventKind::IdentityCloned), 2);
+    let shown = problems(&world);
+    assert_eq!(shown.len(), 2, "{shown:?}");
+    for (shown, number) in shown.iter().zip([1, 2]) {
+        assert!(
+            shown.contains(&format!("{} has its name", source(number))) && shown.contains("--name"),
+            "{shown}"
+        );
+    }
+    // Whoever comes from everywhere does not push all else out of the events.
+    for number in 0..=255 {
+        refuse(&mut world, &mut agents, number);
+    }
+    assert!(world.count(EventKind::IdentityCloned) < 64, "{}", world.count(EventKind::IdentityCloned));
+    // Who has not come for a minute is forgotten, and told of when it comes again.
+    world.pass(Duration::from_secs(60));
+    world.settle(&mut agents);
+    while world.deliver_down(&mut agents[0]) {}
+    assert_eq!(problems(&world), [""; 0]);
+    let before = world.count(EventKind::IdentityCloned);
+    refuse(&mut world, &mut agents, 1);
+    assert_eq!(world.count(EventKind::IdentityCloned), before + 1);
+}
+
+/// A virtual machine that was copied as it ran.
+#[test]
+fn a_process_that_was_copied_takes_nothing_from_the_first() {
+    let (mut world, mut agents) = converged(2);
+    while world.deliver_down(&mut agents[0]) {}
+    let old = agents[0].connection.unwrap();
+    let mut copy = agents[0].clone();
+    copy.source = "172.100.7.7".parse().unwrap();
+    let connection = world.connect(&mut copy);
+    assert!(world.waiting(&copy).is_empty(), "it waits");
+    while world.deliver_down(&mut agents[0]) {}
+    assert!(world.deliver_up(old));
+    assert_eq!(world.closed(connection), Some(Refusal::AlreadyConnected));
+    assert_eq!((world.closed(old), world.count(EventKind::IdentityCloned)), (None, 1));
+    // One process that comes from elsewhere than before is let in, for it does not answer where it was.
+    agents[0].source = "172.100.7.8".parse().unwrap();
+    let new = world.connect(&mut agents[0]);
+    world.pass(FENCE);
+    assert_eq!((world.closed(old), world.closed(new)), (Some(Refusal::Superseded), None));
+    assert_eq!(world.count(EventKind::NodeRestarted), 0);
+}
+
+#[test]
+fn an_agent_that_refuses_is_not_there_and_told_of_once() {
+    let (mut world, mut agents) = converged(2);
+    let health = |world: &World| {
+        let nodes = world.state.nodes(world.now);
+        nodes.into_iter().find(|status| status.name == node(0)).unwrap().health
+    };
+    let mut told = 0;
+    for attempt in 0..100 {
+        world.connect(&mut agents[0]);
+        world.say(&agents[0], AgentMessage::Refusal("it belongs to another store".to_owned()));
+        assert_eq!(health(&world), Health::Offline);
+        world.pass(Duration::from_secs(33));
+        let of_node = world.state.events_after(0).filter(|event| event.node == Some(node(0))).count();
+        assert!(attempt == 0 || of_node == told, "told again at attempt {attempt}");
+        told = of_node;
+    }
+    assert_eq!(world.count(EventKind::SessionRefused), 1);
+    let problems = world.state.status(world.now).problems;
+    let of_node: Vec<_> = problems.iter().filter(|problem| problem.node == Some(node(0))).collect();
+    assert_eq!(of_node.len(), 1, "{of_node:?}");
+    assert!(of_node[0].message.contains("another store"));
+    // Once it follows, it is there.
+    world.settle(&mut agents);
+    assert_eq!(health(&world), Health::Live);
+    assert!(world.state.status(world.now).problems.is_empty());
 }
 
 #[test]
