@@ -64,7 +64,7 @@ pub fn allocate(
     for (node, former) in before.nodes.iter().filter(|(node, _)| !members.contains(*node)) {
         let kept = families.iter().filter_map(|family| family.owned_by(node)).collect::<Vec<_>>();
         if !kept.is_empty() {
-            let allocation = Allocation { addresses: kept, freed: former.freed.or(Some(now)) };
+            let allocation = Allocation { addresses: kept, freed: Some(freed(former, now)) };
             after.nodes.insert(node.clone(), allocation);
         }
     }
@@ -110,7 +110,7 @@ impl Family {
         for (node, allocation) in &before.nodes {
             let Some(address) = allocation.addresses.iter().find(belongs) else { continue };
             if family.claim(node, *address) && !members.contains(node) {
-                left.push((allocation.freed.unwrap_or(now), *address));
+                left.push((freed(allocation, now), *address));
             }
         }
         left.sort_by_key(|(freed, _)| Reverse(*freed));
@@ -168,6 +168,12 @@ impl Family {
         };
         format!("the overlay {} has no address left{waiting}; use a larger one", self.network)
     }
+}
+
+/// When a node that is no member left. A clock that was ahead, and was put right, keeps its address no longer than
+/// any other.
+fn freed(allocation: &Allocation, now: Duration) -> Duration {
+    allocation.freed.map_or(now, |freed| freed.min(now))
 }
 
 /// Whether an address freed then is not to be given to another yet.

@@ -162,8 +162,11 @@ fn a_clock_that_was_wrong_stops_nothing() {
     story.now = Duration::ZERO;
     let failures = story.step(HOUR, &mesh, &["a", "c"]);
     assert!(failures[&name("c")].contains("(1 are kept"), "what was freed in the future rests");
+    let mut again = Story { allocations: story.allocations.clone(), ..story };
     story.step(HOUR, &mesh, &["a", "b"]);
     assert_eq!(story.has("b"), ["10.9.0.2"]);
+    assert!(again.step(HOUR, &mesh, &["a", "c"]).is_empty(), "and no longer than any other");
+    assert_eq!(again.has("c"), ["10.9.0.2"]);
 }
 
 /// What happens to a mesh between two allocations.
