@@ -39,7 +39,8 @@ impl Base {
     }
 
     /// What follows `base` when `items` are wanted. More than half of the tunnels, and more than three, go only with
-    /// consent that is younger than `base`; so do those that were held before.
+    /// consent that is younger than `base`; so do those that were held before. Nobody can have consented to the removal
+    /// of what an older copy of the store knows nothing of: in another incarnation the numbers say nothing.
     pub(super) fn next(
         base: Option<&Self>,
         store_id: String,
@@ -48,7 +49,12 @@ impl Base {
         consent: u64,
     ) -> Self {
         let held = match base {
-            Some(base) if consent <= base.generation.revision => base.held_without(&items),
+            Some(base)
+                if consent <= base.generation.revision
+                    || generation.incarnation != base.generation.incarnation =>
+            {
+                base.held_without(&items)
+            }
             Some(_) | None => Items::default(),
         };
         Self { store_id, generation, items, held }

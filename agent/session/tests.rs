@@ -454,6 +454,31 @@ fn what_is_held_goes_with_a_later_consent_and_by_no_other_way() {
     assert_eq!((ack.removals_held.len(), bench.has().all()), (0, views[3].clone()));
 }
 
+/// The operators of an older copy of the store consent to what they see, and that is not what the agent has.
+#[test]
+fn no_consent_counts_for_what_was_wanted_in_another_incarnation() {
+    let (before, after) = (items(1..=8, 0), items(1..=2, 0));
+    let mut bench = Bench::synced(&before);
+    let generation = |revision| Generation { incarnation: 2, revision };
+    let ack = bench.push(ControllerMessage::Snapshot(SnapshotChunk {
+        generation: generation(5),
+        items: after.iter().cloned().collect(),
+        end: Some(SnapshotEnd { digest: after.digest(), consent: 4 }),
+    }));
+    assert_eq!(ack.removals_held.len(), 6);
+    // What is consented to from here on is what it says that it has.
+    let (set, delete) = after.changes_to(&after);
+    let ack = bench.push(ControllerMessage::Delta(Delta {
+        base: generation(5),
+        generation: generation(6),
+        set,
+        delete,
+        digest: after.digest(),
+        consent: 6,
+    }));
+    assert_eq!((ack.removals_held.len(), bench.has().all()), (0, after));
+}
+
 #[test]
 fn the_devices_of_what_is_held_stay() {
     let (before, after) = (items(1..=8, 0), Items::default());
