@@ -192,6 +192,59 @@ async fn a_damaged_database_is_refused_with_words() {
     SqliteStore::open(directory.path()).unwrap();
 }
 
+/// What is found where a controller was killed, and an older copy of the database alone was put back: the log of later
+/// changes is no part of it. It may say all that was there last; then that is what there is.
+#[tokio::test]
+async fn a_copy_beside_the_log_of_later_changes_is_never_a_mixture() {
+    let mut refused = 0;
+    for (missing, logged) in [(0, 10), (1, 1), (1, 5), (2, 2), (3, 3), (4, 10), (7, 3), (30, 10)] {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, log) = (database(directory.path()), directory.path().join("store.db-wal"));
+        let changed = async |numbers: std::ops::Range<usize>| {
+            let store = SqliteStore::open(directory.path()).unwrap();
+            for n in numbers {
+                // Here and there among a hundred keys.
+                let key = format!("/n/{}", n * 37 % 100);
+                store.commit(writes([put(&key, vec![1; 300])])).await.unwrap();
+            }
+            store
+        };
+        drop(changed(0..100).await);
+        let copy = fs::read(&path).unwrap();
+        drop(changed(100..100 + missing).await);
+        let running = changed(350..350 + logged).await;
+        let (later, last) = (fs::read(&log).unwrap(), running.read("/").await.unwrap());
+        drop(running);
+        fs::write(&path, &copy).unwrap();
+        fs::write(&log, &later).unwrap();
+        match SqliteStore::open(directory.path()) {
+            Ok(store) => {
+                assert_eq!(store.read("/").await.unwrap(), last, "{missing} are missing");
+                drop(store);
+                let database = Connection::open(&path).unwrap();
+                let found: String =
+                    database.pragma_query_value(None, "integrity_check", |row| row.get(0)).unwrap();
+                assert_eq!(found, "ok", "{missing} are missing");
+            }
+            Err(error) => {
+                let error = error.to_string();
+                for words in ["is damaged", "store.db-wal", "put a copy of it back"] {
+                    assert!(error.contains(words), "{missing} are missing: {error}");
+                }
+                refused += 1;
+            }
+        }
+        // As the words say.
+        for file in ["store.db", "store.db-wal", "store.db-shm"] {
+            let _ = fs::remove_file(directory.path().join(file));
+        }
+        fs::write(&path, &copy).unwrap();
+        let store = SqliteStore::open(directory.path()).unwrap();
+        assert_eq!(store.read("/").await.unwrap().1, 100);
+    }
+    assert!(refused > 0);
+}
+
 #[tokio::test]
 async fn a_database_damaged_while_it_is_used_gives_errors_in_words() {
     let directory = filled(500).await;

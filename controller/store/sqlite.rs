@@ -361,5 +361,8 @@ fn words(path: &Path, error: &rusqlite::Error) -> String {
 }
 
 fn damaged(path: &Path, what: &str) -> String {
-    format!("{} is damaged ({what}): put a copy of it back", path.display())
+    let file = path.display();
+    format!(
+        "{file} is damaged ({what}): remove {file}, {file}-wal and {file}-shm, then put a copy of it back"
+    )
 }
