@@ -1,0 +1,251 @@
+//! Who a node is and which store it follows: copies of an agent, and copies of a store, under traffic.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a fault ends the test")]
+#![allow(clippy::disallowed_methods, reason = "takeovers are timed")]
+
+mod lab;
+
+use std::fmt::Write;
+use std::fs;
+use std::time::{Duration, Instant};
+
+use lab::{
+    Agent, Controller, Pinger, SOON, Segment, copy_files, node_name, ping, ping_ok, wait_live, wait_until,
+};
+
+/// When another agent of the name has the place of one that is dead: it dials at most 6 s after it was refused, and
+/// the dead one has 2 s to show that it is not.
+const TAKEOVER: Duration = Duration::from_secs(8);
+/// Between the requests of a ping.
+const INTERVAL: Duration = Duration::from_millis(50);
+/// Attempts of an agent that is refused again and again.
+const ATTEMPTS: usize = 3;
+
+/// A mesh of these hosts, which have the addresses 10.9.0.N.
+fn mesh(nodes: impl IntoIterator<Item = usize>) -> String {
+    let mut file = "mesh: prod\noverlay: 10.9.0.0/24\nsecurity: plain\nnodes:\n".to_owned();
+    nodes.into_iter().for_each(|n| writeln!(file, "  n{n}: {{address: 10.9.0.{n}}}").unwrap());
+    file
+}
+
+fn overlay(n: usize) -> String {
+    format!("10.9.0.{n}")
+}
+
+/// Pings that must not lose anything, both ways between each of `pairs`.
+fn traffic(segment: &Segment, pairs: &[(usize, usize)]) -> Vec<(String, Pinger)> {
+    let both = pairs.iter().flat_map(|(a, b)| [(*a, *b), (*b, *a)]);
+    both.map(|(from, to)| {
+        ping_ok(segment.host(from), &overlay(to));
+        (format!("{from} to {to}"), Pinger::start(segment.host(from), &overlay(to), INTERVAL))
+    })
+    .collect()
+}
+
+fn lost_nothing(traffic: Vec<(String, Pinger)>) {
+    traffic.into_iter().for_each(|(what, pinger)| pinger.lost_nothing(&what));
+}
+
+/// Where an agent sends what is for its tunnel `prod.n2`.
+fn endpoint_of_2(agent: &Agent) -> String {
+    let tunnels = agent.tunnels();
+    let found = tunnels.iter().find(|status| status["tunnel"]["name"] == "prod.n2").expect("the tunnel");
+    found["endpoint"].as_str().unwrap_or_default().to_owned()
+}
+
+fn trouble(agent: &Agent) -> String {
+    agent.session()["trouble"].as_str().unwrap_or_default().to_owned()
+}
+
+fn problem_of(controller: &Controller, node: &str, words: &str) -> bool {
+    let status = controller.json(&["status"]);
+    status["problems"].as_array().into_iter().flatten().any(|problem| {
+        problem["node"] == node && problem["message"].as_str().is_some_and(|message| message.contains(words))
+    })
+}
+
+/// Waits until an agent has been refused again and again because of its name, and was told what to do.
+fn is_refused_as_a_second_one(agent: &Agent) {
+    let attempts = || agent.log().matches("state=Dialling").count();
+    let before = attempts();
+    wait_until(3 * SOON, "it has come again and again", || attempts() >= before + ATTEMPTS);
+    let words =
+        "another agent with this name is connected and alive: give each host a name of its own with --name";
+    wait_until(SOON, "its status says what to do", || trouble(agent).contains(words));
+    assert!(agent.show("status").contains(words) && agent.log().contains(words), "{}", agent.log());
+}
+
+#[test]
+fn a_copy_of_an_agent_waits_until_the_first_is_dead() {
+    let segment = Segment::new(4);
+    let controller = &segment.controller;
+    let first = Agent::join_verbose(segment.host(1), Segment::CONTROLLER, "n1");
+    let mut second = Agent::join_verbose(segment.host(2), Segment::CONTROLLER, "n2");
+    segment.wait_live(2);
+    controller.apply_with(&mesh([1, 2]), &["--wait"]).unwrap();
+    let flow = traffic(&segment, &[(1, 2)]);
+
+    // One with the first's state, and one that has but its name.
+    let mut copy = second.copy_to(segment.host(3));
+    let namesake = Agent::join_verbose(segment.host(4), Segment::CONTROLLER, "n2");
+    is_refused_as_a_second_one(&copy);
+    is_refused_as_a_second_one(&namesake);
+    assert_eq!((copy.tunnel_names(), namesake.tunnel_names()), (vec!["prod.n1".to_owned()], Vec::new()));
+    assert!(!ping(segment.host(3), &overlay(1), &[]), "the copy has taken the place of the first");
+    assert_eq!(endpoint_of_2(&first), "172.100.1.2:5000");
+    assert_eq!(controller.node("n2")["health"], "LIVE");
+    assert_eq!(controller.events("node-restarted", "n2").len(), 0, "the first lost its session");
+    // Each is told of once, however often it comes.
+    let mut told: Vec<_> = controller
+        .events("identity-cloned", "")
+        .iter()
+        .map(|event| {
+            assert_eq!(event["node"], "n2", "{event}");
+            event["message"].as_str().unwrap().to_owned()
+        })
+        .collect();
+    told.sort();
+    assert_eq!(told.len(), 2, "{told:?}");
+    for (told, source) in told.iter().zip(["172.100.1.3", "172.100.1.4"]) {
+        assert!(told.contains(source) && told.contains("--name"), "{told}");
+        assert!(problem_of(controller, "n2", source), "{:?}", controller.json(&["status"]));
+    }
+    lost_nothing(flow);
+
+    // Its tunnels are as they were while nobody is n2, and then it is.
+    drop(namesake);
+    second.kill9();
+    let dead = Instant::now();
+    wait_until(TAKEOVER, "the copy has its place", || endpoint_of_2(&first) == "172.100.1.3:5000");
+    assert!(dead.elapsed() < TAKEOVER, "{:?}", dead.elapsed());
+    ping_ok(segment.host(1), &overlay(2));
+    assert_eq!(controller.events("node-restarted", "n2").len(), 1);
+    // Whoever comes later is the second one, also if it was the first.
+    second.restart();
+    let flow = [(1, 2), (3, 1)].map(|(from, to)| {
+        (format!("{from} to {to}"), Pinger::start(segment.host(from), &overlay(to), INTERVAL))
+    });
+    is_refused_as_a_second_one(&second);
+    assert_eq!(endpoint_of_2(&first), "172.100.1.3:5000");
+    lost_nothing(flow.into());
+    copy.kill9();
+    wait_until(TAKEOVER, "the first has its place back", || endpoint_of_2(&first) == "172.100.1.2:5000");
+    ping_ok(segment.host(1), &overlay(2));
+}
+
+#[test]
+fn an_older_copy_of_the_store_takes_nothing_away_unseen() {
+    let mut segment = Segment::new(7);
+    let agents = segment.agents(7);
+    let all = || agents.iter().map(Agent::tunnel_names).collect::<Vec<_>>();
+    let generations = || -> Vec<String> {
+        agents.iter().map(|agent| agent.session()["generation"].as_str().unwrap().to_owned()).collect()
+    };
+    segment.controller.apply_with(&mesh(1..=3), &["--wait"]).unwrap();
+    // As a disk has it when its host loses power: what is not in the database yet is in the log beside it.
+    segment.controller.kill9();
+    let state = segment.controller.state_dir();
+    let older = state.with_file_name("older");
+    copy_files(&state, &older);
+    assert!(older.join("store.db-wal").exists(), "the copy is not of a running store");
+    segment.controller.restart();
+    segment.wait_live(7);
+    for count in 4..=7 {
+        segment.controller.apply_with(&mesh(1..=count), &["--wait"]).unwrap();
+    }
+    let before = all();
+    assert!(before.iter().all(|names| names.len() == 6), "{before:?}");
+    let newest: u64 = generations()[0].strip_prefix("1.").expect("the first incarnation").parse().unwrap();
+    let flow = traffic(&segment, &[(1, 2), (1, 7), (6, 7)]);
+
+    assert!(segment.controller.terminate().success());
+    copy_files(&older, &state);
+    segment.controller.restart();
+    segment.wait_live(7);
+    let controller = &segment.controller;
+    wait_until(2 * SOON, "all agents have what the older store wants", || {
+        (1..=7).all(|n| controller.node(&node_name(n))["converged"] == true)
+    });
+    let events = controller.events("store-restored", "");
+    assert_eq!(events.len(), 1, "{events:?}");
+    let message = events[0]["message"].as_str().unwrap();
+    assert!(message.contains(&format!("it has generation 1.{newest}")), "{message}");
+    let after = generations();
+    assert!(after.iter().all(|generation| generation.starts_with("2.")), "{after:?}");
+    // Of what it does not want nothing has gone, and everybody hears of it.
+    assert_eq!(all(), before);
+    for (n, agent) in (1..).zip(&agents) {
+        let node = node_name(n);
+        let events = controller.events("removals-held", &node);
+        assert_eq!(events.len(), 1, "{node}: {events:?}");
+        assert!(problem_of(controller, &node, "apply a mesh with --allow-removals"), "{node}");
+        assert!(agent.show("status").contains("--allow-removals"), "{}", agent.show("status"));
+    }
+
+    // What was wanted is wanted again: it was never gone.
+    controller.apply_with(&mesh(1..=7), &["--wait"]).unwrap();
+    assert_eq!(all(), before);
+    let status = controller.json(&["status"]);
+    assert!(status["problems"].is_null(), "{status}");
+    lost_nothing(flow);
+
+    // It is the store now: what it comes to want is done, with the consent of somebody.
+    let flow = traffic(&segment, &[(1, 2)]);
+    controller.apply_with(&mesh(1..=3), &["--allow-removals", "--wait"]).unwrap();
+    wait_until(SOON, "the others have none", || all()[3..].iter().all(Vec::is_empty));
+    assert_eq!(all()[0], ["prod.n2", "prod.n3"]);
+    lost_nothing(flow);
+}
+
+#[test]
+fn a_foreign_store_changes_nothing_and_is_followed_by_those_that_leave() {
+    let mut segment = Segment::new(3);
+    let mut agents = segment.agents(3);
+    segment.controller.apply_with(&mesh(1..=3), &["--wait"]).unwrap();
+    let flow = traffic(&segment, &[(1, 2)]);
+    let before: Vec<_> = agents.iter().map(Agent::tunnel_names).collect();
+
+    assert!(segment.controller.terminate().success());
+    let state = segment.controller.state_dir();
+    let own = state.with_file_name("own");
+    copy_files(&state, &own);
+    fs::remove_dir_all(&state).unwrap();
+    segment.controller.restart();
+    let controller = &segment.controller;
+    for (n, agent) in (1..).zip(&agents) {
+        let words = "to change to this one run `agent leave`";
+        wait_until(SOON, "its status says what to do", || trouble(agent).contains(words));
+        let node = node_name(n);
+        wait_until(SOON, "the controller has heard why", || {
+            problem_of(controller, &node, "its agent refuses this controller: the controller has the store")
+        });
+        assert_eq!(controller.events("session-refused", &node).len(), 1);
+        // It is not there for this controller, whatever it said.
+        assert_eq!(controller.node(&node)["health"], "OFFLINE", "{node}");
+    }
+    // Not even with a mesh in which they are.
+    let other = mesh(1..=2).replace("10.9.", "10.8.").replace("prod", "other");
+    assert!(controller.apply_with(&other, &["--wait", "1s"]).unwrap_err().stderr.contains("agent leave"));
+    assert_eq!(agents.iter().map(Agent::tunnel_names).collect::<Vec<_>>(), before);
+    lost_nothing(flow);
+
+    agents[2].show("leave");
+    assert_eq!(agents[2].tunnel_names(), Vec::<String>::new());
+    agents[2].restart();
+    wait_live(controller, &[node_name(3)]);
+    assert!(!problem_of(controller, "n3", "refuses"));
+
+    // The own store is put back, and those that stayed are as they were.
+    assert!(segment.controller.terminate().success());
+    copy_files(&own, &state);
+    segment.controller.restart();
+    agents[..2].iter_mut().for_each(|agent| agent.restart());
+    segment.wait_live(2);
+    let flow = traffic(&segment, &[(1, 2)]);
+    wait_until(SOON, "they are in step", || {
+        agents[..2].iter().all(|agent| agent.session()["state"] == "SYNCED")
+    });
+    assert_eq!(agents[..2].iter().map(Agent::tunnel_names).collect::<Vec<_>>(), before[..2]);
+    assert!(segment.controller.events("store-restored", "").is_empty());
+    lost_nothing(flow);
+}
