@@ -5,6 +5,8 @@
 //! [`AgentState::poll_timeout`] says so. `now` never goes back.
 
 mod command;
+mod names;
+mod outcome;
 mod status;
 mod wanted;
 
@@ -12,27 +14,22 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use self::names::Lookup;
+use self::outcome::Failure;
+pub use self::outcome::OpResult;
 use self::wanted::Derived;
 pub use self::wanted::Wanted;
 use crate::agent::reconcile::{self, Actual, Held, Op, Route};
 use crate::agent::session::Base;
 use crate::agent::target::{self, Facts, Forwarding, Policy, Target};
 use crate::proto::command::{Command, CommandError, ErrorKind};
-use crate::proto::model::{Desired, DeviceName, Host, Owner, TunnelName, is_underlay_address};
+use crate::proto::model::{Desired, DeviceName, Host, Owner, TunnelName};
 use crate::proto::session::ItemId;
 
 /// How often the kernel's state is read again, and compared.
 const AUDIT: Duration = Duration::from_secs(60);
 /// The same while a tunnel cannot be had: what stands in its way may be gone.
 const AUDIT_TROUBLED: Duration = Duration::from_secs(5);
-/// How soon a device or route that failed is tried again; doubled up to [`RETRY_MOST`].
-const RETRY_LEAST: Duration = Duration::from_secs(1);
-/// The longest wait before a failed device or route is tried again.
-const RETRY_MOST: Duration = Duration::from_secs(30);
-/// How soon a name that did not resolve is asked for again.
-const RESOLVE_RETRY: Duration = Duration::from_secs(5);
-/// How long an answer of the resolver is believed.
-const RESOLVE_AGAIN: Duration = Duration::from_secs(60);
 
 /// A change of the wanted state that was accepted but is not kept yet. It becomes real by [`AgentState::commit`].
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,41 +42,6 @@ pub struct Change {
     /// The tunnels that are tried at once.
     tried: BTreeSet<TunnelName>,
     refused: BTreeMap<ItemId, String>,
-}
-
-/// What came of an operation.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum OpResult {
-    /// It is done.
-    Done,
-    /// [`Op::Observe`]: what the kernel holds.
-    Observed(Actual),
-    /// [`Op::MeasurePaths`]: the MTU of each route in bytes.
-    Measured(BTreeMap<IpAddr, Result<u32, String>>),
-    /// It failed, in words why.
-    Failed(String),
-}
-
-/// A device or route that failed.
-#[derive(Debug, Clone)]
-struct Failure {
-    reason: String,
-    retry_at: Instant,
-    wait: Duration,
-}
-
-impl Failure {
-    fn after(earlier: Option<&Self>, reason: String, now: Instant) -> Self {
-        let wait = earlier.map_or(RETRY_LEAST, |earlier| (earlier.wait * 2).min(RETRY_MOST));
-        Self { reason, retry_at: now + wait, wait }
-    }
-}
-
-/// A host name that a remote has.
-#[derive(Debug, Clone)]
-struct Lookup {
-    due: Instant,
-    pending: bool,
 }
 
 /// The agent's state machine.
@@ -260,57 +222,6 @@ impl AgentState {
         connected.chain(routes).any(|network| network.contains(&address))
     }
 
-    /// Takes in what a resolver says of a host name, the preferred address first.
-    pub fn handle_resolved(&mut self, host: &str, answer: Result<Vec<IpAddr>, String>, now: Instant) {
-        self.now = now;
-        if !self.lookups.contains_key(host) {
-            return;
-        }
-        let known = self.facts.resolved.get(host).and_then(|known| known.as_ref().ok()).copied();
-        let resolved = match (answer, known) {
-            // A name with several addresses comes in any order: stay with the one in use.
-            (Ok(addresses), Some(known)) if addresses.contains(&known) => Ok(known),
-            // Resolvers that block a name answer with addresses that are no host's, as 0.0.0.0. Those on the same link
-            // answer with what is a host's on that link alone.
-            (Ok(addresses), known) => {
-                let mut addresses = addresses.into_iter().filter(|address| is_underlay_address(*address));
-                addresses.next().or(known).ok_or_else(|| "no address of a host".to_owned())
-            }
-            // The peer is likely where it was while the resolver is away.
-            (Err(_), Some(known)) => Ok(known),
-            (Err(reason), None) => Err(reason),
-        };
-        // What is known already is in the target: many names that stay cost nothing.
-        let is_news = known.is_none_or(|known| resolved != Ok(known));
-        let resolved =
-            resolved.and_then(|address| match is_news.then(|| self.upset_by(host, address)).flatten() {
-                Some(other) => Err(format!("{address} clashes with tunnel {other}")),
-                None => Ok(address),
-            });
-        if let Some(lookup) = self.lookups.get_mut(host) {
-            lookup.pending = false;
-            lookup.due = now + if resolved.is_ok() { RESOLVE_AGAIN } else { RESOLVE_RETRY };
-        }
-        if is_news {
-            self.facts.resolved.insert(host.to_owned(), resolved);
-            self.rebuild();
-        }
-    }
-
-    /// A tunnel to elsewhere that works, and would not if `host` had `address`: whoever answers for a name must not
-    /// take from others what they have.
-    fn upset_by(&self, host: &str, address: IpAddr) -> Option<TunnelName> {
-        let mut facts = self.facts.clone();
-        facts.resolved.insert(host.to_owned(), Ok(address));
-        let after = target::build(&self.wanted.desired, &facts, &self.policy);
-        let is_elsewhere = |name: &TunnelName| {
-            let remote = self.wanted.desired.tunnels.get(name).map(|tunnel| &tunnel.remote.host);
-            !matches!(remote, Some(Host::Name(name)) if name == host)
-        };
-        let mut upset = after.faults.into_keys();
-        upset.find(|name| is_elsewhere(name) && !self.target.faults.contains_key(name))
-    }
-
     /// Takes in that a device of ours went away or changed without our doing.
     pub fn handle_device_event(&mut self, now: Instant) {
         self.now = now;
@@ -378,96 +289,6 @@ impl AgentState {
             self.failed_routes.retain(|route, _| held.routes.contains(route));
         }
         self.queue.pop_front()
-    }
-
-    /// Takes in what came of an operation.
-    pub fn handle_op_result(&mut self, op: Op, result: OpResult, now: Instant) {
-        self.now = now;
-        match result {
-            OpResult::Observed(actual) => self.handle_observed(actual, now),
-            OpResult::Measured(mtus) => self.handle_measured(mtus),
-            OpResult::Failed(reason) => self.handle_failure(op, reason, now),
-            OpResult::Done => self.handle_done(op),
-        }
-    }
-
-    fn handle_measured(&mut self, mtus: BTreeMap<IpAddr, Result<u32, String>>) {
-        for (address, mtu) in mtus {
-            // A path that is away for a moment is likely the same when it is back.
-            self.paths.insert(address, mtu.as_ref().err().cloned());
-            if let Ok(mtu) = mtu {
-                self.facts.path_mtus.insert(address, mtu);
-            }
-        }
-        self.rebuild();
-    }
-
-    fn handle_done(&mut self, op: Op) {
-        reconcile::apply(&mut self.facts.actual, &op);
-        match op {
-            // The kernel may have done more: without `promote_secondaries` it removes all addresses of the network
-            // with its first.
-            Op::RemoveAddress(..) => self.observe = true,
-            // A device that is up gets a link-local address when its MTU comes to carry IPv6.
-            Op::SetMtu(device, _) => {
-                self.observe |= self.facts.actual.links.get(device.as_str()).is_some_and(|link| link.up);
-            }
-            Op::Publish(forwarding) => self.published = forwarding,
-            Op::Observe
-            | Op::Resolve(_)
-            | Op::MeasurePaths(_)
-            | Op::RemoveRoute(_)
-            | Op::DeleteDevice(_)
-            | Op::CreateDevice(_)
-            | Op::AddAddress(..)
-            | Op::SetUp(_)
-            | Op::AddRoute(_)
-            | Op::ChangeRoute(_) => {}
-        }
-    }
-
-    fn handle_failure(&mut self, op: Op, reason: String, now: Instant) {
-        if let Some(device) = op.device() {
-            self.queue.retain(|queued| queued.device() != Some(device));
-            let failure = Failure::after(self.failed_devices.get(device), reason, now);
-            self.failed_devices.insert(device.clone(), failure);
-            self.observe = true;
-            return;
-        }
-        match op {
-            Op::AddRoute(route) | Op::ChangeRoute(route) => {
-                let failure = Failure::after(self.failed_routes.get(&route), reason, now);
-                self.failed_routes.insert(route, failure);
-            }
-            // Whatever it was that is not there any more, the next reading shows it.
-            Op::RemoveRoute(route) => {
-                self.facts.actual.routes.remove(&route);
-            }
-            Op::MeasurePaths(addresses) => {
-                let failed = addresses.into_iter().map(|address| (address, Some(reason.clone())));
-                self.paths.extend(failed);
-            }
-            // The next audit reads again; until then the last reading stands.
-            Op::Observe => self.observe = false,
-            Op::Publish(_)
-            | Op::Resolve(_)
-            | Op::DeleteDevice(_)
-            | Op::CreateDevice(_)
-            | Op::SetMtu(..)
-            | Op::AddAddress(..)
-            | Op::RemoveAddress(..)
-            | Op::SetUp(_) => {}
-        }
-    }
-
-    fn held(&self) -> Held {
-        let is_held = |failure: &Failure| failure.retry_at > self.now;
-        let devices = self.failed_devices.iter().filter(|(_, failure)| is_held(failure));
-        let routes = self.failed_routes.iter().filter(|(_, failure)| is_held(failure));
-        Held {
-            devices: devices.map(|(device, _)| device.clone()).collect(),
-            routes: routes.map(|(route, _)| route.clone()).collect(),
-        }
     }
 
     /// Works the target out anew, and forgets what no tunnel needs any more.

@@ -19,10 +19,13 @@ use crate::proto::session::{ControllerMessage, Digest, Generation, Items};
 
 mod changes;
 mod events;
+mod messages;
 mod plans;
+mod push;
 mod records;
 mod sessions;
 mod status;
+mod tell;
 
 pub use super::registry::{Connection, Health};
 pub use events::{Event, EventKind};

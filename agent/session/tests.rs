@@ -1,10 +1,13 @@
 mod disorder;
 
+use std::sync::Arc;
+
 use proptest::prelude::*;
 
+use super::push::SNAPSHOT_BYTES;
 use super::*;
 use crate::proto::model::{Owner, TunnelState};
-use crate::proto::session::{Digest, Have, Report, SnapshotEnd, Tag};
+use crate::proto::session::{Delta, Digest, Have, Item, Items, Report, SnapshotChunk, SnapshotEnd, Tag};
 
 #[allow(clippy::disallowed_methods, reason = "any instant will do to count from")]
 fn start() -> Instant {

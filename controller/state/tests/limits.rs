@@ -189,6 +189,7 @@ fn an_overlay_address_is_neither_the_controllers_nor_an_endpoint() {
         allocations.nodes[&node(number)].addresses[0]
     };
     let (source, local) = (overlay(1, &world), overlay(0, &world));
+    world.close(agents[1].connection.unwrap());
     agents[1].source = source;
     world.local = local;
     world.connect(&mut agents[1]);

@@ -1,0 +1,73 @@
+//! Host names of remotes, and what a resolver says of them.
+
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use super::AgentState;
+use crate::agent::target;
+use crate::proto::model::{Host, TunnelName, is_underlay_address};
+
+/// How soon a name that did not resolve is asked for again.
+const RESOLVE_RETRY: Duration = Duration::from_secs(5);
+/// How long an answer of the resolver is believed.
+const RESOLVE_AGAIN: Duration = Duration::from_secs(60);
+
+/// A host name that a remote has.
+#[derive(Debug, Clone)]
+pub(super) struct Lookup {
+    pub(super) due: Instant,
+    pub(super) pending: bool,
+}
+
+impl AgentState {
+    /// Takes in what a resolver says of a host name, the preferred address first.
+    pub fn handle_resolved(&mut self, host: &str, answer: Result<Vec<IpAddr>, String>, now: Instant) {
+        self.now = now;
+        if !self.lookups.contains_key(host) {
+            return;
+        }
+        let known = self.facts.resolved.get(host).and_then(|known| known.as_ref().ok()).copied();
+        let resolved = match (answer, known) {
+            // A name with several addresses comes in any order: stay with the one in use.
+            (Ok(addresses), Some(known)) if addresses.contains(&known) => Ok(known),
+            // Resolvers that block a name answer with addresses that are no host's, as 0.0.0.0. Those on the same link
+            // answer with what is a host's on that link alone.
+            (Ok(addresses), known) => {
+                let mut addresses = addresses.into_iter().filter(|address| is_underlay_address(*address));
+                addresses.next().or(known).ok_or_else(|| "no address of a host".to_owned())
+            }
+            // The peer is likely where it was while the resolver is away.
+            (Err(_), Some(known)) => Ok(known),
+            (Err(reason), None) => Err(reason),
+        };
+        // What is known already is in the target: many names that stay cost nothing.
+        let is_news = known.is_none_or(|known| resolved != Ok(known));
+        let resolved =
+            resolved.and_then(|address| match is_news.then(|| self.upset_by(host, address)).flatten() {
+                Some(other) => Err(format!("{address} clashes with tunnel {other}")),
+                None => Ok(address),
+            });
+        if let Some(lookup) = self.lookups.get_mut(host) {
+            lookup.pending = false;
+            lookup.due = now + if resolved.is_ok() { RESOLVE_AGAIN } else { RESOLVE_RETRY };
+        }
+        if is_news {
+            self.facts.resolved.insert(host.to_owned(), resolved);
+            self.rebuild();
+        }
+    }
+
+    /// A tunnel to elsewhere that works, and would not if `host` had `address`: whoever answers for a name must not
+    /// take from others what they have.
+    fn upset_by(&self, host: &str, address: IpAddr) -> Option<TunnelName> {
+        let mut facts = self.facts.clone();
+        facts.resolved.insert(host.to_owned(), Ok(address));
+        let after = target::build(&self.wanted.desired, &facts, &self.policy);
+        let is_elsewhere = |name: &TunnelName| {
+            let remote = self.wanted.desired.tunnels.get(name).map(|tunnel| &tunnel.remote.host);
+            !matches!(remote, Some(Host::Name(name)) if name == host)
+        };
+        let mut upset = after.faults.into_keys();
+        upset.find(|name| is_elsewhere(name) && !self.target.faults.contains_key(name))
+    }
+}
