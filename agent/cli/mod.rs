@@ -47,11 +47,11 @@ enum Sub {
 
 #[derive(Debug, Args)]
 struct RunArgs {
-    /// UDP port of packets, here and at remotes that name none
+    /// UDP port of packets, here and at remotes that name none; also -dp and --dataPort
     #[arg(long, alias = "dataPort", env = "TUNMESH_DATA_PORT", default_value_t = 5000, value_name = "PORT",
           value_parser = clap::value_parser!(u16).range(1..))]
     data_port: u16,
-    /// UDP port of the legacy control protocol
+    /// UDP port of the legacy control protocol; also -cp and --controlPort
     #[arg(long, alias = "controlPort", env = "TUNMESH_CONTROL_PORT", default_value_t = crate::proto::legacy::CONTROL_PORT,
           value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     control_port: u16,
@@ -242,6 +242,16 @@ mod tests {
         }
         let cli = parse(&["-dp=6000"]).unwrap();
         assert_eq!((cli.run.data_port, cli.run.control_port), (6000, 5001));
+    }
+
+    #[test]
+    fn the_help_names_the_flags_of_2015() {
+        let mut command = <Cli as clap::CommandFactory>::command();
+        for help in [command.render_help().to_string(), command.render_long_help().to_string()] {
+            for flag in ["-dp", "--dataPort", "-cp", "--controlPort"] {
+                assert!(help.contains(flag), "{flag} is not in: {help}");
+            }
+        }
     }
 
     #[test]
