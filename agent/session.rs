@@ -142,6 +142,8 @@ struct Open {
     beat_at: Instant,
     /// The store of the controller that welcomed it; `None`: none has yet.
     store_id: Option<String>,
+    /// What it calls its start.
+    timeline: String,
     /// Whether what it said in its Hello has been answered.
     answered: bool,
     synced: Option<Instant>,
@@ -211,6 +213,7 @@ impl Session {
                 heard: now,
                 beat_at,
                 store_id: None,
+                timeline: String::new(),
                 answered: false,
                 synced: None,
                 moved: now,
@@ -414,6 +417,7 @@ impl Session {
         }
         if let Phase::Open(open) = &mut self.phase {
             open.store_id = Some(welcome.store_id.clone());
+            open.timeline.clone_from(&welcome.timeline);
             open.moved = now;
         }
     }

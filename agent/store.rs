@@ -139,6 +139,7 @@ mod tests {
         let base = Base {
             store_id: "s1".to_owned(),
             generation: Generation { incarnation: 1, revision: u64::MAX },
+            timeline: "t1".to_owned(),
             items: Items::new([item.into()]),
             held: Items::default(),
         };

@@ -152,6 +152,8 @@ pub struct ControllerState {
     effects: VecDeque<Effect>,
     /// The start's number, in the upper half of every epoch.
     start: u64,
+    /// What the start is called.
+    timeline: String,
     /// How many epochs, pings and requests there were.
     counter: u64,
     refusals: Refusals,
@@ -168,6 +170,7 @@ impl ControllerState {
     pub fn new(stored: Stored, start: u64, now: Instant, wall: Duration) -> Self {
         let mut state = Self {
             generation: stored.generation(),
+            timeline: stored.timeline().to_owned(),
             stored: Arc::new(stored),
             views: BTreeMap::new(),
             pending: Pending::default(),

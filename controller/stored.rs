@@ -3,18 +3,20 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 use super::alloc::Allocations;
 use super::mesh::Mesh;
 use super::plan::{NodeRecord, Wanted};
 use super::store::transaction::{Change, Condition, Entry, Transaction, Write};
 use crate::proto::model::{MeshName, NodeName};
-use crate::proto::session::Generation;
+use crate::proto::session::{Generation, Have};
 
 /// The version of keys and encodings that this release reads and writes.
 const SCHEMA: u64 = 1;
+/// How many starts are remembered. To agents that were away for more it is as if an older copy had been restored.
+const TIMELINES: usize = 1_000;
 
 /// A key of the store.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -23,6 +25,7 @@ enum Key {
     Incarnation,
     Starts,
     Schema,
+    Timelines,
     Meshes,
     Mesh(MeshName),
     Allocations(MeshName),
@@ -37,6 +40,7 @@ impl fmt::Display for Key {
             Self::Incarnation => f.write_str("/meta/incarnation"),
             Self::Starts => f.write_str("/meta/starts"),
             Self::Schema => f.write_str("/meta/schema"),
+            Self::Timelines => f.write_str("/meta/timelines"),
             Self::Meshes => f.write_str("/meta/meshes"),
             Self::Mesh(name) => write!(f, "/meshes/{name}"),
             Self::Allocations(name) => write!(f, "/allocations/{name}"),
@@ -58,6 +62,7 @@ impl Key {
             ("meta", "incarnation") => Some(Ok(Self::Incarnation)),
             ("meta", "starts") => Some(Ok(Self::Starts)),
             ("meta", "schema") => Some(Ok(Self::Schema)),
+            ("meta", "timelines") => Some(Ok(Self::Timelines)),
             ("meta", "meshes") => Some(Ok(Self::Meshes)),
             ("meshes", rest) => Some(name(rest).map(Self::Mesh)),
             ("allocations", rest) => Some(name(rest).map(Self::Allocations)),
@@ -85,8 +90,19 @@ pub struct Stored {
     pub faults: BTreeMap<String, String>,
     starts: u64,
     schema: u64,
+    /// The latest starts of controllers, the latest last.
+    timelines: Vec<Timeline>,
     /// By key, the revision that set it; also where its value cannot be read.
     revisions: BTreeMap<String, u64>,
+}
+
+/// A start of a controller, by which it is told what came of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Timeline {
+    /// Random, so that of two stores that went on from one copy none has the other's.
+    name: String,
+    /// The revision that it found.
+    begun: u64,
 }
 
 /// What a change was about.
@@ -142,8 +158,8 @@ impl Stored {
         self.revisions.get(&Key::Node(node.clone()).to_string()).copied()
     }
 
-    /// What a controller writes when it starts, and the number of this start, from 1. A store without a name gets
-    /// `new_id`.
+    /// What a controller writes when it starts, and the number of this start, from 1. The start is called `new_id`,
+    /// which must be random, and so is a store without a name.
     ///
     /// # Errors
     /// Where the store is a later release's or damaged, in words.
@@ -158,7 +174,10 @@ impl Stored {
             return Err(format!("the store's {key} cannot be read ({reason}): restore a copy of it"));
         }
         let start = self.starts + 1;
-        let mut writes = vec![text(&Key::Starts, start)];
+        let timeline = Timeline { name: new_id.to_owned(), begun: self.revision };
+        let forgotten = (self.timelines.len() + 1).saturating_sub(TIMELINES);
+        let timelines: Vec<_> = self.timelines.iter().skip(forgotten).cloned().chain([timeline]).collect();
+        let mut writes = vec![text(&Key::Starts, start), json(&Key::Timelines, &timelines)];
         if self.store_id.is_empty() {
             writes.push(text(&Key::StoreId, new_id));
         }
@@ -169,6 +188,29 @@ impl Stored {
             writes.push(text(&Key::Schema, SCHEMA));
         }
         Ok((start, Transaction { conditions: vec![self.unchanged(&Key::Starts)], writes }))
+    }
+
+    /// What the last start is called.
+    pub fn timeline(&self) -> &str {
+        self.timelines.last().map_or("", |timeline| &timeline.name)
+    }
+
+    /// Whether what an agent has was sent by a controller of this store: not of one that it is an older copy of, or that
+    /// is one of it.
+    pub fn has_sent(&self, have: &Have) -> bool {
+        if have.generation > self.generation() {
+            return false;
+        }
+        // An earlier release did not say.
+        if have.timeline.is_empty() {
+            return true;
+        }
+        let Some(place) = self.timelines.iter().position(|timeline| timeline.name == have.timeline) else {
+            return false;
+        };
+        // The next start found all that the one before it had stored.
+        let next = self.timelines.get(place + 1);
+        next.is_none_or(|next| have.generation.revision <= next.begun)
     }
 
     /// That a mesh, and the addresses of its nodes, are as they are here.
@@ -220,6 +262,7 @@ impl Stored {
             Key::Incarnation => self.incarnation = content.map_or(Ok(0), read_number)?,
             Key::Starts => self.starts = content.map_or(Ok(0), read_number)?,
             Key::Schema => self.schema = content.map_or(Ok(0), read_number)?,
+            Key::Timelines => self.timelines = content.map(read_json).transpose()?.unwrap_or_default(),
             // Its revision says it all.
             Key::Meshes => {}
             Key::Mesh(name) => {

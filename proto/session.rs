@@ -298,6 +298,8 @@ pub struct Have {
     pub generation: Generation,
     /// The digest of its items.
     pub digest: Digest,
+    /// In which start of a controller it was sent; empty: an earlier release did not say.
+    pub timeline: String,
 }
 
 /// What an agent says.
@@ -356,6 +358,8 @@ pub struct Welcome {
     pub epoch: u64,
     /// The controller's release.
     pub version: String,
+    /// Names this start of the controller among all of all stores.
+    pub timeline: String,
 }
 
 /// A part of all that is wanted of a node.

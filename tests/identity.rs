@@ -198,6 +198,33 @@ fn an_older_copy_of_the_store_takes_nothing_away_unseen() {
 }
 
 #[test]
+fn an_older_copy_that_has_caught_up_is_noticed() {
+    let mut segment = Segment::new(3);
+    let agents = segment.agents(3);
+    segment.controller.apply_with(&mesh(1..=2), &["--wait"]).unwrap();
+    segment.controller.kill9();
+    let state = segment.controller.state_dir();
+    let older = state.with_file_name("older");
+    copy_files(&state, &older);
+    segment.controller.restart();
+    segment.wait_live(3);
+    segment.controller.apply_with(&mesh(1..=3), &["--wait"]).unwrap();
+
+    assert!(segment.controller.terminate().success());
+    copy_files(&older, &state);
+    // Each start is a change: the copy passes the numbers that the agents know.
+    for _ in 0..4 {
+        segment.controller.restart();
+        segment.controller.kill9();
+    }
+    segment.controller.restart();
+    segment.wait_live(3);
+    wait_until(2 * SOON, "what the agents have is another incarnation", || {
+        agents.iter().all(|agent| agent.session()["generation"].as_str().unwrap().starts_with("2."))
+    });
+}
+
+#[test]
 fn a_foreign_store_changes_nothing_and_is_followed_by_those_that_leave() {
     let mut segment = Segment::new(3);
     let mut agents = segment.agents(3);

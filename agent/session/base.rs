@@ -17,6 +17,9 @@ pub struct Base {
     pub store_id: String,
     /// Its version.
     pub generation: Generation,
+    /// The controller's start in which it was sent; empty: an earlier release did not say.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub timeline: String,
     /// What is wanted.
     #[serde(with = "kept")]
     pub items: Items,
@@ -35,12 +38,18 @@ impl Base {
     /// consented to.
     pub fn have(&self) -> Have {
         let digest = if self.held.is_empty() { self.items.digest() } else { self.all().digest() };
-        Have { store_id: self.store_id.clone(), generation: self.generation, digest }
+        Have {
+            store_id: self.store_id.clone(),
+            generation: self.generation,
+            digest,
+            timeline: self.timeline.clone(),
+        }
     }
 
     /// What follows `base` when `items` are wanted. More than half of the tunnels, and more than three, go only with
     /// consent that is younger than `base`; so do those that were held before. Nobody can have consented to the removal
-    /// of what an older copy of the store knows nothing of: in another incarnation the numbers say nothing.
+    /// of what an older copy of the store knows nothing of: in another incarnation the numbers say nothing. The timeline
+    /// is the session's to say.
     pub(super) fn next(
         base: Option<&Self>,
         store_id: String,
@@ -57,7 +66,7 @@ impl Base {
             }
             Some(_) | None => Items::default(),
         };
-        Self { store_id, generation, items, held }
+        Self { store_id, generation, timeline: String::new(), items, held }
     }
 
     /// What of this stays beside `wanted` without consent.

@@ -119,7 +119,7 @@ impl Session {
     }
 
     /// Has a new base kept, if it can follow the one that is.
-    fn keep(&mut self, next: Base, now: Instant) {
+    fn keep(&mut self, mut next: Base, now: Instant) {
         if self.keeping.is_some() {
             let reason = format!("{} came before what was under way was acknowledged", next.generation);
             return self.resync(&reason, now, now);
@@ -135,6 +135,7 @@ impl Session {
             open.chunks = None;
             open.resync = None;
             open.answered = true;
+            next.timeline.clone_from(&open.timeline);
         }
         self.keeping = Some(next.clone());
         self.effects.push_back(Effect::Keep(next));

@@ -65,6 +65,7 @@ fn welcome(store_id: &str) -> ControllerMessage {
         store_id: store_id.to_owned(),
         epoch: 1,
         version: "0.1.0".to_owned(),
+        timeline: "t1".to_owned(),
     })
 }
 
@@ -231,8 +232,13 @@ fn a_snapshot_is_acknowledged_once_it_is_kept() {
     bench.say(chunk(7, &all[2..], None));
     assert_eq!(bench.effects(), []);
     bench.say(chunk(7, &[], Some((wanted.digest(), 0))));
-    let base =
-        Base { store_id: "s1".to_owned(), generation: generation(7), items: wanted, held: Items::default() };
+    let base = Base {
+        store_id: "s1".to_owned(),
+        generation: generation(7),
+        timeline: "t1".to_owned(),
+        items: wanted,
+        held: Items::default(),
+    };
     assert_eq!(bench.effects(), [Effect::Keep(base.clone())]);
     assert_eq!((bench.session.base(), bench.state()), (None, LinkState::Connected));
     let failures = BTreeMap::from([("tunnel m.n2".parse().unwrap(), "no route".to_owned())]);
@@ -340,7 +346,12 @@ fn not_modified_takes_the_new_generation_and_is_acknowledged() {
     let wanted = items(1..=2, 0);
     let mut bench = Bench::new(1, Some(Bench::synced(&wanted).has().clone()), 1);
     let hello = bench.connect();
-    let have = Have { store_id: "s1".to_owned(), generation: generation(1), digest: wanted.digest() };
+    let have = Have {
+        store_id: "s1".to_owned(),
+        generation: generation(1),
+        digest: wanted.digest(),
+        timeline: "t1".to_owned(),
+    };
     assert_eq!(hello.have, Some(have));
     assert_eq!(bench.push(ControllerMessage::NotModified(generation(9))).generation, generation(9));
     assert_eq!((bench.has().generation, &bench.has().items), (generation(9), &wanted));
@@ -587,6 +598,7 @@ proptest! {
         let base = Base {
             store_id: "s1".to_owned(),
             generation: generation(content),
+            timeline: format!("t{}", content % 2).split_off(usize::from(content % 3 == 0) * 2),
             items: items(0..tunnels, content),
             held: items(20..20 + held, content),
         };

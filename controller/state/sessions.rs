@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 use super::{ControllerState, Effect, EventKind, Refusal};
 use crate::controller::registry::{Challenger, Connection, FENCE, Path, Session, WATCHDOG};
 use crate::proto::model::{Host, NodeName, Remote, is_underlay_address};
-use crate::proto::session::{ControllerMessage, Heartbeat, Hello, PROTOCOL_VERSION, Welcome};
+use crate::proto::session::{
+    ControllerMessage, Generation, Have, Heartbeat, Hello, PROTOCOL_VERSION, Welcome,
+};
 
 /// How often a store can have been restored since the copy that is restored now was made. An incarnation has 64 bits,
 /// and nobody must be able to use them up.
@@ -95,11 +97,16 @@ impl ControllerState {
         let epoch = self.start << 32 | self.next_number();
         let have = hello.have.filter(|have| have.store_id == self.stored.store_id);
         let known = self.stored.generation();
-        if let Some(have) = have.as_ref().filter(|have| have.generation > known) {
-            let incarnation = have.generation.incarnation.max(known.incarnation) + 1;
+        let mut floor = have.as_ref().map(|have| have.generation).unwrap_or_default();
+        // An agent that has an earlier incarnation gets a later generation as it is.
+        let is_foreign =
+            |have: &&Have| have.generation.incarnation >= known.incarnation && !self.stored.has_sent(have);
+        if let Some(have) = have.as_ref().filter(is_foreign) {
+            let incarnation = have.generation.incarnation + 1;
+            floor = Generation { incarnation, revision: 0 };
             if self.raise_incarnation(incarnation) {
                 let message = format!(
-                    "it has generation {}, and the store is at {known}: an older copy was restored; the \
+                    "it has generation {}, which this store, at {known}, did not send: an older copy was restored; the \
                      incarnation rises to {incarnation}",
                     have.generation
                 );
@@ -114,7 +121,7 @@ impl ControllerState {
             path,
             epoch,
             run_id: hello.run_id,
-            floor: have.as_ref().map(|have| have.generation).unwrap_or_default(),
+            floor,
             claim: have.map(|have| have.digest),
             acknowledged: None,
             under_way: None,
@@ -142,6 +149,7 @@ impl ControllerState {
             store_id: self.stored.store_id.clone(),
             epoch,
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            timeline: self.timeline.clone(),
         };
         self.effects.push_back(Effect::Send(connection, ControllerMessage::Welcome(welcome)));
         self.push(&hello.node, now);

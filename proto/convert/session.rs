@@ -215,6 +215,7 @@ fn hello(wire: v1::Hello) -> Result<Hello, MessageError> {
             store_id: wire.store_id,
             generation: generation("have", Some(have))?,
             digest: digest(&wire.digest)?,
+            timeline: cut(wire.timeline),
         }),
     };
     Ok(Hello {
@@ -283,6 +284,7 @@ pub fn controller_message(wire: v1::ControllerMessage) -> Result<Option<Controll
             store_id: wire.store_id,
             epoch: wire.epoch,
             version: wire.version,
+            timeline: wire.timeline,
         }),
         Wire::NotModified(wire) => ControllerMessage::NotModified(generation("generation", wire.generation)?),
         Wire::Snapshot(wire) => ControllerMessage::Snapshot(SnapshotChunk {
@@ -380,9 +382,11 @@ impl From<AgentMessage> for v1::AgentMessage {
 
 impl From<Hello> for v1::Hello {
     fn from(hello: Hello) -> Self {
-        let (store_id, have, digest) = match hello.have {
-            None => (String::new(), None, Vec::new()),
-            Some(have) => (have.store_id, Some(have.generation.into()), have.digest.as_bytes().to_vec()),
+        let (store_id, have, digest, timeline) = match hello.have {
+            None => (String::new(), None, Vec::new(), String::new()),
+            Some(Have { store_id, generation, digest, timeline }) => {
+                (store_id, Some(generation.into()), digest.as_bytes().to_vec(), timeline)
+            }
         };
         Self {
             protocol_version: hello.protocol_version,
@@ -396,6 +400,7 @@ impl From<Hello> for v1::Hello {
             labels: hello.labels,
             endpoint: hello.endpoint.map(String::from).unwrap_or_default(),
             data_port: hello.data_port.into(),
+            timeline,
         }
     }
 }
@@ -436,6 +441,7 @@ impl From<ControllerMessage> for v1::ControllerMessage {
                 store_id: welcome.store_id,
                 epoch: welcome.epoch,
                 version: welcome.version,
+                timeline: welcome.timeline,
             }),
             ControllerMessage::NotModified(generation) => {
                 Wire::NotModified(v1::NotModified { generation: Some(generation.into()) })

@@ -90,6 +90,7 @@ impl Talk {
             store_id: store_id.to_owned(),
             epoch: 1,
             version: "scripted".to_owned(),
+            timeline: format!("of {store_id}"),
         }));
     }
 

@@ -19,6 +19,7 @@ fn base(revision: u64, items: impl IntoIterator<Item = Item>) -> Base {
     Base {
         store_id: "s1".to_owned(),
         generation: Generation { incarnation: 1, revision },
+        timeline: String::new(),
         items: Items::new(items.into_iter().map(Arc::new)),
         held: Items::default(),
     }

@@ -4,6 +4,7 @@ use super::world::{Memory, mesh};
 use super::{WEB, converged};
 use crate::controller::store::transaction::{Transaction, Write};
 use crate::controller::stored::Stored;
+use crate::proto::session::{Digest, Generation, Have};
 
 fn put(store: &mut Memory, key: &str, value: &str) {
     let writes = vec![Write::Put(key.to_owned(), value.as_bytes().to_vec())];
@@ -74,4 +75,51 @@ fn changes_one_by_one_come_to_the_same_as_all_at_once() {
     };
     stored.apply(&old);
     assert_eq!(stored, world.store.read());
+}
+
+#[test]
+fn what_a_store_has_sent_is_told_from_what_its_copies_have() {
+    let start = |store: &mut Memory, name: &str| {
+        let (_, transaction) = store.read().start(name).unwrap();
+        store.commit(transaction).unwrap();
+    };
+    let change = |store: &mut Memory| put(store, "/meta/schema", "1");
+    let have = |store: &Memory, timeline: &str| Have {
+        store_id: store.read().store_id,
+        generation: store.read().generation(),
+        digest: Digest::from_bytes(&[0; 16]).unwrap(),
+        timeline: timeline.to_owned(),
+    };
+    let mut store = Memory::default();
+    start(&mut store, "first");
+    change(&mut store);
+    let before = have(&store, "first");
+    let mut copy = store.clone();
+    change(&mut store);
+    let after = have(&store, "first");
+    start(&mut store, "second");
+    let later = have(&store, "second");
+    for sent in [&before, &after, &later] {
+        assert!(store.read().has_sent(sent), "{sent:?}");
+    }
+    // The copy goes on from where it was made, and passes the numbers of the other.
+    start(&mut copy, "another");
+    for _ in 0..9 {
+        for (sent, is_its_own) in [(&before, true), (&after, false), (&later, false)] {
+            assert_eq!(copy.read().has_sent(sent), is_its_own, "{sent:?}");
+        }
+        change(&mut copy);
+    }
+    let known = have(&copy, "another");
+    assert!(!store.read().has_sent(&known) && copy.read().has_sent(&known));
+    // What an earlier release had is believed as far as the numbers go.
+    let silent = Have { timeline: String::new(), ..after };
+    assert!(copy.read().has_sent(&silent));
+    let ahead = Generation { revision: u64::MAX, ..silent.generation };
+    assert!(!copy.read().has_sent(&Have { generation: ahead, ..silent }));
+    // As many starts are remembered as anybody needs.
+    for number in 0..1_200 {
+        start(&mut copy, &format!("start {number}"));
+    }
+    assert!(!copy.read().has_sent(&before) && copy.read().has_sent(&have(&copy, "start 1199")));
 }

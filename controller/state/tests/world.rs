@@ -221,6 +221,7 @@ impl World {
             store_id,
             generation: *generation,
             digest: items.digest(),
+            timeline: String::new(),
         });
         let node = Some(agent.hello.node.clone());
         self.streams.insert(connection, Stream { node, ..Stream::default() });

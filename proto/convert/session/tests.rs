@@ -71,8 +71,8 @@ fn any_heartbeat() -> impl Strategy<Value = Heartbeat> {
 }
 
 fn any_hello() -> impl Strategy<Value = Hello> {
-    let have = (any::<String>(), generation(), any_digest())
-        .prop_map(|(store_id, generation, digest)| Have { store_id, generation, digest });
+    let have = (any::<String>(), generation(), any_digest(), any::<String>())
+        .prop_map(|(store_id, generation, digest, timeline)| Have { store_id, generation, digest, timeline });
     let who = (1..=u32::MAX, btree_set(any::<String>(), 0..3), node(), any::<u128>(), option::of(have));
     let what =
         (any::<String>(), btree_map("[a-z0-9./_-]{1,63}", "[a-z0-9./_-]{0,63}", 0..3), option::of(remote()));
@@ -144,15 +144,17 @@ fn any_agent_message() -> impl Strategy<Value = AgentMessage> {
 }
 
 fn any_controller_message() -> impl Strategy<Value = ControllerMessage> {
-    let welcome =
-        (any::<u32>(), btree_set(any::<String>(), 0..3), any::<String>(), any::<u64>(), any::<String>())
-            .prop_map(|(protocol_version, capabilities, store_id, epoch, version)| Welcome {
-                protocol_version,
-                capabilities,
-                store_id,
-                epoch,
-                version,
-            });
+    let names = (any::<String>(), any::<String>(), any::<String>());
+    let welcome = (any::<u32>(), btree_set(any::<String>(), 0..3), any::<u64>(), names).prop_map(
+        |(protocol_version, capabilities, epoch, (store_id, version, timeline))| Welcome {
+            protocol_version,
+            capabilities,
+            store_id,
+            epoch,
+            version,
+            timeline,
+        },
+    );
     let end = (any_digest(), any::<u64>()).prop_map(|(digest, consent)| SnapshotEnd { digest, consent });
     let chunk = (generation(), vec(any_item(), 0..4), option::of(end))
         .prop_map(|(generation, items, end)| SnapshotChunk { generation, items, end });
