@@ -116,6 +116,8 @@ fn decode(content: &[u8]) -> Result<Wanted, String> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
     use super::*;
     use crate::agent::session::Base;
     use crate::proto::model::{Desired, Device, Framing, Owner, Tunnel};
@@ -186,5 +188,58 @@ mod tests {
             fs::write(&path, &good[..length]).unwrap();
             assert!(matches!(store.load().unwrap(), Loaded::SetAside(..)), "took {length} bytes of it");
         }
+    }
+
+    /// An operator may want to look at each of them.
+    #[test]
+    fn what_was_set_aside_before_stays() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        let mut all = Vec::new();
+        for content in ["one", "two", "three"] {
+            fs::write(directory.path().join(FILE), content).unwrap();
+            let Loaded::SetAside(aside, _) = store.load().unwrap() else { panic!("took {content}") };
+            all.push((aside, content));
+        }
+        for (aside, content) in all {
+            assert_eq!(fs::read_to_string(&aside).unwrap(), content, "{aside:?}");
+        }
+    }
+
+    #[test]
+    fn what_contradicts_itself_is_set_aside() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        let mut wanted = sample();
+        wanted.desired.devices.clear();
+        store.save(&wanted).unwrap();
+        let loaded = store.load().unwrap();
+        let Loaded::SetAside(_, reason) = &loaded else { panic!("{loaded:?}") };
+        assert!(reason.contains("do not match"), "{reason}");
+    }
+
+    #[test]
+    fn nobody_else_can_read_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        store.save(&sample()).unwrap();
+        let mode = fs::metadata(directory.path().join(FILE)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+
+    /// A crash amid writing costs what is being written, and not what was kept.
+    #[test]
+    fn what_cannot_be_kept_leaves_what_was() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        store.save(&sample()).unwrap();
+        let before = fs::metadata(directory.path().join(FILE)).unwrap().ino();
+        store.save(&Wanted::default()).unwrap();
+        let after = fs::metadata(directory.path().join(FILE)).unwrap().ino();
+        assert_ne!(before, after, "what was kept is written over");
+        // The new content has no place.
+        fs::create_dir(directory.path().join(format!("{FILE}.new"))).unwrap();
+        store.save(&sample()).unwrap_err();
+        assert_eq!(store.load().unwrap(), Loaded::Kept(Wanted::default()));
     }
 }

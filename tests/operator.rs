@@ -4,7 +4,7 @@
 
 mod lab;
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Stdio};
 use std::sync::mpsc;
 use std::thread;
@@ -233,6 +233,36 @@ fn many_removals_need_consent() {
     assert!(plan(&controller, &mesh(2), &["--allow-removals"]).1);
     controller.apply_with(&mesh(2), &["--allow-removals"]).unwrap();
     assert_eq!(controller.json(&["mesh", "list"])["meshes"][0]["nodes"].as_array().unwrap().len(), 2);
+    controller.apply(&mesh(6)).unwrap();
+    controller.run(&["mesh", "delete", "prod", "--allow-removals"]).unwrap();
+    assert_eq!(controller.json(&["mesh", "list"]), json!({}));
+}
+
+#[test]
+fn a_mesh_file_is_read_from_stdin_too() {
+    let lab = Lab::new();
+    let controller = controller(&lab);
+    let apply = |content: &str| {
+        let mut process = controller
+            .host()
+            .command(CONTROLLER)
+            .args(["apply", "-f", "-", "--socket"])
+            .arg(controller.socket())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        process.stdin.take().unwrap().write_all(content.as_bytes()).unwrap();
+        process.wait_with_output().unwrap()
+    };
+    let done = apply(&mesh(2));
+    assert!(done.status.success(), "{done:?}");
+    assert_eq!(controller.json(&["mesh", "list"])["meshes"][0]["name"], "prod");
+    let faulty = apply("mesh: prod\n");
+    let stderr = String::from_utf8(faulty.stderr).unwrap();
+    assert_eq!(faulty.status.code(), Some(1));
+    assert!(stderr.lines().all(|line| line.starts_with("stdin:")), "{stderr}");
 }
 
 #[test]

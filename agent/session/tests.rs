@@ -266,6 +266,20 @@ fn what_cannot_be_kept_is_not_acknowledged_and_asked_for_again_later() {
 }
 
 #[test]
+fn what_comes_before_it_is_asked_for_is_not_asked_for_any_more() {
+    let (before, after) = (items(1..=2, 0), items(1..=3, 0));
+    let mut bench = Bench::synced(&before);
+    bench.say(delta((1, &before), (2, &after), 0));
+    bench.effects();
+    bench.session.handle_kept(Err("the disk is full".to_owned()), bench.now);
+    bench.push(snapshot(3, &after, 0));
+    assert_eq!((bench.state(), bench.trouble()), (LinkState::Synced, String::new()));
+    let effects = bench.pass(seconds(10));
+    let is_resync = |effect: &Effect| matches!(effect, Effect::Send(AgentMessage::Resync(_)));
+    assert!(!effects.iter().any(is_resync), "{effects:?}");
+}
+
+#[test]
 fn what_does_not_fit_is_asked_for_anew_and_changes_nothing() {
     let (before, after, other) = (items(1..=2, 0), items(1..=3, 0), items(1..=4, 0));
     let bad = |message| {
@@ -518,6 +532,22 @@ fn heartbeats_come_and_pings_are_answered_at_once() {
 }
 
 #[test]
+fn heartbeats_of_many_agents_are_spread() {
+    let first = (0..100).map(|seed| {
+        let mut bench = Bench::new(1, None, seed);
+        bench.connect();
+        bench.session.poll_timeout().unwrap() - bench.now
+    });
+    let first: Vec<Duration> = first.collect();
+    let (least, most) = (*first.iter().min().unwrap(), *first.iter().max().unwrap());
+    assert!(
+        least >= Duration::from_millis(4500) && most <= Duration::from_millis(5500),
+        "{least:?} {most:?}"
+    );
+    assert!(most - least > Duration::from_millis(500), "{least:?} {most:?}");
+}
+
+#[test]
 fn silence_ends_a_session() {
     let mut bench = Bench::synced(&items(1..=2, 0));
     bench.pass(Duration::from_millis(14_999));
@@ -667,6 +697,26 @@ fn tunnels_are_told_whole_then_as_they_change() {
     let forwarding = Some(Forwarding { ipv4: true, ipv6: true });
     let all = Report { tunnels: aged, whole: true, request: Some(78), forwarding, ..Report::default() };
     assert_eq!(bench.sent(), [AgentMessage::Report(all)]);
+}
+
+#[test]
+fn a_tunnel_that_is_another_in_any_way_is_told() {
+    let name: TunnelName = "m.n1".parse().unwrap();
+    let mut bench = Bench::synced(&items(1..=1, 0));
+    let mut tunnel = report(TunnelState::Waiting(None), None);
+    bench.session.handle_tunnels(BTreeMap::from([(name.clone(), tunnel.clone())]));
+    bench.sent();
+    for change in [
+        |tunnel: &mut TunnelReport| tunnel.endpoint = "192.0.2.2:5000".to_owned(),
+        |tunnel: &mut TunnelReport| tunnel.device = "d".parse().unwrap(),
+        |tunnel: &mut TunnelReport| tunnel.owner = Owner::Local,
+        |tunnel: &mut TunnelReport| tunnel.state = TunnelState::Failed("no route".to_owned()),
+    ] {
+        change(&mut tunnel);
+        let tunnels = BTreeMap::from([(name.clone(), tunnel.clone())]);
+        bench.session.handle_tunnels(tunnels.clone());
+        assert_eq!(bench.sent(), [AgentMessage::Report(Report { tunnels, ..Report::default() })]);
+    }
 }
 
 #[test]

@@ -10,7 +10,7 @@ use crate::agent::reconcile::{self, Actual, Held, Op};
 /// How soon a device or route that failed is tried again; doubled up to [`RETRY_MOST`].
 const RETRY_LEAST: Duration = Duration::from_secs(1);
 /// The longest wait before a failed device or route is tried again.
-const RETRY_MOST: Duration = Duration::from_secs(30);
+pub(super) const RETRY_MOST: Duration = Duration::from_secs(30);
 
 /// What came of an operation.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -8,6 +8,7 @@ use ipnet::IpNet;
 
 use self::kernel::Event;
 use self::model::{Bench, Failing};
+use super::outcome::RETRY_MOST;
 use super::*;
 use crate::proto::command::{Field, TunnelSpec};
 use crate::proto::model::{AllowedPrefix, Framing, TunnelState};
@@ -574,6 +575,38 @@ fn a_device_that_fails_is_tried_less_and_less_until_someone_changes_it() {
     let changed = TunnelSpec { mtu: Some(1400.try_into().unwrap()), ..a };
     bench.command(&Command::Add { tunnel: changed, replace: true }, Owner::Local).unwrap();
     assert_eq!(bench.state.statuses().next().unwrap().state, TunnelState::Waiting(None));
+}
+
+#[test]
+fn a_route_that_fails_is_tried_at_once_when_someone_changes_its_tunnel() {
+    let mut bench = Bench::new(true);
+    let a = spec("a", "d0", &["10.31.0.1/24"], "10.20.0.5");
+    let routed = TunnelSpec { routes: vec![net("10.50.0.0/16")], ..a };
+    let route = Route { device: "d0".parse().unwrap(), prefix: net("10.50.0.0/16"), mtu: None };
+    bench.failing = Failing::one_in(1, &Op::AddRoute(route));
+    bench.command(&add(routed.clone()), Owner::Local).unwrap();
+    let state = |bench: &Bench| bench.state.statuses().next().unwrap().state;
+    assert_eq!(state(&bench), TunnelState::Failed("route 10.50.0.0/16: it fails".to_owned()));
+    bench.failing = Failing::default();
+    let changed = TunnelSpec { remote: "10.20.0.6".parse().unwrap(), ..routed };
+    bench.command(&Command::Add { tunnel: changed, replace: true }, Owner::Local).unwrap();
+    assert_eq!(state(&bench), TunnelState::Waiting(None));
+}
+
+/// What makes a route again is nothing that the agent is told of.
+#[test]
+fn a_path_that_is_away_is_soon_measured_again() {
+    let mut bench = Bench::new(true);
+    bench.command(&add(free()), Owner::Local).unwrap();
+    assert!(bench.state.poll_timeout() > bench.now + RETRY_MOST);
+    let op = Op::MeasurePaths(vec!["10.20.0.9".parse().unwrap()]);
+    bench.state.handle_op_result(op, OpResult::Failed("Network is unreachable".to_owned()), bench.now);
+    let status = |bench: &Bench| bench.state.statuses().next().unwrap().state;
+    assert!(matches!(status(&bench), TunnelState::Failed(_)));
+    let before = bench.now;
+    bench.pass();
+    assert_eq!(status(&bench), TunnelState::Waiting(None));
+    assert!(bench.now <= before + AUDIT_TROUBLED, "{:?}", bench.now - before);
 }
 
 #[test]

@@ -117,4 +117,18 @@ mod tests {
         assert_eq!(error.to_string(), "controller: one\ncontroller: two");
         assert_eq!(Error::from(Status::aborted("changed")).to_string(), "controller: changed");
     }
+
+    #[test]
+    fn what_grpc_says_is_in_words_with_a_remedy() {
+        for (status, words) in [
+            (Status::unimplemented("Plan"), "use the release that the controller has"),
+            (Status::unavailable("reset"), "went away (reset)"),
+            (Status::unknown("h2"), "its log says why"),
+            (Status::cancelled("stop"), "ask again when it runs"),
+        ] {
+            let text = Error::from(status).to_string();
+            assert!(text.starts_with("controller: the controller ") && text.contains(words), "{text}");
+        }
+        assert!(!Error::from(Status::aborted("")).to_string().trim_end_matches(' ').ends_with(':'));
+    }
 }

@@ -82,3 +82,25 @@ fn table(answer: &v1::ListMeshesResponse) -> String {
     });
     columns(&["name", "overlay", "device", "topology", "security", "nodes", "revision"], rows)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn meshes_are_rows() {
+        let mesh = v1::Mesh {
+            name: "prod".to_owned(),
+            overlay: vec!["10.9.0.0/24".to_owned(), "fd00:9::/64".to_owned()],
+            device: "tun9".to_owned(),
+            topology: "full".to_owned(),
+            security: "plain".to_owned(),
+            revision: 17,
+            nodes: vec![v1::MeshNode::default(); 3],
+        };
+        let text = table(&v1::ListMeshesResponse { meshes: vec![mesh] });
+        let words: Vec<&str> = text.lines().last().unwrap().split_whitespace().collect();
+        assert_eq!(words, ["prod", "10.9.0.0/24", "fd00:9::/64", "tun9", "full", "plain", "3", "17"]);
+        assert!(table(&v1::ListMeshesResponse::default()).contains("`controller apply -f`"));
+    }
+}

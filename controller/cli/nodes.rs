@@ -144,6 +144,9 @@ mod tests {
             name: "minion-1".to_owned(),
             health: Health::Stale.into(),
             last_heard: Some(convert::duration(Duration::from_secs(14))),
+            meshes: vec!["prod".to_owned(), "test".to_owned()],
+            endpoint: "172.100.1.1:5000".to_owned(),
+            version: "0.1.0".to_owned(),
             wanted: generation(7),
             observed: generation(5),
             tunnels: 3,
@@ -154,9 +157,14 @@ mod tests {
         };
         assert_eq!(health(node.health(), Some(Duration::from_secs(14))), "stale 14 s");
         let text = nodes(&v1::ListNodesResponse { nodes: vec![node.clone()] });
-        for words in
-            ["stale 14 s", "1.5 of 1.7", "3 (2 passing, 1 failed), 4 kept for want of --allow-removals"]
-        {
+        for words in [
+            "stale 14 s",
+            "prod test",
+            "172.100.1.1:5000",
+            "0.1.0",
+            "1.5 of 1.7",
+            "3 (2 passing, 1 failed), 4 kept for want of --allow-removals",
+        ] {
             assert!(text.contains(words), "{text}");
         }
         assert_eq!(progress(&v1::Node { observed: None, ..node.clone() }), "none of 1.7");
@@ -180,6 +188,7 @@ mod tests {
         };
         let text = tunnels("minion-1", &answer);
         assert!(text.contains("passing, last packet 1 min 12 s ago"), "{text}");
+        assert!(text.contains("controller"), "its owner: {text}");
         assert!(text.ends_with("minion-1 is offline: this is 1 min 10 s old"), "{text}");
         answer.health = Health::Live.into();
         assert!(!tunnels("minion-1", &answer).contains("old"));

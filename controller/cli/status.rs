@@ -56,8 +56,23 @@ mod tests {
                 message: "no route".to_owned(),
             }],
             weakened: vec!["--insecure: plain text".to_owned()],
+            listen: vec!["0.0.0.0:7443".to_owned(), "[::]:7443".to_owned()],
+            store: "/var/lib/tunmesh-controller".to_owned(),
+            store_id: "s1".to_owned(),
+            meshes: 4,
+            converged: 7,
             ..Default::default()
         });
+        let rows: Vec<Vec<&str>> =
+            text.lines().map(|line| line.splitn(2, "  ").map(str::trim).collect()).collect();
+        for row in [
+            ["listening on", "0.0.0.0:7443, [::]:7443"],
+            ["store", "/var/lib/tunmesh-controller (s1)"],
+            ["meshes", "4"],
+            ["up to date", "7"],
+        ] {
+            assert!(rows.iter().any(|other| other[..] == row), "{row:?}: {text}");
+        }
         for words in ["2 live, 0 stale, 1 offline", "minion-2: tunnel prod.minion-1: no route", "--insecure"]
         {
             assert!(text.contains(words), "{text}");

@@ -4,6 +4,7 @@ mod fencing;
 mod interleave;
 mod limits;
 mod orders;
+mod records;
 mod stored;
 mod world;
 
@@ -432,4 +433,40 @@ fn a_subnet_that_its_host_does_not_forward_is_a_problem() {
     assert_eq!(unforwarded(&world), [of_v4]);
     world.say(&agents[0], forwards(true, true));
     assert_eq!(unforwarded(&world), Vec::<String>::new());
+}
+
+#[test]
+fn who_is_of_no_mesh_is_there_and_not_up_to_date_with_anything() {
+    let (mut world, mut agents) = converged(2);
+    agents.push(Agent::new(5));
+    world.settle(&mut agents);
+    let status = world.state.status(world.now);
+    assert_eq!((status.live, status.members, status.converged), (3, 2, 2));
+}
+
+/// Whoever waits for the nodes looks again.
+#[test]
+fn a_session_that_ends_is_progress_to_be_looked_at() {
+    let (mut world, agents) = converged(2);
+    let before = world.state.progress();
+    world.close(agents[0].connection.unwrap());
+    assert!(world.state.progress() > before);
+}
+
+/// On a slow link heartbeats have to get through between the parts.
+#[test]
+fn a_large_change_comes_in_parts() {
+    let (mut world, mut agents) = converged(2);
+    let grown = |count: usize| {
+        let nodes: Vec<_> = (0..count).map(|n| format!("x{n}: {{endpoint: 172.100.5.{n}}}")).collect();
+        mesh(&WEB.replace("members", &format!("nodes: {{{}}}, members", nodes.join(", "))))
+    };
+    for (count, comes_in_parts) in [(2, false), (250, true)] {
+        world.apply(grown(count));
+        world.deliver_change();
+        world.pass(Duration::from_millis(20));
+        let waiting = world.waiting(&agents[0]);
+        assert_eq!(matches!(waiting.last(), Some(Sent::Snapshot(..))), comes_in_parts, "{count}");
+        world.settle(&mut agents);
+    }
 }

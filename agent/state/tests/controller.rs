@@ -165,6 +165,21 @@ fn unchanged_tunnels_are_the_seniors() {
     assert_eq!((order(&state).last().map(String::as_str), state.failures()), (Some("m.n3"), BTreeMap::new()));
 }
 
+/// What clashed stays at fault, and does not take over what the one that works had.
+#[test]
+fn a_change_of_a_tunnel_that_works_does_not_make_it_yield_to_one_at_fault() {
+    let mut state = AgentState::new(policy(), Wanted::default(), start());
+    let rival = |mtu: u32| {
+        let rival = TunnelSpec { remote: peer(2).remote, ..peer(3) };
+        let works = TunnelSpec { mtu: Some(mtu.try_into().unwrap()), ..peer(2) };
+        mesh([]).into_iter().chain([tunnel_item(&works), tunnel_item(&rival)])
+    };
+    for (revision, mtu) in (1..).zip([1400, 1300, 1200]) {
+        follow(&mut state, base(revision, rival(mtu)));
+        assert_eq!(state.failures().keys().cloned().collect::<Vec<_>>(), [id("tunnel m.n3")], "{mtu}");
+    }
+}
+
 #[test]
 fn what_was_kept_is_understood_anew_at_start() {
     let mut state = AgentState::new(policy(), Wanted::default(), start());

@@ -110,6 +110,18 @@ fn report(tunnels: impl IntoIterator<Item = (String, TunnelState)>) -> AgentMess
     })
 }
 
+/// A fault that an agent says twice, as what cannot be had and as how its tunnel is, is one problem.
+#[test]
+fn a_problem_is_told_once_and_of_many_the_first() {
+    let (mut world, agents) = converged(2);
+    let failed = |name: String| (name, TunnelState::Failed("clash 1".to_owned()));
+    world.say(&agents[0], fail(&agents[0], 1));
+    world.say(&agents[0], report([failed("web.n1".to_owned())]));
+    assert_eq!(problems(&world, "n0"), ["clash 1"]);
+    world.say(&agents[0], report((0..1_500).map(|tunnel| failed(format!("t{tunnel}")))));
+    assert_eq!(world.state.status(world.now).problems.len(), 1_000);
+}
+
 /// What an agent says in a round.
 type Say = fn(&Agent, usize) -> AgentMessage;
 

@@ -347,7 +347,12 @@ impl World {
             }
             self.pass(Duration::from_millis(25));
             if !is_busy && self.now + Duration::from_millis(100) < self.state.poll_timeout() {
-                return;
+                // What an agent has asked for too often comes when it is its time.
+                let sessions = self.state.registry.nodes().filter_map(|(_, node)| node.session.as_ref());
+                match sessions.filter_map(|session| session.held_until).min() {
+                    Some(held) => self.pass(held.duration_since(self.now)),
+                    None => return,
+                }
             }
         }
     }

@@ -507,6 +507,15 @@ fn what_an_agent_says_in_words_is_short_or_cut() {
     let message = v1::AgentMessage { message: Some(v1::agent_message::Message::Resync(resync)) };
     let Ok(Some(AgentMessage::Resync(reason))) = agent_message(message) else { panic!() };
     assert_eq!(reason, "ä".repeat(500));
+    let failure = v1::Failure {
+        item: Some(v1::ItemId::from("device m".parse::<ItemId>().unwrap())),
+        reason: long.clone(),
+    };
+    let generation = Some(v1::Generation { incarnation: 1, revision: 1 });
+    let ack = v1::Ack { generation, failures: vec![failure], ..v1::Ack::default() };
+    let message = v1::AgentMessage { message: Some(v1::agent_message::Message::Ack(ack)) };
+    let Ok(Some(AgentMessage::Ack(ack))) = agent_message(message) else { panic!() };
+    assert_eq!(ack.failures.into_values().collect::<Vec<_>>(), ["ä".repeat(500)]);
     let with_labels = |labels: &[(&str, &str)]| {
         let labels = labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
         let hello = v1::Hello {
@@ -515,11 +524,15 @@ fn what_an_agent_says_in_words_is_short_or_cut() {
             run_id: vec![0; 16],
             data_port: 5000,
             labels,
+            version: long.clone(),
             ..v1::Hello::default()
         };
         agent_message(v1::AgentMessage { message: Some(v1::agent_message::Message::Hello(hello)) })
     };
-    assert!(with_labels(&[("role", "web"), ("a/b.c-d_e", "")]).is_ok());
+    let Ok(Some(AgentMessage::Hello(hello))) = with_labels(&[("role", "web"), ("a/b.c-d_e", "")]) else {
+        panic!()
+    };
+    assert_eq!(hello.version, "ä".repeat(500));
     for bad in [("role", long.as_str()), (long.as_str(), "web"), ("", "web"), ("ro le", "web")] {
         assert_eq!(with_labels(&[bad]).unwrap_err().field, "labels");
     }
