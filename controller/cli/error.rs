@@ -129,6 +129,7 @@ mod tests {
             let text = Error::from(status).to_string();
             assert!(text.starts_with("controller: the controller ") && text.contains(words), "{text}");
         }
-        assert!(!Error::from(Status::aborted("")).to_string().trim_end_matches(' ').ends_with(':'));
+        let silent = Error::from(Status::aborted("")).to_string();
+        assert!(silent.contains("aborted"), "{silent}");
     }
 }
