@@ -5,16 +5,14 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use crate::proto::model::{NodeName, TunnelName};
+use crate::proto::rate::Bucket;
 use crate::proto::session::{
     Digest, Forwarding, Generation, Hello, ItemId, Items, Report, RunId, TunnelReport,
 };
 
 pub mod admission;
-pub mod rate;
 pub mod seats;
 pub mod source;
-
-use rate::Bucket;
 
 /// How often each side says that it is there; give or take a tenth.
 const HEARTBEAT: Duration = Duration::from_secs(5);

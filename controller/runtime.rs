@@ -143,8 +143,8 @@ impl ControllerHandle {
         Ok(self.order(Order::Plan(Box::new(mesh))).await?.plan)
     }
 
-    /// Applies a mesh, see [`Basis::apply`](crate::controller::state::Basis::apply). When this returns well the store has it, and agents are being
-    /// brought to it.
+    /// Applies a mesh, see [`Basis::apply`](crate::controller::state::Basis::apply). When this returns well the store
+    /// has it, and agents are being brought to it.
     ///
     /// # Errors
     /// Why it was refused; nothing changed.

@@ -1,4 +1,5 @@
-//! The vocabulary: everything that crosses a wire, parsed into types that cannot be wrong.
+//! The vocabulary: everything that crosses a wire, parsed into types that cannot be wrong; and what both programs count
+//! and do alike.
 //!
 //! Pure: values in, values out. Only [`convert`] and the generated [`v1`] know protobuf.
 
@@ -7,6 +8,7 @@ pub mod convert;
 pub mod host;
 pub mod legacy;
 pub mod model;
+pub mod rate;
 pub mod session;
 
 /// The generated messages and services of `proto/tunmesh/v1`.

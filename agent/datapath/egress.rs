@@ -13,11 +13,12 @@ use crate::agent::os::epoll::{Epoll, Waker};
 use crate::agent::os::tun::TunDevice;
 use crate::agent::packet::parse::Packet;
 use crate::agent::packet::{fragment, frame, icmp, mss};
+use crate::proto::rate::{Bucket, Rate};
 
 /// The waker's number in the epoll set; devices have theirs, from 1.
 const WAKER: u64 = 0;
-/// The most ICMP answers a second, and at once.
-const ANSWERS: u32 = 200;
+/// The most ICMP answers: so many at once, and as many a second.
+const ANSWERS: Rate = Rate { burst: 200, every: Duration::from_millis(5) };
 
 /// The egress thread's own.
 pub(super) struct Egress {
@@ -52,7 +53,7 @@ fn decide<'t>(device: &'t Device, packet: &Packet<'_>) -> Verdict<'t> {
 
 impl Egress {
     pub(super) fn new(shared: Arc<Shared>) -> io::Result<Self> {
-        Ok(Self { shared, epoll: Epoll::new()?, watched: BTreeMap::new(), answers: Bucket::new(ANSWERS) })
+        Ok(Self { shared, epoll: Epoll::new()?, watched: BTreeMap::new(), answers: Bucket::default() })
     }
 
     pub(super) fn run(mut self, waker: &Waker) {
@@ -190,7 +191,7 @@ impl Egress {
     #[allow(clippy::disallowed_methods, reason = "a data thread, and only where a packet was refused")]
     fn answer(&mut self, device: &Device, answer: Option<Vec<u8>>) {
         if let Some(answer) = answer
-            && self.answers.take(Instant::now())
+            && self.answers.take(ANSWERS, Instant::now()).is_ok()
         {
             // Whoever took the device down does not wait for an answer.
             let _ = device.open.tun.send(&answer);
@@ -212,49 +213,9 @@ fn reason_of(error: &io::Error) -> DropReason {
     }
 }
 
-/// A token bucket: `rate` a second, and as many at once.
-struct Bucket {
-    rate: u32,
-    tokens: u32,
-    filled: Option<Instant>,
-}
-
-impl Bucket {
-    fn new(rate: u32) -> Self {
-        Self { rate, tokens: rate, filled: None }
-    }
-
-    /// Whether one more is in order at `now`.
-    fn take(&mut self, now: Instant) -> bool {
-        let filled = *self.filled.get_or_insert(now);
-        let token = Duration::from_secs(1) / self.rate.max(1);
-        let elapsed = now.saturating_duration_since(filled);
-        let new = u32::try_from(elapsed.as_nanos() / token.as_nanos().max(1)).unwrap_or(u32::MAX);
-        if new > 0 {
-            self.tokens = self.tokens.saturating_add(new).min(self.rate);
-            self.filled = Some(if new >= self.rate { now } else { filled + token * new });
-        }
-        let granted = self.tokens > 0;
-        self.tokens = self.tokens.saturating_sub(1);
-        granted
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    #[allow(clippy::disallowed_methods, reason = "any instant will do to count from")]
-    fn a_bucket_grants_its_rate() {
-        let start = Instant::now();
-        let mut bucket = Bucket::new(10);
-        assert_eq!((0..100).filter(|_| bucket.take(start)).count(), 10);
-        let later = start + Duration::from_millis(250);
-        assert_eq!((0..100).filter(|_| bucket.take(later)).count(), 2);
-        let much_later = start + Duration::from_secs(3600);
-        assert_eq!((0..100).filter(|_| bucket.take(much_later)).count(), 10);
-    }
 
     #[test]
     fn every_refusal_of_the_kernel_has_a_counter() {

@@ -52,9 +52,7 @@ impl Wanted {
              for another mesh"
         ))
     }
-}
 
-impl Wanted {
     /// Members of `mesh` that have no tunnels, for what they say of their endpoint is not believed.
     pub fn barred(&self, mesh: &Mesh) -> Vec<Hazard> {
         let parts = self.parts(mesh, &Underlay::of(self));

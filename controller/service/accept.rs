@@ -15,9 +15,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, Sleep};
 use tonic::transport::server::Connected;
 
-use crate::controller::registry::rate::{Bucket, Rate};
 use crate::controller::registry::seats::Seats;
 use crate::controller::registry::source::Source;
+use crate::proto::rate::{Bucket, Rate};
 
 /// How long a connection may be there before an agent has said Hello on it, and up to twice as long after its last
 /// session, which has something to hear then.

@@ -13,11 +13,11 @@ use tonic::{Code, Request, Response, Status, Streaming};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use super::accept::Peer;
-use crate::controller::registry::rate::{Bucket, Rate};
 use crate::controller::runtime::{BEHIND, ControllerHandle, Link, Outgoing};
 use crate::controller::state::{Refusal, Snapshot};
 use crate::proto::convert;
 use crate::proto::host::clock::now;
+use crate::proto::rate::{Bucket, Rate};
 use crate::proto::session::{
     AgentMessage, ControllerMessage, Digest, Generation, Hello, Item, Items, SnapshotChunk, SnapshotEnd,
 };

@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{ControllerState, Effect, Snapshot};
-use crate::controller::registry::rate::Rate;
 use crate::controller::registry::{ACKNOWLEDGE, Push};
 use crate::proto::model::NodeName;
+use crate::proto::rate::Rate;
 use crate::proto::session::{ControllerMessage, Delta, Generation, Item};
 
 /// How often a node is sent all that is wanted because it asks for that, or comes with something else. A faithful

@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 use super::{ControllerState, Effect, EventKind};
 use crate::controller::alloc::{self, Allocations};
 use crate::controller::plan::{NodeRecord, Wanted};
-use crate::controller::registry::rate::Rate;
 use crate::controller::store::transaction::{StoreError, Transaction};
 use crate::controller::stored;
 use crate::proto::model::{MeshName, NodeName, Remote};
+use crate::proto::rate::Rate;
 
 /// How soon a transaction is tried again that lost against another, unless the other's change comes in before.
 const CONFLICT: Duration = Duration::from_millis(100);

@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use super::{ControllerState, EventKind};
 use crate::controller::registry::Health;
-use crate::controller::registry::rate::Rate;
 use crate::proto::model::NodeName;
+use crate::proto::rate::Rate;
 
 /// How many events there are about one node. They are kept with those of all others, and drive them out.
 const EVENTS: Rate = Rate { burst: 100, every: Duration::from_secs(1) };

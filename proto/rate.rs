@@ -53,4 +53,15 @@ mod tests {
         now += Duration::from_secs(1_000);
         assert_eq!((0..9).filter(|_| bucket.take(rate, now).is_ok()).count(), 3);
     }
+
+    #[test]
+    #[allow(clippy::disallowed_methods, reason = "any time will do")]
+    fn gives_as_many_as_have_come_to_be_due() {
+        let rate = Rate { burst: 10, every: Duration::from_millis(100) };
+        let (mut bucket, start) = (Bucket::default(), Instant::now());
+        for (after, expected) in [(0, 10), (250, 2), (3_600_000, 10)] {
+            let now = start + Duration::from_millis(after);
+            assert_eq!((0..100).filter(|_| bucket.take(rate, now).is_ok()).count(), expected, "{after} ms");
+        }
+    }
 }
