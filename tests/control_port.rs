@@ -4,15 +4,13 @@
 
 mod lab;
 
-use std::fs;
 use std::net::UdpSocket;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use lab::{Agent, Host, Lab, SOON, grpcurl, holds_within, legacy_send, wait_until};
+use lab::{Agent, Host, Lab, Names, SOON, grpcurl, holds_within, legacy_send, wait_until};
 use serde_json::{Value, json};
 
 /// A host with an agent, and another host on its network.
@@ -111,8 +109,7 @@ fn resolves_host_names() {
     let lab = Lab::new();
     let (host, other) = (lab.host("host"), lab.host("other"));
     lab.link(&host, "172.100.1.1/24", &other, "172.100.1.2/24");
-    // `ip netns exec` puts these files in the place of those in /etc.
-    let files = NamespaceFiles::new(host.namespace(), "172.100.1.2 minion-2\n");
+    let _names = Names::new(&host, "172.100.1.2 minion-2\n");
     let (_ours, _theirs) = (Agent::start(&host, &[]), Agent::start(&other, &[]));
     assert_ok(
         &add(&host, json!({"name": "udp2", "tunnelIP": "10.0.1.1", "remoteServer": "minion-2"})),
@@ -123,40 +120,6 @@ fn resolves_host_names() {
         "udp1",
     );
     lab::ping_ok(&host, "10.0.1.2");
-    drop(files);
-}
-
-/// Files of /etc that a namespace has for itself (`ip-netns(8)`).
-struct NamespaceFiles {
-    directory: PathBuf,
-    /// What a bare host lacks: without a file of that name there is none to put another in the place of.
-    made: Vec<PathBuf>,
-}
-
-impl NamespaceFiles {
-    fn new(namespace: &str, hosts: &str) -> Self {
-        let directory = Path::new("/etc/netns").join(namespace);
-        fs::create_dir_all(&directory).unwrap();
-        let mut files = Self { directory, made: Vec::new() };
-        // No resolver is asked for names that the file lacks.
-        for (name, content) in [("hosts", hosts), ("nsswitch.conf", "hosts: files\n")] {
-            fs::write(files.directory.join(name), content).unwrap();
-            let of_all = Path::new("/etc").join(name);
-            if fs::File::create_new(&of_all).is_ok() {
-                files.made.push(of_all);
-            }
-        }
-        files
-    }
-}
-
-impl Drop for NamespaceFiles {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.directory);
-        for file in &self.made {
-            let _ = fs::remove_file(file);
-        }
-    }
 }
 
 #[test]

@@ -7,10 +7,11 @@ mod lab;
 
 use std::fs;
 use std::net::UdpSocket;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
-use lab::{Agent, Disk, Host, Lab, SOON, actual, grpcurl, holds_within, legacy_add, ping_ok, wait_until};
+use lab::{
+    Agent, Disk, Host, Lab, Names, SOON, actual, grpcurl, holds_within, legacy_add, ping_ok, wait_until,
+};
 use serde_json::{Value, json};
 
 const ADD: &str = "tunmesh.v1.TunnelService/AddTunnel";
@@ -248,13 +249,10 @@ fn a_full_disk_keeps_no_tunnel_from_coming_up() {
 #[test]
 fn a_resolver_that_is_silent_does_not_hold_up_the_end() {
     let (_lab, host, _other) = two_hosts();
-    let files = Path::new("/etc/netns").join(host.namespace());
-    fs::create_dir_all(&files).unwrap();
-    fs::write(files.join("resolv.conf"), "nameserver 127.0.0.1\noptions timeout:30\n").unwrap();
-    fs::write(files.join("nsswitch.conf"), "hosts: dns\n").unwrap();
+    let mut names = Names::new(&host, "");
+    names.resolve_at("127.0.0.1", 30);
     let silent = host.enter(|| UdpSocket::bind("127.0.0.1:53").unwrap());
     let mut agent = Agent::start(&host, &[]);
-    fs::remove_dir_all(&files).unwrap();
     legacy_add(&host, "udp2", "10.0.1.1", "minion-2", 1400);
     silent.set_read_timeout(Some(SOON)).unwrap();
     silent.recv(&mut [0; 512]).expect("the name is asked for");

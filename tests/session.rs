@@ -7,12 +7,11 @@ mod lab;
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::net::SocketAddr;
-use std::path::Path;
+use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
-use lab::{AGENT, Agent, Host, Lab, SOON, Scripted, Talk, grpcurl, legacy_add, wait_until};
+use lab::{AGENT, Agent, Host, Lab, Names, SOON, Scripted, Talk, grpcurl, legacy_add, wait_until};
 use serde_json::json;
 use tonic::Status;
 use tonic_types::{ErrorDetails, StatusExt};
@@ -396,14 +395,93 @@ fn a_controller_is_followed_in_plain_text_only_where_that_is_allowed() {
 }
 
 #[test]
+fn no_tunnel_covers_a_controller_until_the_agent_leaves() {
+    let (_lab, host, other) = hosts();
+    for network in 2..=3 {
+        other.address(&other.device_to(&host), &format!("172.100.{network}.9/24"));
+        host.route(&format!("172.100.{network}.0/24"), "172.100.1.9");
+    }
+    let mut names = Names::new(&host, "127.0.0.1 localhost\n");
+    // Nobody tells for a while where the first is.
+    let _silent = other.enter(|| UdpSocket::bind("172.100.1.9:53")).unwrap();
+    names.resolve_at("172.100.1.9", 2);
+    let brain = ["--controller", "brain,172.100.2.9", "--insecure", "172.100.0.0/16", "--name", "n1"];
+    let mut agent =
+        Agent::start(&host, &[&brain[..], &["--accept-prefix", "172.100.0.0/16,10.0.0.0/8"]].concat());
+    let covering = |network: u8| {
+        json!({"tunnel": {"name": format!("l{network}"), "addresses": [format!("10.8.{network}.1/24")], "framing": "RAW",
+                          "remote": format!("192.0.2.{network}"), "routes": [format!("172.100.{network}.8/29")]}})
+    };
+    let add =
+        |agent: &Agent, network| grpcurl(agent, "tunmesh.v1.TunnelService/AddTunnel", &covering(network));
+    let is_refused = |agent: &Agent, network| {
+        let refused = add(agent, network).unwrap_err().message;
+        let words = format!("covers 172.100.{network}.9, the address of the controller");
+        assert!(refused.contains(&words), "{refused}");
+    };
+    is_refused(&agent, 2);
+
+    names.write("hosts", "127.0.0.1 localhost\n172.100.3.9 brain\n");
+    let controller = Scripted::start(&other, "172.100.3.9:7443".parse().unwrap());
+    agent.restart();
+    let (talk, _) = controller.hello();
+    talk.welcome("s1");
+    talk.say(snapshot(1, &mesh([9])));
+    talk.ack();
+    (2..=3).for_each(|network| is_refused(&agent, network));
+
+    agent.show("leave");
+    talk.find(SOON, "a goodbye", |message| (message == AgentMessage::Goodbye).then_some(()));
+    for network in 2..=3 {
+        add(&agent, network).unwrap();
+    }
+}
+
+#[test]
+fn a_controller_is_told_whether_a_tunnel_carries_packets() {
+    let (lab, host, other) = hosts();
+    let peer = lab.host("peer");
+    lab.link(&host, "172.100.2.1/24", &peer, "172.100.2.7/24");
+    let controller = Scripted::start(&other, address());
+    let agent = Agent::start(&host, &FOLLOW);
+    let (talk, _) = controller.hello();
+    talk.welcome("s1");
+    let device = device_item(&"m".parse().unwrap(), &["10.9.0.1/24".parse().unwrap()]);
+    let spec = TunnelSpec { remote: "172.100.2.7:5000".parse().unwrap(), ..tunnel(7) };
+    talk.say(snapshot(1, &Items::new([device, tunnel_item(&spec)].map(Arc::new))));
+    assert_eq!(talk.ack().failures.len(), 0);
+    let state = |wanted: fn(&TunnelState) -> bool| {
+        let of_tunnel =
+            |report: &Report| report.tunnels.get(&spec.name).is_some_and(|tunnel| wanted(&tunnel.state));
+        report(&talk, of_tunnel)
+    };
+    state(|state| *state == TunnelState::Waiting(None));
+    peer.enter(|| {
+        let mut bytes = Vec::new();
+        let packet = etherparse::PacketBuilder::ipv4([10, 9, 0, 7], [10, 9, 0, 1], 64).udp(1, 2);
+        packet.write(&mut bytes, b"data").unwrap();
+        UdpSocket::bind("172.100.2.7:5000").unwrap().send_to(&bytes, "172.100.2.1:5000").unwrap();
+    });
+    state(|state| *state == TunnelState::Passing);
+    // The peer's address is the host's own, which a command has the agent look at.
+    host.address(&host.device_to(&peer), "172.100.2.7/24");
+    legacy_add(&host, "udp2", "10.0.1.1", "172.100.1.99", 1400);
+    state(|state| matches!(state, TunnelState::Failed(reason) if reason.contains("172.100.2.7")));
+    assert!(agent.show("tunnels").contains("FAILED"), "{}", agent.show("tunnels"));
+    host.run(["ip", "address", "delete", "172.100.2.7/24", "dev", &host.device_to(&peer)]);
+    grpcurl(&agent, "tunmesh.v1.TunnelService/DeleteTunnel", &json!({"name": "udp2"})).unwrap();
+    state(|state| *state == TunnelState::Passing);
+}
+
+/// A name may have addresses at which nobody is, or no controller.
+#[test]
 fn a_controller_is_found_on_ipv6_by_its_address_and_by_its_name() {
     let lab = Lab::new();
     let (host, other) = (lab.host("host"), lab.host("other"));
     lab.link(&host, "fd00:100::1/64", &other, "fd00:100::9/64");
-    let files = Path::new("/etc/netns").join(host.namespace());
-    fs::create_dir_all(&files).unwrap();
-    fs::write(files.join("hosts"), "fe80::9 brain\nfd00:100::9 brain\n").unwrap();
-    fs::write(files.join("nsswitch.conf"), "hosts: files\n").unwrap();
+    other.address(&other.device_to(&host), "fd00:100::8/64");
+    let addresses = "fe80::9 brain\nfd00:100::7 brain\nfd00:100::8 brain\nfd00:100::9 brain\n";
+    let _names = Names::new(&host, addresses);
     let controller = Scripted::start(&other, "[fd00:100::9]:7443".parse().unwrap());
     let view = mesh([]);
     for address in ["fd00:100::9", "[fd00:100::9]:7443", "brain", "brain:7443"] {
@@ -417,5 +495,4 @@ fn a_controller_is_found_on_ipv6_by_its_address_and_by_its_name() {
         let shown = agent.show("status");
         assert!(shown.contains(&format!("{address}, in step for")), "{shown}");
     }
-    fs::remove_dir_all(&files).unwrap();
 }

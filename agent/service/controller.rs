@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use futures_util::stream::FuturesUnordered;
 use hyper_util::rt::TokioIo;
 use ipnet::IpNet;
 use tokio::net::TcpStream;
@@ -31,6 +32,9 @@ const MESSAGES: usize = 64;
 /// The longest message that is read, in bytes: one item has at most what a mesh file of 4 MiB says of its node, as
 /// routes and as allowed prefixes.
 const LONGEST: usize = 16 << 20;
+/// How long after one address of a name the next is dialled beside it, RFC 8305 section 5: one that does not answer
+/// must not use up the time that a dial has.
+const NEXT: Duration = Duration::from_millis(250);
 /// How long a goodbye may take.
 const GRACE: Duration = Duration::from_secs(1);
 
@@ -263,14 +267,20 @@ async fn connect(
         )));
     }
     let _ = events.send(Event::Resolved(inside.clone())).await;
+    let attempts = (0..).zip(inside).map(|(place, address)| async move {
+        tokio::time::sleep(NEXT * place).await;
+        let stream = TcpStream::connect(SocketAddr::new(address, port)).await;
+        stream.map_err(|error| End::new(format!("{address} port {port}: {error}")))
+    });
+    let mut attempts: FuturesUnordered<_> = attempts.collect();
     let mut end = End::new("it has no address");
-    for address in inside {
-        match TcpStream::connect(SocketAddr::new(address, port)).await {
+    while let Some(attempt) = attempts.next().await {
+        match attempt {
             Ok(stream) => {
                 let made = stream.set_nodelay(true).map(|()| stream);
                 return made.map_err(|error| End::new(error.to_string()));
             }
-            Err(error) => end = End::new(format!("{address} port {port}: {error}")),
+            Err(reason) => end = reason,
         }
     }
     Err(end)
@@ -283,3 +293,6 @@ fn innermost(error: &dyn std::error::Error) -> String {
     }
     error.to_string()
 }
+
+#[cfg(test)]
+mod tests;
