@@ -159,6 +159,36 @@ fn a_flood_of_garbage_adds_up() {
 }
 
 #[test]
+fn a_tunnel_that_is_added_again_is_counted_anew() {
+    let Pair { host, agent, .. } = &pair();
+    let link = || grpcurl(agent, GET, &json!({"name": "link"})).unwrap()["status"].clone();
+    let counts = |link: &Value| {
+        let of = |direction: &str| number(&link[direction]["packets"]) + sum(&link[direction]["drops"]);
+        (of("sent"), of("received"), link["lastReceived"].is_null(), link["state"].clone())
+    };
+    ping_ok(host, "10.0.1.2");
+    // A change is none.
+    let before = counts(&link());
+    assert!(before.0 > 0 && before.1 > 0 && !before.2 && before.3 == "PASSING", "{before:?}");
+    let mut tunnel = link()["tunnel"].clone();
+    tunnel["mtu"] = json!(1300);
+    grpcurl(agent, ADD, &json!({"tunnel": tunnel, "replace": true})).unwrap();
+    let changed = link();
+    assert_eq!(
+        (&changed["deviceMtu"], counts(&changed).2, &changed["state"]),
+        (&json!(1300), false, &json!("PASSING"))
+    );
+    assert!(counts(&changed).0 >= before.0 && counts(&changed).1 >= before.1, "{changed}");
+
+    grpcurl(agent, "tunmesh.v1.TunnelService/DeleteTunnel", &json!({"name": "link"})).unwrap();
+    tunnel["addresses"] = json!(["10.0.1.1/32"]);
+    grpcurl(agent, ADD, &json!({ "tunnel": tunnel })).unwrap();
+    let anew = counts(&link());
+    assert_eq!((anew.1, anew.2), (0, true), "{anew:?}");
+    assert!(anew.0 < before.0, "{anew:?} after {before:?}");
+}
+
+#[test]
 fn packets_from_a_device_add_up() {
     let Pair { host, other, agent, .. } = &pair();
     ping_ok(host, "10.0.1.2");

@@ -2,16 +2,24 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a fault ends the test")]
 
+mod lab;
+
 use std::net::UdpSocket;
 use std::process::{Command, Output};
 use std::thread;
 use std::time::Duration;
 
+use lab::{CONTROLLER, Lab, Names};
 use serde_json::{Value, json};
 
 /// Runs the client with `arguments` against a server that answers with `reply`. What was sent, and what came of it.
 fn run(arguments: &str, reply: Option<&str>) -> (Value, Output) {
-    let server = UdpSocket::bind("127.0.0.1:0").unwrap();
+    run_at("127.0.0.1:0", arguments, reply)
+}
+
+/// The same, with the server at an address.
+fn run_at(address: &str, arguments: &str, reply: Option<&str>) -> (Value, Output) {
+    let server = UdpSocket::bind(address).unwrap();
     server.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     let port = server.local_addr().unwrap().port().to_string();
     let reply = reply.map(str::to_owned);
@@ -65,6 +73,36 @@ fn sends_what_the_client_of_2015_sent() {
     assert_eq!(received["tunnel"][0]["name"], "udp2");
     let (received, _) = run("-s 127.0.0.1 -n udp2 -t fd00::1 -r fd01::2", Some(r#"{"udp2": "ok"}"#));
     assert_eq!(received["tunnel"][0]["tunnelIP"], "fd00::1");
+}
+
+#[test]
+fn an_address_of_ipv6_may_stand_in_brackets() {
+    for host in ["::1", "[::1]"] {
+        let (received, output) =
+            run_at("[::1]:0", &format!("-s {host} -o del -n udp2"), Some(r#"{"udp2": "ok"}"#));
+        assert!(received["op"] == "del" && output.status.success(), "{host}: {output:?}");
+    }
+}
+
+/// Whichever of its addresses comes first.
+#[test]
+fn a_name_is_asked_at_the_address_where_something_listens() {
+    let lab = Lab::new();
+    let (host, other) = (lab.host("host"), lab.host("other"));
+    lab.link(&host, "172.100.1.1/24", &other, "172.100.1.2/24");
+    other.address(&other.device_to(&host), "172.100.1.3/24");
+    let _names = Names::new(&host, "172.100.1.2 minion-2\n172.100.1.3 minion-2\n");
+    for address in ["172.100.1.2:5001", "172.100.1.3:5001"] {
+        let server = other.enter(|| UdpSocket::bind(address)).unwrap();
+        server.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        let serving = thread::spawn(move || {
+            let (_, client) = server.recv_from(&mut [0; 2048])?;
+            server.send_to(br#"{"udp2": "ok"}"#, client)
+        });
+        let told = host.try_run([CONTROLLER, "legacy", "minion-2", "-o", "del", "-n", "udp2"]);
+        assert_eq!(told.map_err(|failed| failed.to_string()), Ok("udp2: ok\n".to_owned()), "{address}");
+        serving.join().unwrap().unwrap();
+    }
 }
 
 #[test]

@@ -145,6 +145,10 @@ fn a_minute_without_a_controller_costs_no_packet() {
 
     assert!(site.controller.terminate().success());
     let end = Instant::now() + OUTAGE;
+    wait_until(SOON, "all have heard that it ends", || {
+        let log = |agent: &Agent| agent.log();
+        site.agents.iter().map(log).all(|log| log.contains("the controller ended the session: "))
+    });
     // The agent of one host starts anew meanwhile.
     site.agents[2].terminate();
     assert!(

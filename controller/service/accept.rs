@@ -159,7 +159,7 @@ impl Peer {
     }
 
     /// Whether there is no session, and none since this was asked last.
-    fn is_silent(&self) -> bool {
+    pub(super) fn is_silent(&self) -> bool {
         let has_ended = self.sessions.ended.swap(false, Ordering::Relaxed);
         !has_ended && self.sessions.count.load(Ordering::Relaxed) == 0
     }

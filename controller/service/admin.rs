@@ -250,3 +250,6 @@ impl MeshAdmin for Admin {
         }))
     }
 }
+
+#[cfg(test)]
+mod tests;

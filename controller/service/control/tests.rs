@@ -22,10 +22,13 @@ use crate::proto::v1::agent_control_server::AgentControlServer;
 
 /// How long to wait for what must come.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// Less than an answer takes that is waited for in vain.
+const AT_ONCE: Duration = Duration::from_millis(900);
 
 /// A controller with a store in a directory of its own.
 struct Controller {
     handle: ControllerHandle,
+    stop: CancellationToken,
     tasks: JoinSet<()>,
     _directory: TempDir,
 }
@@ -39,8 +42,9 @@ async fn controller() -> Controller {
     let (handle, requests) = runtime::channel();
     let runtime = Runtime::new(Stored::from_entries(entries, revision), 1, store, requests);
     let mut tasks = JoinSet::new();
-    tasks.spawn(runtime.run(std::future::pending()));
-    Controller { handle, tasks, _directory: directory }
+    let stop = CancellationToken::new();
+    tasks.spawn(runtime.run(stop.clone().cancelled_owned()));
+    Controller { handle, stop, tasks, _directory: directory }
 }
 
 fn peer(number: u8) -> Peer {
@@ -145,7 +149,7 @@ fn request(message: ControllerMessage) -> Option<u64> {
 
 #[tokio::test]
 async fn an_agent_is_brought_to_what_is_wanted_and_asked_how_it_is() {
-    let Controller { handle, mut tasks, _directory } = controller().await;
+    let Controller { handle, stop: _, mut tasks, _directory } = controller().await;
     let mut agent = Agent::dial(handle.clone(), &mut tasks, peer(1)).await;
     agent.say(AgentMessage::Hello(hello(1))).await;
     assert!(matches!(agent.hear().await, Ok(ControllerMessage::Welcome(_))));
@@ -177,8 +181,12 @@ async fn an_agent_is_brought_to_what_is_wanted_and_asked_how_it_is() {
         let report = Report { whole: true, request: Some(request), ..Report::default() };
         agent.say(AgentMessage::Report(report)).await;
     };
+    let asked = now();
     let (tunnels, ()) = tokio::join!(handle.node_tunnels(node), answering);
     assert!(tunnels.unwrap().unwrap().age.is_some(), "a fresh report");
+    // Nor is one waited for that is not there to answer.
+    handle.node_tunnels("n2".parse().unwrap()).await.unwrap();
+    assert!(asked.elapsed() < AT_ONCE, "{:?}", asked.elapsed());
 
     // The same agent on a second stream, and this one ends.
     let mut again = Agent::dial(handle.clone(), &mut tasks, peer(1)).await;
@@ -197,6 +205,47 @@ async fn an_agent_is_brought_to_what_is_wanted_and_asked_how_it_is() {
         }
     };
     assert_eq!(end.code(), Code::Ok, "{end:?}");
+}
+
+#[tokio::test]
+async fn whoever_is_there_when_the_controller_ends_is_told_and_when_to_come_again() {
+    let Controller { handle, stop, mut tasks, _directory } = controller().await;
+    let mut agents = Vec::new();
+    for number in 1..=2 {
+        let mut agent = Agent::dial(handle.clone(), &mut tasks, peer(number)).await;
+        agent.say(AgentMessage::Hello(hello(number))).await;
+        agent.until(chunk).await;
+        agents.push(agent);
+    }
+    stop.cancel();
+    let mut afters = BTreeSet::new();
+    for agent in &mut agents {
+        let after = |message| {
+            if let ControllerMessage::GoAway { after_ms, .. } = message { Some(after_ms) } else { None }
+        };
+        afters.insert(agent.until(after).await);
+        assert_eq!(agent.hear().await.unwrap_err().code(), Code::Unavailable);
+    }
+    assert_eq!(afters.len(), 2, "one after the other: {afters:?}");
+}
+
+#[tokio::test]
+async fn a_connection_with_a_session_is_not_silent() {
+    let Controller { handle, stop: _, mut tasks, _directory } = controller().await;
+    let peer = peer(1);
+    assert!(peer.is_silent());
+    let mut agent = Agent::dial(handle, &mut tasks, peer.clone()).await;
+    agent.say(AgentMessage::Hello(hello(1))).await;
+    agent.until(chunk).await;
+    // The first look would also pass over one whose session has just ended.
+    assert_eq!([peer.is_silent(), peer.is_silent()], [false, false]);
+    agent.say(AgentMessage::Goodbye).await;
+    let is_silent = async {
+        while !peer.is_silent() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, is_silent).await.expect("its session has ended");
 }
 
 #[tokio::test]
@@ -241,7 +290,7 @@ async fn one_connection_begins_few_streams() {
 #[tokio::test(start_paused = true)]
 #[allow(clippy::disallowed_methods, reason = "the clock of the test")]
 async fn an_agent_that_says_much_is_listened_to_at_a_pace() {
-    let Controller { handle, mut tasks, _directory } = controller().await;
+    let Controller { handle, stop: _, mut tasks, _directory } = controller().await;
     let mut agent = Agent::dial(handle, &mut tasks, peer(1)).await;
     agent.say(AgentMessage::Hello(hello(1))).await;
     let first = agent.until(chunk).await;
@@ -271,7 +320,7 @@ async fn a_stream_without_a_word_ends_soon() {
 
 #[tokio::test]
 async fn an_agent_that_does_not_read_is_let_go_and_holds_up_nobody() {
-    let Controller { handle, tasks: _tasks, _directory } = controller().await;
+    let Controller { handle, stop: _, tasks: _tasks, _directory } = controller().await;
     let (outgoing, _unread) = mpsc::channel(1);
     let ended = CancellationToken::new();
     let Peer { source, local, .. } = peer(1);

@@ -1,7 +1,9 @@
 //! What the store holds, read.
 
-use super::world::{Memory, mesh};
+use super::world::{Memory, mesh, node};
 use super::{WEB, converged};
+use crate::controller::mesh::NODES;
+use crate::controller::plan::NodeRecord;
 use crate::controller::store::transaction::{Transaction, Write};
 use crate::controller::stored::Stored;
 use crate::proto::session::{Digest, Generation, Have};
@@ -53,6 +55,26 @@ fn what_cannot_be_read_is_named_and_the_rest_goes_on() {
     world.apply(mesh(WEB));
     assert!(world.deliver_change());
     assert_eq!(world.state.stored().wanted.meshes.len(), 1);
+}
+
+#[test]
+fn who_has_the_labels_of_a_full_mesh_and_is_left_out_is_a_problem() {
+    let (mut world, _) = converged(2);
+    let first = world.store.read().wanted.nodes[&node(0)].clone();
+    for number in 2..NODES + 2 {
+        let endpoint = format!("172.101.{}.{}", number / 250, number % 250 + 1).parse().unwrap();
+        let other = NodeRecord { endpoint: Some(endpoint), ..first.clone() };
+        put(&mut world.store, &format!("/nodes/n{number}"), &serde_json::to_string(&other).unwrap());
+    }
+    world.restart();
+    let problems = world.state.status(world.now).problems.into_iter();
+    let left_out: Vec<_> =
+        problems.map(|problem| problem.message).filter(|message| message.contains("are left out")).collect();
+    assert_eq!(left_out.len(), 1, "{left_out:?}");
+    assert!(
+        left_out[0].starts_with("mesh web: ") && left_out[0].contains(" and 1 more have its labels"),
+        "{left_out:?}"
+    );
 }
 
 #[test]
