@@ -208,6 +208,16 @@ impl Machine {
         self.end(env);
     }
 
+    /// Its connection takes nothing any more, and it lets go of it.
+    pub fn let_go(&mut self, env: &mut Env) {
+        let Some(process) = &mut self.process else { return };
+        let Some(connection) = process.connection.take() else { return };
+        env.say(&self.who, format_args!("lets go of {connection:?}"));
+        env.network.close_up(connection, env.now, &mut env.random);
+        process.session.handle_closed("the controller takes nothing any more", None, env.instant());
+        self.settle(env);
+    }
+
     /// Its host gets a new disk.
     pub fn reinstall(&mut self, env: &mut Env) {
         self.crash(env);

@@ -126,6 +126,12 @@ impl Network {
         id
     }
 
+    /// The machines with an open connection whose messages take longer than those of others.
+    pub fn slow(&self) -> Vec<usize> {
+        let open = self.connections.iter().filter(|(id, c)| !c.lag.is_zero() && self.is_open(**id));
+        open.map(|(_, connection)| connection.machine).collect()
+    }
+
     pub fn all(&self) -> Vec<ConnectionId> {
         self.connections.keys().copied().collect()
     }

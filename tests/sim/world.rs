@@ -15,6 +15,9 @@ use crate::random::Random;
 use crate::server::Server;
 use crate::trace::{Loudness, Trace};
 
+/// So long what was said before may be under way: until then a session that its agent has let go of may still begin,
+/// and end a later one.
+const LATE: Duration = Duration::from_secs(12);
 /// Within this time all must be as it is wanted, once nothing goes wrong any more.
 const CONVERGED: Duration = Duration::from_secs(60);
 /// So long it must then stay so.
@@ -91,6 +94,7 @@ impl World {
         self.live_until(end);
         self.calm();
         let deadline = self.env.now + CONVERGED;
+        self.live_until(self.env.now + LATE);
         let mut consent_at = self.env.now;
         while let Err(problem) = check::converged(&self.machines, &self.server, &self.env) {
             assert!(self.env.now < deadline, "not within {CONVERGED:?}: {problem}");
@@ -259,12 +263,21 @@ impl World {
                     clone.start_soon(env.soon(0, 100));
                 }
             }
-            _ => {}
+            _ => self.let_go(),
+        }
+    }
+
+    /// The agents with slow connections let go of them, with all that is still under way.
+    fn let_go(&mut self) {
+        for machine in self.env.network.slow() {
+            self.machines[machine].let_go(&mut self.env);
         }
     }
 
     /// From here on nothing goes wrong any more.
     fn calm(&mut self) {
+        // What is still under way on a connection that was let go of comes when nothing mends it any more.
+        self.let_go();
         let env = &mut self.env;
         env.say("world", format_args!("from here on nothing goes wrong any more"));
         env.faulty = false;
