@@ -33,10 +33,20 @@ enum Progress {
     Idle,
     /// The transaction with this is under way.
     UnderWay(Batch),
-    /// It is done, and this revision has not come in yet.
-    Done(u64),
+    /// It is done, and this revision, which has this, has not come in yet.
+    Done(u64, Batch),
     /// It failed: again at this time, or after a revision above this one.
     Failed(Instant, u64),
+}
+
+impl Progress {
+    /// What is stored, or may come to be, and has not come in yet.
+    fn coming(&self) -> Option<&Batch> {
+        match self {
+            Self::UnderWay(batch) | Self::Done(_, batch) => Some(batch),
+            Self::Idle | Self::Failed(..) => None,
+        }
+    }
 }
 
 /// What is to be stored and how far it is.
@@ -57,23 +67,20 @@ impl Records {
     pub(super) fn retry_at(&self) -> Option<Instant> {
         let failed = match self.progress {
             Progress::Failed(at, _) => Some(at),
-            Progress::Idle | Progress::UnderWay(_) | Progress::Done(_) => None,
+            Progress::Idle | Progress::UnderWay(_) | Progress::Done(..) => None,
         };
         self.held.values().map(|(at, _)| *at).chain(failed).min()
     }
 
     fn latest(&self, node: &NodeName) -> Option<&NodeRecord> {
-        self.waiting.nodes.get(node).or_else(|| match &self.progress {
-            Progress::UnderWay(batch) => batch.nodes.get(node),
-            Progress::Idle | Progress::Done(_) | Progress::Failed(..) => None,
-        })
+        self.waiting.nodes.get(node).or_else(|| self.progress.coming()?.nodes.get(node))
     }
 
     fn is_ready(&mut self, revision: u64, now: Instant) -> bool {
         let is_ready = match self.progress {
             Progress::Idle => true,
             Progress::UnderWay(_) => false,
-            Progress::Done(done) => revision >= done,
+            Progress::Done(done, _) => revision >= done,
             Progress::Failed(at, judged) => now >= at || (revision > judged && self.refusal.is_none()),
         };
         if is_ready {
@@ -153,11 +160,8 @@ impl ControllerState {
 
     /// Has the incarnation raised to `incarnation`. Returns whether that is news.
     pub(super) fn raise_incarnation(&mut self, incarnation: u64) -> bool {
-        let under_way = match &self.records.progress {
-            Progress::UnderWay(batch) => batch.incarnation,
-            Progress::Idle | Progress::Done(_) | Progress::Failed(..) => None,
-        };
-        let coming = self.records.waiting.incarnation.max(under_way);
+        let before = self.records.progress.coming().and_then(|batch| batch.incarnation);
+        let coming = self.records.waiting.incarnation.max(before);
         let is_news = coming.is_none_or(|coming| coming < incarnation);
         if is_news {
             self.records.waiting.incarnation = Some(incarnation);
@@ -171,7 +175,7 @@ impl ControllerState {
         match result {
             Ok(revision) => {
                 self.set_refusal(None, now, wall);
-                self.records.progress = Progress::Done(revision);
+                self.records.progress = Progress::Done(revision, batch);
             }
             Err(error) => {
                 let wait = match &error {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::world::{Agent, World, mesh, node};
 use super::{WEB, converged};
+use crate::controller::state::EventKind;
 use crate::controller::store::transaction::StoreError;
 use crate::proto::session::{Ack, AgentMessage, Generation, Items};
 
@@ -38,6 +39,45 @@ fn what_a_node_says_while_the_store_fails_is_what_is_stored_in_the_end() {
     world.pass(Duration::from_secs(2));
     world.store_all();
     assert_eq!(world.stored_label("role").as_deref(), Some("db"));
+}
+
+/// Between the commit and its change the store has what the state does not know of yet.
+#[test]
+fn what_a_node_takes_back_before_the_change_comes_in_is_what_is_stored_in_the_end() {
+    for is_reloaded in [false, true] {
+        let (mut world, mut agent) = (World::new(), Agent::new(0));
+        let mut say = |world: &mut World, role: &str| {
+            agent.label("role", role);
+            world.connect(&mut agent);
+        };
+        say(&mut world, "web");
+        world.store_all();
+        say(&mut world, "db");
+        assert!(world.do_commit());
+        assert_eq!(world.stored_label("role").as_deref(), Some("db"));
+        say(&mut world, "web");
+        if is_reloaded {
+            world.changes.clear();
+            world.state.handle_reload(world.store.read(), world.now, world.wall());
+            world.drain();
+        }
+        world.store_all();
+        assert_eq!(world.stored_label("role").as_deref(), Some("web"), "reloaded: {is_reloaded}");
+    }
+}
+
+/// Many agents come after a copy was restored, and all bring the same news.
+#[test]
+fn that_a_copy_was_restored_is_told_once_until_its_change_comes_in() {
+    let mut world = World::new();
+    for number in 0..3 {
+        let mut agent = Agent::new(number);
+        agent.has = Some((Generation { incarnation: 1, revision: 1_000 }, Items::default()));
+        world.connect(&mut agent);
+        world.do_commit();
+    }
+    let restored = world.state.events_after(0).filter(|event| event.kind == EventKind::StoreRestored);
+    assert_eq!(restored.count(), 1);
 }
 
 #[test]
