@@ -11,6 +11,7 @@ mod base;
 mod push;
 mod random;
 mod reports;
+mod trouble;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
@@ -19,6 +20,7 @@ pub use self::base::Base;
 use self::push::Chunks;
 use self::random::Random;
 use self::reports::Reports;
+pub use self::trouble::{Told, Trouble, TroubleKind};
 use crate::proto::model::{NodeName, Remote, TunnelName};
 use crate::proto::session::{
     Ack, AgentMessage, ControllerMessage, Forwarding, Generation, Heartbeat, Hello, ItemId, PROTOCOL_VERSION,
@@ -103,8 +105,8 @@ pub struct Link {
     pub generation: Option<Generation>,
     /// What was to be removed and is kept, for want of consent.
     pub held: BTreeSet<ItemId>,
-    /// Why it is not in step, in words.
-    pub trouble: Option<String>,
+    /// Why it is not in step.
+    pub trouble: Option<Trouble>,
 }
 
 /// The state machine of one agent's sessions, one after the other.
@@ -122,7 +124,7 @@ pub struct Session {
     /// Attempts since the last good session.
     attempts: u32,
     last_heard: Option<Instant>,
-    trouble: Option<String>,
+    trouble: Option<Trouble>,
     effects: VecDeque<Effect>,
 }
 
@@ -239,13 +241,11 @@ impl Session {
         self.send(AgentMessage::Hello(hello));
     }
 
-    /// The connection is gone, was refused, or did not come about, in words why; `retry_after`: the least time that
-    /// the controller asks for.
-    pub fn handle_closed(&mut self, reason: &str, retry_after: Option<Duration>, now: Instant) {
+    /// The connection is gone, was refused, or did not come about; `retry_after`: the least time that the controller
+    /// asks for.
+    pub fn handle_closed(&mut self, why: Trouble, retry_after: Option<Duration>, now: Instant) {
         match self.phase {
-            Phase::Dialling { .. } | Phase::Open(_) => {
-                self.wait(reason, retry_after.unwrap_or_default(), now)
-            }
+            Phase::Dialling { .. } | Phase::Open(_) => self.wait(why, retry_after.unwrap_or_default(), now),
             Phase::Waiting { .. } | Phase::Ended => {}
         }
     }
@@ -264,11 +264,11 @@ impl Session {
             }
             ControllerMessage::GoAway { reason, after_ms } => {
                 let reason = format!("the controller ended the session: {reason}");
-                self.close(&reason, Duration::from_millis(after_ms), now);
+                self.close(Trouble::new(TroubleKind::Ended, reason), Duration::from_millis(after_ms), now);
             }
             ControllerMessage::Welcome(welcome) if !welcomed => self.handle_welcome(&welcome, now),
             ControllerMessage::Welcome(_) => {
-                self.close("the controller welcomed a session twice", Duration::ZERO, now);
+                self.misunderstand("the controller welcomed a session twice", now);
             }
             ControllerMessage::NotModified(_)
             | ControllerMessage::Snapshot(_)
@@ -276,7 +276,7 @@ impl Session {
             | ControllerMessage::ReportRequest(_)
                 if !welcomed =>
             {
-                self.close("the controller began without a welcome", Duration::ZERO, now);
+                self.misunderstand("the controller began without a welcome", now);
             }
             ControllerMessage::NotModified(generation) => self.handle_not_modified(generation, now),
             ControllerMessage::Snapshot(chunk) => self.handle_chunk(chunk, now),
@@ -364,19 +364,19 @@ impl Session {
             Phase::Dialling { until } => {
                 if now >= *until {
                     let reason = format!("no answer within {} s", DIAL_TIMEOUT.as_secs());
-                    self.close(&reason, Duration::ZERO, now);
+                    self.close(Trouble::new(TroubleKind::Unreachable, reason), Duration::ZERO, now);
                 }
             }
             Phase::Open(open) => {
                 if now >= open.heard + WATCHDOG {
                     let reason = format!("the controller has said nothing for {} s", WATCHDOG.as_secs());
-                    self.close(&reason, Duration::ZERO, now);
+                    self.close(Trouble::new(TroubleKind::Silent, reason), Duration::ZERO, now);
                     return;
                 }
                 if !open.answered && now >= open.moved + WATCHDOG {
                     let seconds = WATCHDOG.as_secs();
                     let reason = format!("the controller has not said what it wants for {seconds} s");
-                    self.close(&reason, Duration::ZERO, now);
+                    self.close(Trouble::new(TroubleKind::Silent, reason), Duration::ZERO, now);
                     return;
                 }
                 if let Some((_, reason)) = open.resync.take_if(|(at, _)| now >= *at && !keeping) {
@@ -426,16 +426,21 @@ impl Session {
     fn refuse(&mut self, reason: String, now: Instant) {
         let trouble = format!("refused: {reason}");
         self.send(AgentMessage::Refusal(reason));
-        self.close(&trouble, REFUSED, now);
+        self.close(Trouble::new(TroubleKind::Refuses, trouble), REFUSED, now);
     }
 
-    fn close(&mut self, reason: &str, least: Duration, now: Instant) {
+    /// Ends a session with a controller that says what it must not.
+    fn misunderstand(&mut self, reason: &str, now: Instant) {
+        self.close(Trouble::new(TroubleKind::Unintelligible, reason), Duration::ZERO, now);
+    }
+
+    fn close(&mut self, why: Trouble, least: Duration, now: Instant) {
         self.effects.push_back(Effect::Close);
-        self.wait(reason, least, now);
+        self.wait(why, least, now);
     }
 
     /// Waits at least `least` before it dials again.
-    fn wait(&mut self, reason: &str, least: Duration, now: Instant) {
+    fn wait(&mut self, why: Trouble, least: Duration, now: Instant) {
         let was_good = match &self.phase {
             Phase::Open(open) => open.synced.is_some_and(|at| now >= at + GOOD),
             Phase::Waiting { .. } | Phase::Dialling { .. } | Phase::Ended => false,
@@ -446,7 +451,7 @@ impl Session {
         let most = BACKOFF.saturating_mul(1 << self.attempts.min(16)).min(BACKOFF_MOST);
         self.attempts = self.attempts.saturating_add(1);
         let dial_at = now + least.min(ASKED_MOST) + self.random.up_to(most);
-        self.trouble = Some(reason.to_owned());
+        self.trouble = Some(why);
         self.enter(Phase::Waiting { dial_at }, now);
     }
 

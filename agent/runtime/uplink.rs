@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::handle::LinkStatus;
 use crate::agent::service::controller::{Connection, Dialler, Event, Full};
-use crate::agent::session::{Base, Effect, Identity, Link, LinkState, Session};
+use crate::agent::session::{Base, Effect, Identity, Link, LinkState, Session, Told, Trouble, TroubleKind};
 use crate::proto::model::{NodeName, TunnelName};
 use crate::proto::session::{AgentMessage, Forwarding, ItemId, TunnelReport};
 
@@ -22,7 +22,8 @@ pub struct Uplink {
     /// Where controllers are, when that has changed.
     addresses: Option<BTreeSet<IpAddr>>,
     node: NodeName,
-    told: (LinkState, Option<String>),
+    shown: (LinkState, Option<Trouble>),
+    told: Told,
 }
 
 impl Uplink {
@@ -38,7 +39,8 @@ impl Uplink {
             arrived: None,
             base: None,
             node,
-            told: (LinkState::Waiting, None),
+            shown: (LinkState::Waiting, None),
+            told: Told::default(),
         }
     }
 
@@ -63,9 +65,9 @@ impl Uplink {
                 }
                 Event::Connected => self.session.handle_connected(now),
                 Event::Message(message) => self.session.handle_message(message, now),
-                Event::Closed { reason, retry_after } => {
+                Event::Closed { why, retry_after } => {
                     self.connection = None;
-                    self.session.handle_closed(&reason, retry_after, now);
+                    self.session.handle_closed(why, retry_after, now);
                 }
             }
             self.act(now);
@@ -100,29 +102,33 @@ impl Uplink {
         let Some(connection) = &self.connection else { return };
         if connection.send(message) == Err(Full) {
             self.connection = None;
-            self.session.handle_closed("the controller takes nothing any more", None, now);
+            let why = Trouble::new(TroubleKind::Silent, "the controller takes nothing any more");
+            self.session.handle_closed(why, None, now);
         }
     }
 
     /// Logs what changed.
     fn tell(&mut self) {
         let Link { state, controller, trouble, generation, .. } = self.session.link();
-        if (state, &trouble) == (self.told.0, &self.told.1) {
+        if (state, &trouble) == (self.shown.0, &self.shown.1) {
             return;
         }
         let address = self.dialler.controllers().get(controller);
         let address = address.map(ToString::to_string).unwrap_or_default();
         let generation = generation.map(|generation| generation.to_string()).unwrap_or_default();
-        match (state, &trouble) {
-            (LinkState::Synced, _) => tracing::info!(%address, generation, "in step with the controller"),
-            (LinkState::Waiting | LinkState::Connected, Some(reason)) if self.told.1 != trouble => {
+        // A trouble stands until the agent is in step: while it dials the next controller it is still that of the last.
+        let is_fresh = state == LinkState::Waiting || trouble != self.shown.1;
+        match &trouble {
+            _ if state == LinkState::Synced => {
+                self.told.forget();
+                tracing::info!(%address, generation, "in step with the controller");
+            }
+            Some(Trouble { kind, words: reason }) if is_fresh && self.told.is_news(controller, *kind) => {
                 tracing::warn!(%address, %reason, "not in step with the controller; tunnels stay as they are");
             }
-            (LinkState::Waiting | LinkState::Connected | LinkState::Dialling | LinkState::Ended, _) => {
-                tracing::debug!(%address, ?state, "the session with the controller");
-            }
+            Some(_) | None => tracing::debug!(%address, ?state, "the session with the controller"),
         }
-        self.told = (state, trouble);
+        self.shown = (state, trouble);
     }
 
     pub(super) fn take_addresses(&mut self) -> Option<BTreeSet<IpAddr>> {
@@ -179,7 +185,7 @@ impl Uplink {
             state,
             since: at(since),
             last_heard: last_heard.map(at),
-            trouble,
+            trouble: trouble.map(|trouble| trouble.words),
         }
     }
 }

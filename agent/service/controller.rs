@@ -1,6 +1,7 @@
 //! The way to a controller: dials, and turns what crosses the wire into events. No type of the wire goes further.
 
 use std::collections::BTreeSet;
+use std::error::Error;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use tonic::transport::Endpoint;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
+use crate::agent::session::{Trouble, TroubleKind};
 use crate::proto::convert::session::controller_message;
 use crate::proto::model::{Host, Remote};
 use crate::proto::session::{AgentMessage, ControllerMessage};
@@ -49,8 +51,8 @@ pub enum Event {
     Message(ControllerMessage),
     /// The connection is gone or did not come about. The last event.
     Closed {
-        /// Why, in words.
-        reason: String,
+        /// Why.
+        why: Trouble,
         /// The least time that the controller asks to wait.
         retry_after: Option<Duration>,
     },
@@ -150,25 +152,27 @@ impl Dialler {
 
 /// Why a connection ended.
 struct End {
-    reason: String,
+    why: Trouble,
     retry_after: Option<Duration>,
 }
 
 impl End {
-    fn new(reason: impl Into<String>) -> Self {
-        Self { reason: reason.into(), retry_after: None }
+    fn new(kind: TroubleKind, words: impl Into<String>) -> Self {
+        Self { why: Trouble::new(kind, words), retry_after: None }
     }
 }
 
 impl From<Status> for End {
     fn from(status: Status) -> Self {
         let retry_after = status.get_details_retry_info().and_then(|info| info.retry_delay);
-        let reason = match (status.code(), status.message()) {
-            (code, "") => code.to_string(),
-            (Code::Unknown | Code::Unavailable | Code::Cancelled, words) => words.to_owned(),
-            (_, words) => format!("refused: {words}"),
+        let is_lost = matches!(status.code(), Code::Unknown | Code::Unavailable | Code::Cancelled);
+        let kind = if is_lost { TroubleKind::Ended } else { TroubleKind::Refused(status.code().into()) };
+        let words = match status.message() {
+            "" => status.code().to_string(),
+            words if is_lost => words.to_owned(),
+            words => format!("refused: {words}"),
         };
-        Self { reason, retry_after }
+        Self { why: Trouble::new(kind, words), retry_after }
     }
 }
 
@@ -188,9 +192,9 @@ async fn live(
         () = let_go => return,
         Err(end) = converse(&controller, &insecure, &events, messages) => end,
     };
-    let End { reason, retry_after } = end;
+    let End { why, retry_after } = end;
     // Whoever let go needs no reason.
-    let _ = events.send(Event::Closed { reason, retry_after }).await;
+    let _ = events.send(Event::Closed { why, retry_after }).await;
 }
 
 async fn converse(
@@ -200,7 +204,8 @@ async fn converse(
     messages: mpsc::Receiver<AgentMessage>,
 ) -> Result<std::convert::Infallible, End> {
     let stream = connect(controller, insecure, events).await?;
-    let local = stream.local_addr().map_err(|error| End::new(error.to_string()))?.ip().to_canonical();
+    let local = stream.local_addr().map_err(|error| End::new(TroubleKind::Ended, error.to_string()))?;
+    let local = local.ip().to_canonical();
     let mut stream = Some(TokioIo::new(stream));
     let connector = tower::service_fn(move |_| {
         let stream = stream.take().ok_or_else(|| std::io::Error::other("the connection is gone"));
@@ -208,12 +213,16 @@ async fn converse(
     });
     let endpoint = Endpoint::from_static("http://controller.tunmesh");
     let channel =
-        endpoint.connect_with_connector(connector).await.map_err(|error| End::new(innermost(&error)))?;
+        endpoint.connect_with_connector(connector).await.map_err(|error| unanswered(&error, local))?;
     let mut client = AgentControlClient::new(channel).max_decoding_message_size(LONGEST);
     // Where nobody listens any more it is read on, so that the last words get out.
     let _ = events.send(Event::Connected).await;
     let outbound = ReceiverStream::new(messages).map(v1::AgentMessage::from);
-    let answer = client.session(outbound).await.map_err(|status| unanswered(status, local));
+    let answer = client.session(outbound).await.map_err(|status| match status.source() {
+        Some(cause) => unanswered(cause, local),
+        // What the controller says itself has no other cause.
+        None => status.into(),
+    });
     let mut inbound = answer?.into_inner();
     while let Some(message) = inbound.message().await? {
         match controller_message(message) {
@@ -223,22 +232,24 @@ async fn converse(
             Ok(None) => {
                 tracing::debug!("the controller says something that only a later release understands")
             }
-            Err(error) => return Err(End::new(format!("the controller's message cannot be read: {error}"))),
+            Err(error) => {
+                let words = format!("the controller's message cannot be read: {error}");
+                return Err(End::new(TroubleKind::Unintelligible, words));
+            }
         }
     }
-    Err(End::new("the controller ended the session"))
+    Err(End::new(TroubleKind::Ended, "the controller ended the session"))
 }
 
-/// Why there was no answer on a connection from `local`. A controller that may not speak to it closes it at once, and
+/// That there was no answer on a connection from `local`. A controller that may not speak to it closes it at once, and
 /// cannot say so.
-fn unanswered(status: Status, local: IpAddr) -> End {
-    // What the controller says itself has no other cause.
-    let Some(cause) = std::error::Error::source(&status) else { return status.into() };
-    End::new(format!(
+fn unanswered(cause: &dyn Error, local: IpAddr) -> End {
+    let words = format!(
         "the controller closed the connection before it answered ({}): its --insecure may have no network with this \
          host's address, {local}",
         innermost(cause)
-    ))
+    );
+    End::new(TroubleKind::Unanswered, words)
 }
 
 /// A TCP connection to one of the controller's addresses, in plain text and therefore only inside `insecure`.
@@ -252,7 +263,9 @@ async fn connect(
         Host::Address(address) => BTreeSet::from([*address]),
         Host::Name(name) => {
             let found = tokio::net::lookup_host((name.as_str(), port)).await;
-            let found = found.map_err(|error| End::new(format!("{name} does not resolve: {error}")))?;
+            let found = found.map_err(|error| {
+                End::new(TroubleKind::Unreachable, format!("{name} does not resolve: {error}"))
+            })?;
             found.map(|address| address.ip().to_canonical()).collect()
         }
     };
@@ -260,25 +273,26 @@ async fn connect(
         addresses.into_iter().partition(|address| insecure.iter().any(|network| network.contains(address)));
     if inside.is_empty() {
         let outside: Vec<String> = outside.iter().map(ToString::to_string).collect();
-        return Err(End::new(format!(
+        let words = format!(
             "{} is in none of the networks of --insecure, and encryption of the control channel is not available in \
              this version",
             outside.join(", ")
-        )));
+        );
+        return Err(End::new(TroubleKind::Forbidden, words));
     }
     let _ = events.send(Event::Resolved(inside.clone())).await;
     let attempts = (0..).zip(inside).map(|(place, address)| async move {
         tokio::time::sleep(NEXT * place).await;
         let stream = TcpStream::connect(SocketAddr::new(address, port)).await;
-        stream.map_err(|error| End::new(format!("{address} port {port}: {error}")))
+        stream.map_err(|error| End::new(TroubleKind::Unreachable, format!("{address} port {port}: {error}")))
     });
     let mut attempts: FuturesUnordered<_> = attempts.collect();
-    let mut end = End::new("it has no address");
+    let mut end = End::new(TroubleKind::Unreachable, "it has no address");
     while let Some(attempt) = attempts.next().await {
         match attempt {
             Ok(stream) => {
                 let made = stream.set_nodelay(true).map(|()| stream);
-                return made.map_err(|error| End::new(error.to_string()));
+                return made.map_err(|error| End::new(TroubleKind::Ended, error.to_string()));
             }
             Err(reason) => end = reason,
         }
@@ -286,7 +300,7 @@ async fn connect(
     Err(end)
 }
 
-fn innermost(error: &dyn std::error::Error) -> String {
+fn innermost(error: &dyn Error) -> String {
     let mut error = error;
     while let Some(source) = error.source() {
         error = source;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Base, Effect, Phase, Session};
+use super::{Base, Effect, Phase, Session, Trouble, TroubleKind};
 use crate::proto::session::{Ack, AgentMessage, Delta, Generation, Item, ItemId, Items, SnapshotChunk};
 
 /// The least time between two requests for a snapshot, and before one after what could not be kept.
@@ -51,7 +51,7 @@ impl Session {
             }
             Err(reason) => {
                 let reason = format!("cannot be kept on disk: {reason}");
-                self.trouble = Some(reason.clone());
+                self.trouble = Some(Trouble::new(TroubleKind::Unkept, reason.clone()));
                 self.resync(&reason, now + RESYNC_PAUSE, now);
             }
         }

@@ -15,6 +15,10 @@ fn start() -> Instant {
     Instant::now()
 }
 
+fn lost() -> Trouble {
+    Trouble::new(TroubleKind::Ended, "reset")
+}
+
 fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
@@ -182,7 +186,7 @@ impl Bench {
     }
 
     fn trouble(&self) -> String {
-        self.session.link().trouble.unwrap_or_default()
+        self.session.link().trouble.map(|trouble| trouble.words).unwrap_or_default()
     }
 
     fn has(&self) -> &Base {
@@ -340,7 +344,7 @@ fn a_session_that_ends_while_something_is_kept_goes_on_with_it() {
     let mut bench = Bench::welcome();
     bench.say(snapshot(1, &wanted, 0));
     bench.effects();
-    bench.session.handle_closed("reset", None, bench.now);
+    bench.session.handle_closed(lost(), None, bench.now);
     // A Hello says what is on disk.
     assert_eq!(bench.session.poll_timeout(), None);
     bench.now += seconds(60);
@@ -570,7 +574,7 @@ fn a_dial_without_answer_ends_and_the_next_controller_is_tried() {
         // Too late.
         bench.session.handle_connected(bench.now);
         bench.say(welcome("s1"));
-        bench.session.handle_closed("refused", None, bench.now);
+        bench.session.handle_closed(lost(), None, bench.now);
         assert_eq!(bench.effects(), []);
         assert_eq!((bench.state(), bench.trouble()), (LinkState::Waiting, "no answer within 3 s".to_owned()));
     }
@@ -582,7 +586,7 @@ fn a_goodbye_ends_it_for_good() {
     bench.session.end(bench.now);
     assert_eq!(bench.effects(), [Effect::Send(AgentMessage::Goodbye), Effect::Close]);
     bench.say(ping(1));
-    bench.session.handle_closed("gone", None, bench.now);
+    bench.session.handle_closed(lost(), None, bench.now);
     bench.session.handle_timeout(bench.now + seconds(600));
     assert_eq!((bench.effects(), bench.session.poll_timeout()), (vec![], None));
 }
@@ -594,7 +598,7 @@ proptest! {
         let mut most = 500;
         for _ in 0..8 {
             bench.dial();
-            bench.session.handle_closed("refused", Some(seconds(asked)), bench.now);
+            bench.session.handle_closed(lost(), Some(seconds(asked)), bench.now);
             let waited = bench.session.poll_timeout().unwrap() - bench.now;
             let least = seconds(asked.min(300));
             prop_assert!(least <= waited && waited <= least + Duration::from_millis(most), "{waited:?}");
@@ -608,7 +612,7 @@ proptest! {
         let mut bench = Bench::new(1, None, seed);
         for _ in 0..10 {
             bench.dial();
-            bench.session.handle_closed("refused", None, bench.now);
+            bench.session.handle_closed(lost(), None, bench.now);
         }
         bench.connect();
         bench.push(snapshot(1, &wanted, 0));

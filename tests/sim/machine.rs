@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use tunmesh::agent::reconcile::Op;
-use tunmesh::agent::session::{Base, Effect, Identity, Session};
+use tunmesh::agent::session::{Base, Effect, Identity, Session, Trouble, TroubleKind};
 use tunmesh::agent::state::{AgentState, Change, OpResult, Wanted};
 use tunmesh::agent::target::{Forwarding, Policy};
 use tunmesh::proto::command::{Command, TunnelSpec};
@@ -139,7 +139,8 @@ impl Machine {
                 process.reported = false;
                 process.session.handle_connected(now);
             } else {
-                process.session.handle_closed("connection refused", None, now);
+                let refused = Trouble::new(TroubleKind::Unreachable, "connection refused");
+                process.session.handle_closed(refused, None, now);
             }
         } else if process.writing.as_ref().is_some_and(|writing| writing.at <= env.now) {
             self.written(env);
@@ -214,7 +215,8 @@ impl Machine {
         let Some(connection) = process.connection.take() else { return };
         env.say(&self.who, format_args!("lets go of {connection:?}"));
         env.network.close_up(connection, env.now, &mut env.random);
-        process.session.handle_closed("the controller takes nothing any more", None, env.instant());
+        let why = Trouble::new(TroubleKind::Silent, "the controller takes nothing any more");
+        process.session.handle_closed(why, None, env.instant());
         self.settle(env);
     }
 
@@ -287,7 +289,8 @@ impl Machine {
             Arrival::End(reason, retry_after) => {
                 env.say(&self.who, format_args!("{connection:?} has ended: {reason}"));
                 process.connection = None;
-                process.session.handle_closed(&reason, retry_after, env.instant());
+                let ended = Trouble::new(TroubleKind::Ended, reason);
+                process.session.handle_closed(ended, retry_after, env.instant());
             }
         }
         self.settle(env);

@@ -81,7 +81,7 @@ impl World {
                 self.bench.session.handle_timeout(self.bench.now);
             }
             Step::Connected => self.bench.session.handle_connected(now),
-            Step::Closed => self.bench.session.handle_closed("reset", None, now),
+            Step::Closed => self.bench.session.handle_closed(lost(), None, now),
             Step::Kept(well) => {
                 if let Some(base) = self.keeping.take()
                     && well

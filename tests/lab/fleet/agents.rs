@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use futures_util::future::{BoxFuture, FutureExt, OptionFuture};
 use tokio::task::JoinSet;
-use tunmesh::agent::session::{Effect, Identity, LinkState, Session};
+use tunmesh::agent::session::{Effect, Identity, LinkState, Session, Trouble, TroubleKind};
 use tunmesh::proto::model::{DeviceName, Owner, TunnelName, TunnelState};
 use tunmesh::proto::session::{Generation, ItemId, RunId, TunnelReport};
 
@@ -123,7 +123,8 @@ impl Agent {
 
     fn closed(&mut self, closed: &Closed) {
         self.connection = None;
-        self.session.handle_closed(&closed.reason, closed.retry_after, now());
+        let why = Trouble::new(TroubleKind::Ended, closed.reason.clone());
+        self.session.handle_closed(why, closed.retry_after, now());
     }
 
     fn settle(&mut self) {
