@@ -45,6 +45,16 @@ pub struct ControllerConfig {
 }
 
 impl ControllerConfig {
+    /// What is weaker than the defaults while the agent follows a controller, in words.
+    pub fn weakened(&self) -> String {
+        let prefixes: Vec<String> = self.insecure.iter().map(ToString::to_string).collect();
+        format!(
+            "--insecure: the controller is followed over {} without encryption or proof of who it is: whoever is in \
+             the path steers this agent",
+            prefixes.join(", ")
+        )
+    }
+
     /// Refuses what can never be dialled. Host names are looked at when they are dialled.
     ///
     /// # Errors
@@ -82,21 +92,13 @@ pub fn parse_label(text: &str) -> Result<(String, String), Invalid> {
 }
 
 impl Config {
-    /// The settings that are weaker than the defaults, each asked for by name, in words.
+    /// The settings that are weaker than the defaults for as long as the agent runs, each asked for by name, in words.
     pub fn weakened(&self) -> Vec<String> {
         let mut weakened = Vec::new();
         if !self.legacy_allow.is_empty() && self.control_port.is_some() {
             let prefixes: Vec<String> = self.legacy_allow.iter().map(ToString::to_string).collect();
             weakened.push(format!(
                 "--legacy-allow: whoever can send from {} steers this agent, without any proof of who it is",
-                prefixes.join(", ")
-            ));
-        }
-        if let Some(ControllerConfig { insecure, .. }) = &self.controller {
-            let prefixes: Vec<String> = insecure.iter().map(ToString::to_string).collect();
-            weakened.push(format!(
-                "--insecure: the controller is followed over {} without encryption or proof of who it is: whoever is \
-                 in the path steers this agent",
                 prefixes.join(", ")
             ));
         }

@@ -69,13 +69,15 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         None => None,
     };
     let socket = SocketFile::bind(&config.socket)?;
-    for words in config.weakened() {
+    let insecure = config.controller.as_ref().map(ControllerConfig::weakened);
+    for words in config.weakened().iter().chain(&insecure) {
         tracing::warn!("{words}");
     }
     let facts = Facts {
         started: clock::since_epoch(),
         data_ports: data.iter().filter_map(|socket| Some(socket.local_addr().ok()?.to_string())).collect(),
         weakened: config.weakened(),
+        insecure,
     };
 
     let (events, device_events) = mpsc::channel(EVENTS);

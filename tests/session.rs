@@ -303,7 +303,10 @@ fn a_foreign_controller_is_refused_until_the_agent_leaves() {
     assert!(trouble.as_str().unwrap().contains("agent leave"), "{trouble}");
     assert_eq!(agent.tunnel_names(), ["m.n9", "udp2"]);
 
+    assert!(agent.show("status").contains("--insecure"));
     assert!(agent.show("leave").contains("1 of its tunnels"));
+    let status = agent.show("status");
+    assert!(!status.contains("--insecure"), "what nothing uses weakens nothing: {status}");
     assert_eq!(agent.tunnel_names(), ["udp2"]);
     assert!(!has_device(&host) && !kept(&agent).contains("s1"));
     assert_eq!(agent.session()["state"], "NOT_DIALLED");

@@ -32,6 +32,17 @@ pub struct Facts {
     pub data_ports: Vec<String>,
     /// Weaker settings that were asked for by name.
     pub weakened: Vec<String>,
+    /// What is weaker as well for as long as a controller is followed.
+    pub insecure: Option<String>,
+}
+
+impl Facts {
+    /// The weaker settings that weaken something now: an agent that has left dials nobody until it is started anew.
+    fn weakened_now(&self, controller: Option<&ControllerStatus>) -> Vec<String> {
+        let link = controller.and_then(|controller| controller.link.as_ref());
+        let follows = link.is_some_and(|link| link.state != LinkState::Ended);
+        self.weakened.iter().chain(self.insecure.as_ref().filter(|_| follows)).cloned().collect()
+    }
 }
 
 /// The service of one agent.
@@ -161,7 +172,7 @@ impl TunnelService for Local {
             datagrams_dropped: convert::drops(counters.datagrams_dropped),
             packets_dropped: convert::drops(counters.packets_dropped),
             findings: findings.iter().map(ToString::to_string).collect(),
-            weakened: self.facts.weakened.clone(),
+            weakened: self.facts.weakened_now(controller.as_ref()),
             controller: controller.map(controller_to_wire),
         }))
     }
