@@ -130,11 +130,17 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         drop(ended_sender);
         outcome
     };
-    let ((), outcome) = tokio::join!(running, watching);
+    let running = async {
+        let ended = running.await;
+        // Without its data path the agent carries nothing: it ends, and whoever watches it starts it anew.
+        stop.cancel();
+        ended.map_err(|why| anyhow::anyhow!("{why}; no packet was carried any more: start the agent again"))
+    };
+    let (ended, outcome) = tokio::join!(running, watching);
     let drained = async { while services.join_next().await.is_some() {} };
     let _ = tokio::time::timeout(DRAIN, drained).await;
     tracing::info!("agent has ended, and its devices are gone");
-    outcome
+    ended.and(outcome)
 }
 
 #[allow(clippy::disallowed_methods, reason = "a session begins with the agent")]

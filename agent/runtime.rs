@@ -117,14 +117,23 @@ impl Runtime {
     }
 
     /// Works until `shutdown`, then removes what the agent made.
-    pub async fn run(mut self, shutdown: impl Future<Output = ()>) {
+    ///
+    /// # Errors
+    /// Where it ends before, since the data path did, in words why.
+    pub async fn run(mut self, shutdown: impl Future<Output = ()>) -> Result<(), String> {
         let mut shutdown = std::pin::pin!(shutdown);
-        loop {
+        let ended = loop {
             let timeout = tokio::time::Instant::from_std(self.poll_timeout(now()));
             tokio::select! {
-                () = &mut shutdown => break,
+                () = &mut shutdown => break Ok(()),
                 Some(request) = self.requests.recv() => self.answer(request).await,
-                Some(DatapathEvent::DeviceGone) = self.events.recv() => self.state.handle_device_event(now()),
+                Some(event) = self.events.recv() => match event {
+                    DatapathEvent::DeviceGone => self.state.handle_device_event(now()),
+                    DatapathEvent::Ended(why) => {
+                        tracing::error!(%why, "the data path is broken: the agent ends");
+                        break Err(why);
+                    }
+                },
                 Some(resolved) = self.lookups.join_next() => {
                     if let Ok((host, answer)) = resolved {
                         self.state.handle_resolved(&host, answer, now());
@@ -135,8 +144,9 @@ impl Runtime {
             }
             self.settle().await;
             self.keep_in_step().await;
-        }
+        };
         self.clear().await;
+        ended
     }
 
     fn poll_timeout(&self, now: Instant) -> Instant {
@@ -363,13 +373,15 @@ fn report(status: TunnelStatus, now: Duration) -> TunnelReport {
 }
 
 fn unkept(error: &io::Error) -> CommandError {
+    let remedy = if error.kind() == io::ErrorKind::ReadOnlyFilesystem {
+        "mount the file system of the agent's state directory for writing; nothing has changed"
+    } else {
+        "make room in the agent's state directory; nothing has changed"
+    };
     CommandError::new(
         ErrorKind::Storage,
         Field::Command,
         "",
-        Invalid::new(
-            format!("cannot be kept on disk: {error}"),
-            "make room in the agent's state directory; nothing has changed",
-        ),
+        Invalid::new(format!("cannot be kept on disk: {error}"), remedy),
     )
 }

@@ -56,13 +56,11 @@ impl Egress {
         Ok(Self { shared, epoll: Epoll::new()?, watched: BTreeMap::new(), answers: Bucket::default() })
     }
 
-    pub(super) fn run(mut self, waker: &Waker) {
-        if let Err(error) = self.drive(waker) {
-            tracing::error!(%error, "the egress thread ends");
-        }
-    }
-
-    fn drive(&mut self, waker: &Waker) -> io::Result<()> {
+    /// Works until the data path is stopped.
+    ///
+    /// # Errors
+    /// What the kernel says where descriptors cannot be watched.
+    pub(super) fn drive(&mut self, waker: &Waker) -> io::Result<()> {
         self.epoll.add(waker, WAKER)?;
         let mut ready = Vec::new();
         // Room in front of each packet for its packet information.

@@ -29,13 +29,11 @@ impl Ingress {
         Ok(Self { shared, epoll: Epoll::new()? })
     }
 
-    pub(super) fn run(self, waker: &Waker) {
-        if let Err(error) = self.drive(waker) {
-            tracing::error!(%error, "the ingress thread ends");
-        }
-    }
-
-    fn drive(&self, waker: &Waker) -> io::Result<()> {
+    /// Works until the data path is stopped.
+    ///
+    /// # Errors
+    /// What the kernel says where descriptors cannot be watched.
+    pub(super) fn drive(&self, waker: &Waker) -> io::Result<()> {
         self.epoll.add(waker, WAKER)?;
         let sockets: Vec<(u64, &UdpSocket)> = (WAKER + 1..).zip(self.shared.sockets.iter()).collect();
         for (id, socket) in &sockets {

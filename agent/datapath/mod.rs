@@ -7,6 +7,7 @@ pub mod stats;
 pub mod table;
 
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -25,10 +26,12 @@ const BUDGET: usize = 64;
 const BUFFER: usize = 1 << 16;
 
 /// What a data thread tells the runtime.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DatapathEvent {
     /// A device cannot be read any more: someone else removed it.
     DeviceGone,
+    /// The thread has ended, in words why: nothing goes its way any more.
+    Ended(String),
 }
 
 /// What both threads share.
@@ -47,13 +50,24 @@ struct Worker {
 }
 
 impl Worker {
-    fn start<F>(name: &str, body: F) -> io::Result<Self>
+    /// Starts a thread that does `body`, which ends well only where it is stopped. Any other end is an event.
+    fn start<F>(name: &'static str, events: &mpsc::Sender<DatapathEvent>, body: F) -> io::Result<Self>
     where
-        F: FnOnce(Arc<Waker>) + Send + 'static,
+        F: FnOnce(&Waker) -> io::Result<()> + Send + 'static,
     {
         let waker = Arc::new(Waker::new()?);
         let of_thread = Arc::clone(&waker);
-        let thread = thread::Builder::new().name(name.to_owned()).spawn(move || body(of_thread))?;
+        // Kept for the last word, which must not be lost among others.
+        let place = events.clone().try_reserve_owned().map_err(io::Error::other)?;
+        let thread = thread::Builder::new().name(name.to_owned()).spawn(move || {
+            let ended = catch_unwind(AssertUnwindSafe(|| body(&of_thread)));
+            let why = match ended {
+                Ok(Ok(())) => return,
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => "it panicked".to_owned(),
+            };
+            place.send(DatapathEvent::Ended(format!("the thread {name} ended: {why}")));
+        })?;
         Ok(Self { waker, thread: Some(thread) })
     }
 }
@@ -65,7 +79,7 @@ pub struct Datapath {
 }
 
 impl Datapath {
-    /// Starts both threads with an empty table.
+    /// Starts both threads with an empty table. `events` has room for more than one event of each.
     ///
     /// # Errors
     /// What the kernel says where a descriptor or thread cannot be had.
@@ -79,12 +93,12 @@ impl Datapath {
             sockets,
             stats,
             stop: AtomicBool::new(false),
-            events,
+            events: events.clone(),
         });
-        let egress = egress::Egress::new(Arc::clone(&shared))?;
+        let mut egress = egress::Egress::new(Arc::clone(&shared))?;
         let ingress = ingress::Ingress::new(Arc::clone(&shared))?;
-        let egress = Worker::start("tunmesh-egress", move |waker| egress.run(&waker))?;
-        let ingress = Worker::start("tunmesh-ingress", move |waker| ingress.run(&waker))?;
+        let egress = Worker::start("tunmesh-egress", &events, move |waker| egress.drive(waker))?;
+        let ingress = Worker::start("tunmesh-ingress", &events, move |waker| ingress.drive(waker))?;
         Ok(Self { shared, workers: [egress, ingress] })
     }
 
@@ -106,11 +120,39 @@ impl Drop for Datapath {
         self.shared.stop.store(true, Ordering::Release);
         self.wake();
         for worker in &mut self.workers {
-            if let Some(thread) = worker.thread.take()
-                && thread.join().is_err()
-            {
-                tracing::error!("a data thread panicked");
+            if let Some(thread) = worker.thread.take() {
+                // How it ended it has said itself.
+                let _ = thread.join();
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ends(body: impl FnOnce(&Waker) -> io::Result<()> + Send + 'static) -> Option<DatapathEvent> {
+        // One place is taken by what does not matter here, as all others could be.
+        let (sender, mut events) = mpsc::channel(2);
+        let mut worker = Worker::start("tunmesh-test", &sender, body).unwrap();
+        sender.try_send(DatapathEvent::DeviceGone).unwrap();
+        worker.thread.take().unwrap().join().unwrap();
+        drop(sender);
+        assert_eq!(events.try_recv(), Ok(DatapathEvent::DeviceGone));
+        events.try_recv().ok()
+    }
+
+    #[test]
+    fn a_thread_that_ends_unasked_says_so() {
+        let words = |event| match event {
+            Some(DatapathEvent::Ended(words)) => words,
+            other => panic!("{other:?}"),
+        };
+        let failed = words(ends(|_| Err(io::Error::from(io::ErrorKind::PermissionDenied))));
+        assert!(failed.contains("tunmesh-test ended: permission denied"), "{failed}");
+        let panicked = words(ends(|_| panic!("a fault of this test")));
+        assert!(panicked.contains("tunmesh-test ended: it panicked"), "{panicked}");
+        assert_eq!(ends(|_| Ok(())), None, "it was stopped");
     }
 }
