@@ -7,6 +7,7 @@ mod lab;
 
 use std::fs;
 use std::net::UdpSocket;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use lab::{
@@ -244,6 +245,38 @@ fn a_full_disk_keeps_no_tunnel_from_coming_up() {
     let reply = legacy_add(&host, "udp3", "10.0.3.1", "172.100.1.3", 1400);
     assert!(reply["udp3"].as_str().unwrap().contains("disk"), "{reply}");
     assert_eq!(actual(&host), before);
+}
+
+#[test]
+fn a_disk_that_cannot_be_written_keeps_no_tunnel_from_coming_up() {
+    let (_lab, host, _other) = two_hosts();
+    let mut agent = Agent::start(&host, &[]);
+    agent.terminate();
+    let disk = Disk::mount(&agent.state_dir(), "64k");
+    agent.restart();
+    legacy_add(&host, "udp2", "10.0.1.1", "172.100.1.2", 1400);
+    let before = actual(&host);
+    agent.kill9();
+    disk.set_read_only(true);
+    agent.restart();
+    wait_until(SOON, "the tunnel is back", || actual(&host) == before);
+    assert!(agent.log().contains("the state directory cannot be written to"), "{}", agent.log());
+    assert!(agent.log().contains("Read-only file system"), "{}", agent.log());
+    let reply = legacy_add(&host, "udp3", "10.0.3.1", "172.100.1.3", 1400);
+    assert!(reply["udp3"].as_str().unwrap().contains("for writing; nothing has changed"), "{reply}");
+    let second = Command::new("timeout")
+        .args(["20", "ip", "netns", "exec", host.namespace(), env!("CARGO_BIN_EXE_agent"), "--state-dir"])
+        .arg(agent.state_dir())
+        .output()
+        .unwrap();
+    let refused = String::from_utf8(second.stderr).unwrap();
+    assert!(refused.contains("is in use by another agent"), "{refused}");
+    assert_eq!(actual(&host), before);
+    disk.set_read_only(false);
+    // The mount that it sees is a copy from when it started.
+    agent.restart();
+    let reply = legacy_add(&host, "udp3", "10.0.3.1", "172.100.1.3", 1400);
+    assert!(reply["udp3"].as_str().unwrap().starts_with("ok"), "{reply}");
 }
 
 #[test]

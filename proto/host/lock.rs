@@ -54,14 +54,7 @@ impl Lock {
     pub fn take(directory: &Path, what: &'static str) -> Result<Self, DirectoryError> {
         let io = |error| DirectoryError::Io(directory.to_owned(), error);
         DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(io)?;
-        let mut lock = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(directory.join(LOCK))
-            .map_err(io)?;
+        let (mut lock, unwritable) = open(&directory.join(LOCK)).map_err(io)?;
         let mut holder = String::new();
         // After a crash of the host it may be anything.
         let _ = lock.read_to_string(&mut holder);
@@ -73,8 +66,8 @@ impl Lock {
             }
             Err(TryLockError::Error(error)) => return Err(io(error)),
         }
-        // Only those that are refused read it: where the disk is full there are still tunnels to bring up.
-        if let Err(error) = sign(&mut lock) {
+        // Only those that are refused read it: where nothing can be written there are still tunnels to bring up.
+        if let Err(error) = unwritable.map_or_else(|| sign(&mut lock), Err) {
             tracing::warn!(directory = %directory.display(), %error, "the state directory cannot be written to");
         }
         Ok(Self { predecessor: holder, _file: lock })
@@ -83,6 +76,21 @@ impl Lock {
     /// The process that used the directory last.
     pub fn predecessor(&self) -> Option<u32> {
         self.predecessor
+    }
+}
+
+/// Opens a lock file; where its file system cannot be written for reading alone, with the reason: it can be locked all
+/// the same.
+fn open(path: &Path) -> io::Result<(File, Option<io::Error>)> {
+    let mut options = OpenOptions::new();
+    match options.read(true).write(true).create(true).truncate(false).mode(0o600).open(path) {
+        Ok(file) => Ok((file, None)),
+        Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => match File::open(path) {
+            Ok(file) => Ok((file, Some(error))),
+            // There is none yet, and none can be made.
+            Err(_) => Err(error),
+        },
+        Err(error) => Err(error),
     }
 }
 
