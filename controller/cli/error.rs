@@ -3,9 +3,12 @@
 use std::fmt;
 use std::process::ExitCode;
 
+use clap::CommandFactory;
+use clap::error::ErrorKind;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
+use super::Cli;
 use crate::proto::host::output::printable;
 
 /// A command that was not done.
@@ -32,7 +35,12 @@ impl Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Usage(words) | Self::Failed(words) => {
+            // As the parser says what it finds itself.
+            Self::Usage(words) => {
+                let error = Cli::command().error(ErrorKind::ValueValidation, printable(words));
+                f.write_str(error.to_string().trim_end())
+            }
+            Self::Failed(words) => {
                 let lines: Vec<_> =
                     words.lines().map(|line| format!("controller: {}", printable(line))).collect();
                 f.write_str(&lines.join("\n"))

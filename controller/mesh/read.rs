@@ -35,8 +35,9 @@ impl Reader {
         self.faults.push(Fault { place, field: field.to_owned(), value: value.to_owned(), fault });
     }
 
-    fn missing(&mut self, field: &str, remedy: &str) {
-        self.fault(None, field, "", Invalid::new("is missing", remedy));
+    /// A field is not there. `mesh`: where the mesh has its name.
+    fn missing(&mut self, field: &str, mesh: Option<(usize, usize)>, remedy: &str) {
+        self.fault(mesh, field, "", Invalid::new("is missing", remedy));
     }
 
     fn read<T>(
@@ -61,9 +62,10 @@ impl Reader {
 
     /// The mesh, or all faults in the order of the file.
     pub(super) fn mesh(mut self, raw: RawMesh) -> Result<Mesh, Vec<Fault>> {
+        let at = raw.mesh.as_ref().and_then(place);
         let name = match &raw.mesh {
             None => {
-                self.missing("mesh", "name the mesh, as mesh: prod");
+                self.missing("mesh", None, "name the mesh, as mesh: prod");
                 None
             }
             Some(text) => self.read("mesh", text, MeshName::from_str),
@@ -79,11 +81,11 @@ impl Reader {
                 _ => Err(Invalid::new("is no topology that this version has", "write full")),
             })
         });
-        let security = self.security(raw.security.as_ref(), raw.mesh.as_ref().and_then(place));
+        let security = self.security(raw.security.as_ref(), at);
         let mtu_text = raw.mtu.filter(|text| text.value != "auto");
         let mtu = mtu_text.as_ref().and_then(|text| self.read("mtu", text, parse_mtu));
         let texts = Self::texts("overlay", raw.overlay);
-        let overlay = self.overlay(&texts);
+        let overlay = self.overlay(&texts, at);
         if let (Some(text), Some(mtu)) = (&mtu_text, mtu)
             && overlay.is_some_and(|overlay| overlay.v6.is_some())
             && mtu < Mtu::LEAST_V6
@@ -95,7 +97,8 @@ impl Reader {
         let named = raw.nodes.map(|entries| entries.0).unwrap_or_default();
         let selectors = raw.members.unwrap_or_default();
         if named.is_empty() && selectors.is_empty() {
-            self.missing("nodes", "name nodes, or select them by label as members: [{labels: {role: web}}]");
+            let remedy = "name nodes, or select them by label as members: [{labels: {role: web}}]";
+            self.missing("nodes", at, remedy);
         }
         if let Some(overlay) = overlay {
             self.check_size(overlay, &texts, named.len());
@@ -153,10 +156,12 @@ impl Reader {
     }
 
     /// The overlay; `None` where a part of it is at fault, so that nothing else is held against it.
-    fn overlay(&mut self, texts: &[(String, Text)]) -> Option<Overlay> {
+    /// `mesh`: where the mesh has its name.
+    fn overlay(&mut self, texts: &[(String, Text)], mesh: Option<(usize, usize)>) -> Option<Overlay> {
         let mut overlay = Overlay { v4: None, v6: None };
         if texts.is_empty() {
-            self.missing("overlay", "name the network of the nodes' addresses, as overlay: 10.9.0.0/24");
+            let remedy = "name the network of the nodes' addresses, as overlay: 10.9.0.0/24";
+            self.missing("overlay", mesh, remedy);
         }
         let before = self.faults.len();
         for (field, text) in texts {

@@ -234,7 +234,7 @@ fn every_fault_has_its_place_field_value_and_remedy() {
             "members: [{labels: {a: }}]\n",
             &[(":3:22: null is not allowed here", "in the form of a mesh file")],
         ),
-        ("", &[(": nodes is missing", "members: [{labels: {role: web}}]")]),
+        ("", &[(":1:7: nodes is missing", "members: [{labels: {role: web}}]")]),
         (
             "nodes: {a: }\ntopology: star\nsecurity: none\nmtu: big\ndevice: a/b\n",
             &[
@@ -279,7 +279,7 @@ fn an_overlay_is_held_against_its_rules() {
         ("127.0.0.0/8", "auto", "1:20: overlay \"127.0.0.0/8\" is no network of hosts"),
         ("'ff00::/8'", "auto", "1:20: overlay \"ff00::/8\" is no network of hosts"),
         ("'fd00::/64'", "1279", "1:38: mtu \"1279\" is too small for an IPv6 overlay; use at least 1280"),
-        ("[]", "auto", " overlay is missing"),
+        ("[]", "auto", "1:8: overlay is missing"),
         ("10", "auto", "1:11: invalid type: integer `10`, expected a text or a list of texts"),
     ] {
         let found =
