@@ -123,7 +123,7 @@ async fn on_disk(directory: &Path, known: &mut [Known]) {
 /// What a controller that started again says.
 async fn served(socket: &Path, known: &[Known]) {
     let mut client = MeshAdminClient::new(client::connect(socket, "controller", "serve").await.unwrap());
-    let meshes = client.list_meshes(v1::ListMeshesRequest {}).await.unwrap().into_inner().meshes;
+    let meshes = client.list_meshes(v1::ListMeshesRequest::default()).await.unwrap().into_inner().meshes;
     for (mesh, known) in known.iter().enumerate().filter(|(_, known)| known.version > 0) {
         let found = meshes.iter().find(|found| found.name == name(mesh)).expect("the mesh");
         assert_eq!(found.revision, known.revision, "{}", found.name);

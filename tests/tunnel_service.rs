@@ -10,6 +10,9 @@ use std::process::{Command, Stdio};
 use lab::{Agent, GrpcError, Host, Lab, SOON, grpcurl, grpcurl_at, ping, ping_ok, wait_until};
 use serde_json::{Value, json};
 use tonic::Code;
+use tunmesh::proto::host::client;
+use tunmesh::proto::v1;
+use tunmesh::proto::v1::tunnel_service_client::TunnelServiceClient;
 
 const ADD: &str = "tunmesh.v1.TunnelService/AddTunnel";
 const DELETE: &str = "tunmesh.v1.TunnelService/DeleteTunnel";
@@ -491,4 +494,54 @@ fn the_command_line_shows_what_the_service_tells() {
     let nobody = host.try_run([lab::AGENT, "tunnels", "--socket", "/nonexistent/agent.sock"]).unwrap_err();
     assert!(nobody.to_string().contains("--socket"), "{nobody}");
     wait_until(SOON, "both agents live", || grpcurl_at(&socket, STATUS, &json!({})).is_ok());
+}
+
+/// What clients of gRPC take by default is 4 MiB; five of these are longer.
+fn long(number: usize) -> v1::Tunnel {
+    let prefix = |at: usize| v1::AllowedPrefix {
+        prefix: format!("10.{}.{}.{}/32", 100 + number, at / 250, at % 250 + 1),
+        preference: 0,
+    };
+    v1::Tunnel {
+        name: format!("udp{number}"),
+        addresses: vec![format!("10.0.{number}.1/30")],
+        remote: format!("172.100.1.{}", 10 + number),
+        framing: v1::tunnel::Framing::Raw.into(),
+        allowed_prefixes: (0..50_000).map(prefix).collect(),
+        ..Default::default()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_does_not_fit_into_one_answer_comes_in_several() {
+    let Setup { agent, .. } = &setup(&[]);
+    let channel = client::connect(&agent.socket(), "agent", "agent").await.unwrap();
+    let mut service = TunnelServiceClient::new(channel);
+    for number in 0..5 {
+        let request = v1::AddTunnelRequest { tunnel: Some(long(number)), replace: false };
+        service.add_tunnel(request).await.unwrap();
+    }
+    let name = |status: &v1::TunnelStatus| status.tunnel.as_ref().unwrap().name.clone();
+    let all = ["udp0", "udp1", "udp2", "udp3", "udp4"];
+    let (mut listed, mut answers) = (Vec::new(), 0);
+    loop {
+        let after = listed.last().map(name).unwrap_or_default();
+        let answer = service.list_tunnels(v1::ListTunnelsRequest { after }).await.unwrap().into_inner();
+        listed.extend(answer.tunnels);
+        answers += 1;
+        assert_eq!(listed.len() + answer.more as usize, all.len());
+        if answer.more == 0 {
+            break;
+        }
+    }
+    assert!(answers > 1 && listed.iter().map(name).eq(all), "{answers} answers");
+
+    let mut watch = service.watch_tunnels(v1::WatchTunnelsRequest::default()).await.unwrap().into_inner();
+    let mut watched = Vec::new();
+    while watched.len() < all.len() {
+        watched.extend(watch.message().await.unwrap().expect("more tunnels").changed);
+    }
+    assert!(watched.iter().map(name).eq(all));
+    let shown = agent.show("tunnels");
+    assert!(all.iter().all(|name| shown.contains(name)), "{shown}");
 }

@@ -24,8 +24,19 @@ pub(super) async fn status(socket: &Path, format: Format) -> anyhow::Result<Exit
 }
 
 pub(super) async fn tunnels(socket: &Path, format: Format) -> anyhow::Result<ExitCode> {
-    let answer = agent(socket).await?.list_tunnels(v1::ListTunnelsRequest {}).await?.into_inner();
-    write(format, &answer, tunnels_table)?;
+    let mut agent = agent(socket).await?;
+    let mut all = v1::ListTunnelsResponse::default();
+    let mut after = String::new();
+    loop {
+        let answer = agent.list_tunnels(v1::ListTunnelsRequest { after }).await?.into_inner();
+        all.tunnels.extend(answer.tunnels);
+        let last = all.tunnels.last().and_then(|status| status.tunnel.as_ref());
+        match last.filter(|_| answer.more > 0) {
+            Some(last) => after = last.name.clone(),
+            None => break,
+        }
+    }
+    write(format, &all, tunnels_table)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -129,13 +140,21 @@ fn controller_rows(controller: &v1::ControllerStatus) -> Vec<Vec<String>> {
         row(
             "held",
             format!(
-                "{}: too many to go without consent; give it with --allow-removals on the controller",
-                controller.held.join(", ")
+                "{}{}: too many to go without consent; give it with --allow-removals on the controller",
+                controller.held.join(", "),
+                if controller.more_held > 0 {
+                    format!(" and {} more", controller.more_held)
+                } else {
+                    String::new()
+                }
             ),
         );
     }
     for (item, why) in &controller.failures {
         row("fails", format!("{item}: {why}"));
+    }
+    if controller.more_failures > 0 {
+        row("fails", format!("and {} more", controller.more_failures));
     }
     rows
 }

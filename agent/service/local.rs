@@ -14,6 +14,7 @@ use crate::agent::runtime::{AgentHandle, ControllerStatus};
 use crate::agent::session::LinkState;
 use crate::proto::command::{Command, CommandError, ErrorKind, Field, Outcome};
 use crate::proto::convert;
+use crate::proto::convert::room::{FIELD, MESSAGE, Room, page, parts};
 use crate::proto::model::{Invalid, Owner};
 use crate::proto::v1;
 use crate::proto::v1::tunnel_service_server::TunnelService;
@@ -124,9 +125,13 @@ impl TunnelService for Local {
 
     async fn list_tunnels(
         &self,
-        _: Request<v1::ListTunnelsRequest>,
+        request: Request<v1::ListTunnelsRequest>,
     ) -> Result<Response<v1::ListTunnelsResponse>, Status> {
-        Ok(Response::new(v1::ListTunnelsResponse { tunnels: self.tunnels().await? }))
+        let after = request.into_inner().after;
+        let mut tunnels = self.agent.tunnels().await.map_err(|error| status(&error))?;
+        tunnels.retain(|tunnel| *tunnel.name.as_str() > *after);
+        let (tunnels, more) = page(tunnels.into_iter().map(Into::into));
+        Ok(Response::new(v1::ListTunnelsResponse { tunnels, more }))
     }
 
     type WatchTunnelsStream = ReceiverStream<Result<v1::WatchTunnelsResponse, Status>>;
@@ -186,11 +191,19 @@ impl TunnelService for Local {
 fn controller_to_wire(status: ControllerStatus) -> v1::ControllerStatus {
     use v1::controller_status::State;
     let ControllerStatus { link, store_id, generation, held, failures } = status;
+    let held = held.iter().map(ToString::to_string);
+    let (held, more_held) = Room(MESSAGE / 4).fill(held, String::len);
+    let failures = failures.into_iter().map(|(item, why)| (item.to_string(), why));
+    // A pair is a message of its own.
+    let (failures, more_failures) =
+        Room(MESSAGE / 2).fill(failures, |(item, why)| item.len() + why.len() + 2 * FIELD);
     let mut wire = v1::ControllerStatus {
         store_id: store_id.unwrap_or_default(),
         generation: generation.map(|generation| generation.to_string()).unwrap_or_default(),
-        held: held.iter().map(ToString::to_string).collect(),
-        failures: failures.into_iter().map(|(item, why)| (item.to_string(), why)).collect(),
+        held,
+        failures: failures.into_iter().collect(),
+        more_held,
+        more_failures,
         state: State::NotDialled.into(),
         ..v1::ControllerStatus::default()
     };
@@ -234,9 +247,13 @@ impl Local {
             let changed: Vec<_> = changed.map(|(_, status)| status.clone()).collect();
             let removed: Vec<_> = known.keys().filter(|name| !now.contains_key(*name)).cloned().collect();
             if first || !changed.is_empty() || !removed.is_empty() {
-                let message = v1::WatchTunnelsResponse { changed, removed };
-                if sender.send(Ok(message)).await.is_err() {
-                    return Ok(());
+                let mut removed = Some(removed);
+                for changed in parts(changed) {
+                    let removed = removed.take().unwrap_or_default();
+                    let message = v1::WatchTunnelsResponse { changed, removed };
+                    if sender.send(Ok(message)).await.is_err() {
+                        return Ok(());
+                    }
                 }
             }
             first = false;

@@ -62,18 +62,20 @@ fn verdict(last: &v1::Convergence, why: &str) -> Result<(), String> {
     let mut lines = Vec::new();
     if is_late {
         lines.push(format!("{why}, {}", words(last)));
-        lines.extend(named(&last.lagging));
+        lines.extend(named(&last.lagging, last.more_lagging));
     }
     if !last.failures.is_empty() {
         lines.push("not all that is wanted can be had:".to_owned());
-        lines.extend(named(&last.failures));
+        lines.extend(named(&last.failures, last.more_failures));
     }
     Err(lines.join("\n"))
 }
 
-fn named(problems: &[v1::Problem]) -> Vec<String> {
+/// Some of `problems`, of which there are `more` that were not told; a line each.
+fn named(problems: &[v1::Problem], more: u32) -> Vec<String> {
     let mut lines: Vec<_> = problems.iter().take(NAMED).map(problem).collect();
-    if let Some(more) = problems.len().checked_sub(NAMED).filter(|more| *more > 0) {
+    let more = problems.len() - lines.len() + more as usize;
+    if more > 0 {
         lines.push(format!("and {more} more: `controller status` has all"));
     }
     lines
@@ -145,8 +147,9 @@ mod tests {
         last.failures.clear();
         last.converged = 2;
         last.lagging = problems(NAMED + 2);
+        last.more_lagging = 3;
         let words = verdict(&last, "30 s are over").unwrap_err();
         assert!(words.starts_with("30 s are over, up to date: 2 of 3 nodes\nn0: "), "{words}");
-        assert!(words.ends_with("and 2 more: `controller status` has all"), "{words}");
+        assert!(words.ends_with("and 5 more: `controller status` has all"), "{words}");
     }
 }

@@ -42,8 +42,18 @@ impl Command {
 
 impl ListArgs {
     async fn run(&self) -> Result<(), Error> {
-        let answer = self.ask.connect().await?.list_meshes(v1::ListMeshesRequest {}).await?.into_inner();
-        self.ask.write(&answer, table)
+        let mut controller = self.ask.connect().await?;
+        let mut all = v1::ListMeshesResponse::default();
+        let mut after = String::new();
+        loop {
+            let answer = controller.list_meshes(v1::ListMeshesRequest { after }).await?.into_inner();
+            all.meshes.extend(answer.meshes);
+            match all.meshes.last().filter(|_| answer.more > 0) {
+                Some(last) => after = last.name.clone(),
+                None => break,
+            }
+        }
+        self.ask.write(&all, table)
     }
 }
 
@@ -76,7 +86,7 @@ fn table(answer: &v1::ListMeshesResponse) -> String {
             mesh.device.clone(),
             mesh.topology.clone(),
             mesh.security.clone(),
-            mesh.nodes.len().to_string(),
+            (mesh.nodes.len() + mesh.more_nodes as usize).to_string(),
             mesh.revision.to_string(),
         ]
     });
@@ -97,10 +107,11 @@ mod tests {
             security: "plain".to_owned(),
             revision: 17,
             nodes: vec![v1::MeshNode::default(); 3],
+            more_nodes: 4,
         };
-        let text = table(&v1::ListMeshesResponse { meshes: vec![mesh] });
+        let text = table(&v1::ListMeshesResponse { meshes: vec![mesh], more: 0 });
         let words: Vec<&str> = text.lines().last().unwrap().split_whitespace().collect();
-        assert_eq!(words, ["prod", "10.9.0.0/24", "fd00:9::/64", "tun9", "full", "plain", "3", "17"]);
+        assert_eq!(words, ["prod", "10.9.0.0/24", "fd00:9::/64", "tun9", "full", "plain", "7", "17"]);
         assert!(table(&v1::ListMeshesResponse::default()).contains("`controller apply -f`"));
     }
 }

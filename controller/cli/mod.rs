@@ -90,8 +90,7 @@ struct AskArgs {
 impl AskArgs {
     async fn connect(&self) -> Result<MeshAdminClient<Channel>, Error> {
         let channel = client::connect(&self.socket.socket, "controller", "controller serve").await?;
-        // What a controller has to say of a thousand nodes is longer than the usual 4 MiB.
-        Ok(MeshAdminClient::new(channel).max_decoding_message_size(usize::MAX))
+        Ok(MeshAdminClient::new(channel))
     }
 
     fn write<T: serde::Serialize>(&self, answer: &T, table: impl FnOnce(&T) -> String) -> Result<(), Error> {

@@ -28,16 +28,38 @@ pub(super) struct TunnelsArgs {
 
 impl NodesArgs {
     pub(super) async fn run(&self) -> Result<(), Error> {
-        let answer = self.ask.connect().await?.list_nodes(v1::ListNodesRequest {}).await?.into_inner();
-        self.ask.write(&answer, nodes)
+        let mut controller = self.ask.connect().await?;
+        let mut all = v1::ListNodesResponse::default();
+        let mut after = String::new();
+        loop {
+            let answer = controller.list_nodes(v1::ListNodesRequest { after }).await?.into_inner();
+            all.nodes.extend(answer.nodes);
+            match all.nodes.last().filter(|_| answer.more > 0) {
+                Some(last) => after = last.name.clone(),
+                None => break,
+            }
+        }
+        self.ask.write(&all, nodes)
     }
 }
 
 impl TunnelsArgs {
     pub(super) async fn run(&self) -> Result<(), Error> {
-        let request = v1::ListNodeTunnelsRequest { node: self.node.clone() };
-        let answer = self.ask.connect().await?.list_node_tunnels(request).await?.into_inner();
-        self.ask.write(&answer, |answer| tunnels(&self.node, answer))
+        let mut controller = self.ask.connect().await?;
+        let mut all = v1::ListNodeTunnelsResponse::default();
+        let mut after = String::new();
+        loop {
+            let request = v1::ListNodeTunnelsRequest { node: self.node.clone(), after };
+            let mut answer = controller.list_node_tunnels(request).await?.into_inner();
+            all.tunnels.append(&mut answer.tunnels);
+            let more = std::mem::take(&mut answer.more);
+            all = v1::ListNodeTunnelsResponse { tunnels: all.tunnels, ..answer };
+            match all.tunnels.last().filter(|_| more > 0) {
+                Some(last) => after = last.name.clone(),
+                None => break,
+            }
+        }
+        self.ask.write(&all, |answer| tunnels(&self.node, answer))
     }
 }
 
@@ -156,7 +178,7 @@ mod tests {
             ..Default::default()
         };
         assert_eq!(health(node.health(), Some(Duration::from_secs(14))), "stale 14 s");
-        let text = nodes(&v1::ListNodesResponse { nodes: vec![node.clone()] });
+        let text = nodes(&v1::ListNodesResponse { nodes: vec![node.clone()], more: 0 });
         for words in [
             "stale 14 s",
             "prod test",
@@ -185,6 +207,7 @@ mod tests {
             tunnels: vec![report],
             age: Some(convert::duration(Duration::from_secs(70))),
             health: Health::Offline.into(),
+            more: 0,
         };
         let text = tunnels("minion-1", &answer);
         assert!(text.contains("passing, last packet 1 min 12 s ago"), "{text}");

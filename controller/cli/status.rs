@@ -36,6 +36,9 @@ fn table(status: &v1::GetControllerStatusResponse) -> String {
         ("up to date", status.converged.to_string()),
     ];
     rows.extend(status.problems.iter().map(|entry| ("problem", problem(entry))));
+    if status.more_problems > 0 {
+        rows.push(("problem", format!("and {} more", status.more_problems)));
+    }
     rows.extend(status.weakened.iter().map(|words| ("weakened", words.clone())));
     columns(&[], rows.into_iter().map(|(name, words)| vec![name.to_owned(), words]))
 }
@@ -55,6 +58,7 @@ mod tests {
                 item: Some(tunnel),
                 message: "no route".to_owned(),
             }],
+            more_problems: 12,
             weakened: vec!["--insecure: plain text".to_owned()],
             listen: vec!["0.0.0.0:7443".to_owned(), "[::]:7443".to_owned()],
             store: "/var/lib/tunmesh-controller".to_owned(),
@@ -73,8 +77,12 @@ mod tests {
         ] {
             assert!(rows.iter().any(|other| other[..] == row), "{row:?}: {text}");
         }
-        for words in ["2 live, 0 stale, 1 offline", "minion-2: tunnel prod.minion-1: no route", "--insecure"]
-        {
+        for words in [
+            "2 live, 0 stale, 1 offline",
+            "minion-2: tunnel prod.minion-1: no route",
+            "and 12 more",
+            "--insecure",
+        ] {
             assert!(text.contains(words), "{text}");
         }
     }

@@ -16,6 +16,7 @@ use tonic::{Code, Request, Response, Status};
 use super::Facts;
 use crate::controller::mesh::{self, Mesh};
 use crate::controller::runtime::{Applied, ControllerHandle, OrderError, Stopping};
+use crate::proto::convert::room::page;
 use crate::proto::convert::timestamp;
 use crate::proto::model::{Invalid, MeshName, NodeName};
 use crate::proto::session::Generation;
@@ -138,13 +139,15 @@ impl MeshAdmin for Admin {
 
     async fn list_meshes(
         &self,
-        _: Request<v1::ListMeshesRequest>,
+        request: Request<v1::ListMeshesRequest>,
     ) -> Result<Response<v1::ListMeshesResponse>, Status> {
-        let meshes = self.controller.look(|state, _, _| {
-            let stored = state.stored();
-            state.meshes().map(|(mesh, revision)| wire::mesh(stored, mesh, revision)).collect()
+        let after = request.into_inner().after;
+        let meshes = self.controller.look(move |state, _, _| {
+            let rest: Vec<_> = state.meshes().filter(|(mesh, _)| *mesh.name.as_str() > *after).collect();
+            page(rest.into_iter().map(|(mesh, revision)| wire::mesh(state.stored(), mesh, revision)))
         });
-        Ok(Response::new(v1::ListMeshesResponse { meshes: meshes.await? }))
+        let (meshes, more) = meshes.await?;
+        Ok(Response::new(v1::ListMeshesResponse { meshes, more }))
     }
 
     async fn delete_mesh(
@@ -179,22 +182,26 @@ impl MeshAdmin for Admin {
 
     async fn list_nodes(
         &self,
-        _: Request<v1::ListNodesRequest>,
+        request: Request<v1::ListNodesRequest>,
     ) -> Result<Response<v1::ListNodesResponse>, Status> {
-        let nodes = self.controller.look(|state, now, _| state.nodes(now)).await?;
-        Ok(Response::new(v1::ListNodesResponse { nodes: nodes.into_iter().map(wire::node).collect() }))
+        let after = request.into_inner().after;
+        let mut nodes = self.controller.look(|state, now, _| state.nodes(now)).await?;
+        nodes.retain(|node| *node.name.as_str() > *after);
+        let (nodes, more) = page(nodes.into_iter().map(wire::node));
+        Ok(Response::new(v1::ListNodesResponse { nodes, more }))
     }
 
     async fn list_node_tunnels(
         &self,
         request: Request<v1::ListNodeTunnelsRequest>,
     ) -> Result<Response<v1::ListNodeTunnelsResponse>, Status> {
-        let node: NodeName = parsed("node", &request.into_inner().node)?;
+        let v1::ListNodeTunnelsRequest { node, after } = request.into_inner();
+        let node: NodeName = parsed("node", &node)?;
         let Some(tunnels) = self.controller.node_tunnels(node.clone()).await? else {
             let words = format!("node {:?} is not known; `controller nodes` has their names", node.as_str());
             return Err(wire::refused(Code::NotFound, vec![("node".to_owned(), words)]));
         };
-        Ok(Response::new(wire::node_tunnels(tunnels)))
+        Ok(Response::new(wire::node_tunnels(tunnels, &after)))
     }
 
     type WatchEventsStream = ReceiverStream<Result<v1::Event, Status>>;

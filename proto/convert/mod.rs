@@ -1,5 +1,6 @@
 //! v1 to the model and back; an error names the field.
 
+pub mod room;
 pub mod session;
 
 use std::str::FromStr;

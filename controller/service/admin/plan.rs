@@ -4,6 +4,7 @@ use prost::Message;
 
 use super::wire::{count, cut, text};
 use crate::controller::plan::{Hazard, OfNode, Operation, Plan};
+use crate::proto::convert::room::Room;
 use crate::proto::model::NodeName;
 use crate::proto::v1;
 
@@ -17,34 +18,8 @@ const SHARED: usize = 1 << 20;
 const NODES: usize = 512 << 10;
 const OPERATIONS: usize = 1 << 20;
 
-/// The most bytes that a field adds to what is in it: its tag, and its length of at most 4 MiB.
-const FIELD: usize = 5;
-
 /// The most bytes of a node's plan beside its name and operations.
 const NUMBERS: usize = 32;
-
-/// The place that is left in a part of an answer.
-struct Room(usize);
-
-impl Room {
-    /// Whether one more value fits. Once one did not, no other does.
-    fn has(&mut self, length: usize) -> bool {
-        self.0 = self.0.saturating_sub(length + FIELD);
-        self.0 > 0
-    }
-
-    /// Those of `all` that fit, and how many more there are.
-    fn fill<T>(
-        &mut self,
-        all: impl ExactSizeIterator<Item = T>,
-        length: impl Fn(&T) -> usize,
-    ) -> (Vec<T>, u32) {
-        let total = all.len();
-        let fitting: Vec<T> = all.take_while(|value| self.has(length(value))).collect();
-        let more = count(total - fitting.len());
-        (fitting, more)
-    }
-}
 
 pub(super) fn response(plan: Plan) -> v1::PlanResponse {
     let differences = plan.differences.into_iter().map(cut);

@@ -1,5 +1,6 @@
 //! What operators ask for and are told, as v1 has it.
 
+use prost::Message;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
@@ -9,6 +10,7 @@ use crate::controller::state::{
     ApplyError, ControllerStatus, Convergence, Event, Health, NodeStatus, NodeTunnels, Problem,
 };
 use crate::controller::stored::Stored;
+use crate::proto::convert::room::{MESSAGE, Room, page};
 use crate::proto::convert::session::wire_tunnel_report;
 use crate::proto::convert::{duration, timestamp};
 use crate::proto::model::NodeName;
@@ -48,10 +50,11 @@ pub(super) fn needs_consent(nodes: impl ExactSizeIterator<Item = NodeName>) -> v
 
 fn mass_removal(nodes: impl ExactSizeIterator<Item = NodeName>) -> String {
     let more = nodes.len().saturating_sub(NAMED);
+    let whose = if nodes.len() == 1 { "its" } else { "their" };
     let names = texts(nodes.take(NAMED)).join(", ");
     let more = if more > 0 { format!(" and {more} more") } else { String::new() };
     format!(
-        "{names}{more} would lose more than half, and more than three, of their tunnels; where this is meant, repeat \
+        "{names}{more} would lose more than half, and more than three, of {whose} tunnels; where this is meant, repeat \
          it with --allow-removals"
     )
 }
@@ -71,6 +74,7 @@ pub(super) fn mesh(stored: &Stored, mesh: &Mesh, revision: u64) -> v1::Mesh {
             name: name.into(),
         }
     });
+    let (nodes, more_nodes) = Room(MESSAGE / 2).fill(nodes, Message::encoded_len);
     v1::Mesh {
         name: mesh.name.to_string(),
         overlay: texts(mesh.overlay.networks()),
@@ -83,12 +87,22 @@ pub(super) fn mesh(stored: &Stored, mesh: &Mesh, revision: u64) -> v1::Mesh {
             Security::Plain => "plain".to_owned(),
         },
         revision,
-        nodes: nodes.collect(),
+        nodes,
+        more_nodes,
     }
 }
 
-pub(super) fn problem(problem: Problem) -> v1::Problem {
-    v1::Problem { node: text(problem.node), item: problem.item.map(Into::into), message: problem.message }
+fn problem(problem: Problem) -> v1::Problem {
+    v1::Problem {
+        node: text(problem.node),
+        item: problem.item.map(Into::into),
+        message: cut(problem.message),
+    }
+}
+
+/// Problems that fit into half a message, and how many more there are.
+fn problems(problems: Vec<Problem>) -> (Vec<v1::Problem>, u32) {
+    Room(MESSAGE / 2).fill(problems.into_iter().map(problem), Message::encoded_len)
 }
 
 fn health(health: Health) -> v1::node::Health {
@@ -101,6 +115,7 @@ fn health(health: Health) -> v1::node::Health {
 
 /// The status without what does not change while the controller runs.
 pub(super) fn status(status: ControllerStatus) -> v1::GetControllerStatusResponse {
+    let (problems, more_problems) = problems(status.problems);
     v1::GetControllerStatusResponse {
         store_id: status.store_id,
         generation: Some(status.generation.into()),
@@ -109,7 +124,8 @@ pub(super) fn status(status: ControllerStatus) -> v1::GetControllerStatusRespons
         stale: count(status.stale),
         offline: count(status.offline),
         converged: count(status.converged),
-        problems: status.problems.into_iter().map(problem).collect(),
+        problems,
+        more_problems,
         ..Default::default()
     }
 }
@@ -133,9 +149,13 @@ pub(super) fn node(node: NodeStatus) -> v1::Node {
     }
 }
 
-pub(super) fn node_tunnels(tunnels: NodeTunnels) -> v1::ListNodeTunnelsResponse {
+/// The tunnels of a node whose names come after `after`, as many as fit.
+pub(super) fn node_tunnels(tunnels: NodeTunnels, after: &str) -> v1::ListNodeTunnelsResponse {
+    let rest: Vec<_> = tunnels.tunnels.into_iter().filter(|(name, _)| name.as_str() > after).collect();
+    let (reports, more) = page(rest.into_iter().map(wire_tunnel_report));
     v1::ListNodeTunnelsResponse {
-        tunnels: tunnels.tunnels.into_iter().map(wire_tunnel_report).collect(),
+        tunnels: reports,
+        more,
         age: tunnels.age.map(duration),
         health: health(tunnels.health).into(),
     }
@@ -154,11 +174,15 @@ pub(super) fn event(event: &Event) -> v1::Event {
 }
 
 pub(super) fn convergence(convergence: Convergence) -> v1::Convergence {
+    let (lagging, more_lagging) = problems(convergence.lagging);
+    let (failures, more_failures) = problems(convergence.failures);
     v1::Convergence {
         nodes: count(convergence.nodes),
         converged: count(convergence.converged),
-        lagging: convergence.lagging.into_iter().map(problem).collect(),
-        failures: convergence.failures.into_iter().map(problem).collect(),
+        lagging,
+        failures,
+        more_lagging,
+        more_failures,
     }
 }
 
@@ -235,14 +259,102 @@ pub(super) fn not_applied(error: ApplyError) -> Status {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
+    use crate::proto::model::{Owner, TunnelName, TunnelState};
+    use crate::proto::session::{Generation, TunnelReport};
 
     #[test]
     fn of_many_nodes_some_are_named() {
         let nodes = |count: usize| (0..count).map(|n| format!("n{n}").parse::<NodeName>().unwrap());
+        assert!(
+            mass_removal(nodes(1))
+                .starts_with("n0 would lose more than half, and more than three, of its tunnels")
+        );
         let names: Vec<_> = nodes(NAMED).collect();
         assert!(mass_removal(names.clone().into_iter()).contains("n8, n9 would lose"));
         let names: Vec<_> = nodes(NAMED + 3).collect();
         assert!(mass_removal(names.into_iter()).contains("n8, n9 and 3 more would lose"));
+    }
+    /// What clients of gRPC take.
+    const USUAL: usize = 4 << 20;
+
+    fn troubles(count: usize) -> Vec<Problem> {
+        let node: NodeName = "n".repeat(63).parse().unwrap();
+        let problem = |_| Problem { node: Some(node.clone()), item: None, message: "x".repeat(1_000) };
+        (0..count).map(problem).collect()
+    }
+
+    #[test]
+    fn what_is_told_of_many_problems_fits_into_a_message() {
+        let told = |told: usize, more: u32| told + usize::try_from(more).unwrap();
+        let convergence = convergence(Convergence {
+            generation: Generation { incarnation: 1, revision: 1 },
+            nodes: 9_000,
+            converged: 0,
+            lagging: troubles(9_000),
+            failures: troubles(8_000),
+        });
+        assert!(convergence.encoded_len() < USUAL, "{}", convergence.encoded_len());
+        assert_eq!(told(convergence.lagging.len(), convergence.more_lagging), 9_000);
+        assert_eq!(told(convergence.failures.len(), convergence.more_failures), 8_000);
+        let status = status(ControllerStatus {
+            store_id: "s1".to_owned(),
+            generation: Generation { incarnation: 1, revision: 1 },
+            meshes: 1,
+            live: 1,
+            stale: 0,
+            offline: 0,
+            members: 1,
+            converged: 0,
+            problems: troubles(9_000),
+        });
+        assert!(status.encoded_len() < USUAL, "{}", status.encoded_len());
+        assert_eq!(told(status.problems.len(), status.more_problems), 9_000);
+    }
+
+    #[test]
+    fn a_mesh_of_any_length_fits_into_a_message() {
+        let routes =
+            |n: usize| (0..250).map(move |at| format!("fd00:{n:x}:{at:x}:1111:2222:3333:4444:5555/128"));
+        let nodes: String = (0..300)
+            .map(|n| format!("n{n}: {{routes: [{}]}},", routes(n).collect::<Vec<_>>().join(",")))
+            .collect();
+        let text = format!("{{mesh: a, overlay: 10.9.0.0/16, security: plain, nodes: {{{nodes}}}}}");
+        let mesh =
+            crate::controller::mesh::parse(&text).unwrap_or_else(|faults| panic!("{:?}", faults.first()));
+        let mut stored = Stored::default();
+        stored.wanted.meshes.insert(mesh.name.clone(), mesh.clone());
+        let told = super::mesh(&stored, &mesh, 1);
+        assert!(told.encoded_len() < USUAL / 2, "{}", told.encoded_len());
+        assert!(told.more_nodes > 0);
+        assert_eq!(told.nodes.len() + usize::try_from(told.more_nodes).unwrap(), 300);
+    }
+
+    #[test]
+    fn tunnels_are_told_page_by_page() {
+        let report = TunnelReport {
+            device: "m".parse().unwrap(),
+            owner: Owner::Controller,
+            state: TunnelState::Failed("x".repeat(1_000)),
+            endpoint: "172.100.1.1:5000".to_owned(),
+            last_received_ms: None,
+        };
+        let names = (0..9_000).map(|n| format!("t{n}").parse::<TunnelName>().unwrap());
+        let tunnels: BTreeMap<_, _> = names.map(|name| (name, report.clone())).collect();
+        let (mut after, mut seen) = (String::new(), Vec::new());
+        loop {
+            let tunnels = NodeTunnels { tunnels: tunnels.clone(), age: None, health: Health::Live };
+            let answer = node_tunnels(tunnels, &after);
+            assert!(answer.encoded_len() < USUAL, "{}", answer.encoded_len());
+            seen.extend(answer.tunnels.into_iter().map(|tunnel| tunnel.name));
+            assert_eq!(seen.len() + usize::try_from(answer.more).unwrap(), 9_000);
+            if answer.more == 0 {
+                break;
+            }
+            after.clone_from(seen.last().unwrap());
+        }
+        assert!(seen.iter().eq(tunnels.keys().map(TunnelName::as_str)));
     }
 }
