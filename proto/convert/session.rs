@@ -1,6 +1,6 @@
 //! The messages of a session to v1 and back.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -117,12 +117,19 @@ fn fault(field: &'static str, problem: impl Into<String>) -> MessageError {
     MessageError { field, fault: Invalid::new(problem, "run agent and controller of one release") }
 }
 
+/// The most bytes of what an agent says in words; longer than any words of ours.
+const WORDS: usize = 1_000;
+/// The most bytes of the words of all failures of an acknowledgement: so many as a slow link carries, and one message.
+const ALL_WORDS: usize = 256 << 10;
+
 /// The beginning of what an agent says in words: the controller keeps it, and whoever says more wants to fill its
 /// memory.
-fn cut(mut words: String) -> String {
-    /// In bytes; longer than any words of ours.
-    const LONGEST: usize = 1_000;
-    words.truncate(words.floor_char_boundary(LONGEST));
+fn cut(words: String) -> String {
+    cut_to(words, WORDS)
+}
+
+fn cut_to(mut words: String, longest: usize) -> String {
+    words.truncate(words.floor_char_boundary(longest));
     words.shrink_to_fit();
     words
 }
@@ -363,11 +370,7 @@ impl From<AgentMessage> for v1::AgentMessage {
             AgentMessage::Hello(hello) => Wire::Hello(hello.into()),
             AgentMessage::Ack(ack) => Wire::Ack(v1::Ack {
                 generation: Some(ack.generation.into()),
-                failures: ack
-                    .failures
-                    .into_iter()
-                    .map(|(item, reason)| v1::Failure { item: Some(item.into()), reason })
-                    .collect(),
+                failures: failures(ack.failures),
                 removals_held: wire_ids(ack.removals_held),
             }),
             AgentMessage::Resync(reason) => Wire::Resync(v1::Resync { reason }),
@@ -378,6 +381,16 @@ impl From<AgentMessage> for v1::AgentMessage {
         };
         Self { message: Some(message) }
     }
+}
+
+/// Failures with their words, which are the shorter the more there are.
+fn failures(failures: BTreeMap<ItemId, String>) -> Vec<v1::Failure> {
+    let each = (ALL_WORDS / failures.len().max(1)).min(WORDS);
+    let wire = |(item, reason): (ItemId, String)| v1::Failure {
+        item: Some(item.into()),
+        reason: cut_to(reason, each),
+    };
+    failures.into_iter().map(wire).collect()
 }
 
 impl From<Hello> for v1::Hello {

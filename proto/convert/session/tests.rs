@@ -499,6 +499,19 @@ fn of_two_the_later_counts() {
     assert_eq!(ack.failures, BTreeMap::from([("tunnel t".parse().unwrap(), "b".to_owned())]));
 }
 
+/// A node of several large meshes, of which nothing works.
+#[test]
+fn an_acknowledgement_with_many_failures_fits_a_message() {
+    let items = (0..8000).map(|n| format!("tunnel a-mesh-of-many.{n:063}").parse().unwrap());
+    let failures: BTreeMap<ItemId, String> = items.map(|item| (item, "ä".repeat(500))).collect();
+    let ack = Ack { generation: Generation::default(), failures, removals_held: BTreeSet::new() };
+    let wire = v1::AgentMessage::from(AgentMessage::Ack(ack.clone()));
+    assert!(wire.encoded_len() < 1 << 20, "{}", wire.encoded_len());
+    let Ok(Some(AgentMessage::Ack(read))) = agent_message(wire) else { panic!() };
+    assert!(read.failures.keys().eq(ack.failures.keys()));
+    assert!(read.failures.values().all(|words| words.starts_with("ää")), "each says something");
+}
+
 /// An agent that wants to fill the controller's memory or disk.
 #[test]
 fn what_an_agent_says_in_words_is_short_or_cut() {
