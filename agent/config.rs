@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use ipnet::IpNet;
 
-use crate::proto::model::{Host, Invalid, NodeName, Remote, check_label, no_label};
+use crate::proto::model::{Host, Invalid, NodeName, Offload, Remote, check_label, no_label};
 
 /// What an agent is started with.
 #[derive(Debug, Clone)]
@@ -19,6 +19,8 @@ pub struct Config {
     pub legacy_allow: Vec<IpNet>,
     /// The networks in which overlay addresses, allowed prefixes and routes may lie.
     pub accept_prefixes: Vec<IpNet>,
+    /// Which offloads are not used.
+    pub without: Vec<Offload>,
     /// The Unix socket of TunnelService.
     pub socket: PathBuf,
     /// A loopback address for TunnelService over TCP.

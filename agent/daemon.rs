@@ -1,5 +1,6 @@
 //! An agent's life: takes what it needs, brings up what was kept, serves, and leaves nothing behind.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,10 +13,9 @@ use tokio_util::sync::CancellationToken;
 use crate::agent::config::{Config, ControllerConfig};
 use crate::agent::datapath::Datapath;
 use crate::agent::datapath::stats::AgentStats;
-
 use crate::agent::os::netlink::Netlink;
-use crate::agent::os::preflight;
-use crate::agent::os::udp::SocketPair;
+use crate::agent::os::udp::{Purpose, SocketPair};
+use crate::agent::os::{preflight, probe};
 use crate::agent::platform::Platform;
 use crate::agent::runtime::{Runtime, Uplink};
 use crate::agent::service::controller::Dialler;
@@ -32,6 +32,7 @@ use crate::proto::host::lock::DirectoryError;
 use crate::proto::host::random;
 use crate::proto::host::signals;
 use crate::proto::host::socket::SocketFile;
+use crate::proto::model::{Offload, OffloadState};
 use crate::proto::session::RunId;
 
 /// How long services may take to end.
@@ -54,11 +55,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     signals::stop_on(&stop)?;
     let store = patiently(|| Store::open(&config.state_dir), DirectoryError::holder).await?;
     let predecessor = store.predecessor();
-    let data = bind_port(config.data_port, "data", "--data-port", predecessor).await?;
+    let data = bind_port(config.data_port, Purpose::Data, "--data-port", predecessor).await?;
     let control = match config.control_port {
         Some(port) => {
             let flag = "--control-port, or close it with --no-legacy";
-            Some(bind_port(port, "legacy control", flag, predecessor).await?)
+            Some(bind_port(port, Purpose::Control, flag, predecessor).await?)
         }
         None => None,
     };
@@ -73,11 +74,13 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     for words in config.weakened().iter().chain(&insecure) {
         tracing::warn!("{words}");
     }
+    let without = without(&config).await;
     let facts = Facts {
         started: clock::since_epoch(),
         data_ports: data.iter().filter_map(|socket| Some(socket.local_addr().ok()?.to_string())).collect(),
         weakened: config.weakened(),
         insecure,
+        offloads: offloads(&without),
     };
 
     let (events, device_events) = mpsc::channel(EVENTS);
@@ -85,7 +88,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let datapath = Datapath::start(data, Arc::clone(&stats), events).context("the data path cannot start")?;
     let netlink = Netlink::connect().context("netlink cannot be had")?;
     let platform = Platform::new(netlink, datapath, stats);
-    let policy = Policy { data_port: config.data_port, accept: config.accept_prefixes.clone() };
+    let policy = Policy {
+        data_port: config.data_port,
+        accept: config.accept_prefixes.clone(),
+        without: without.clone(),
+    };
     let state = AgentState::new(policy, load(&store)?, clock::now());
     let (mut runtime, agent) = Runtime::new(state, platform, store, device_events);
     runtime.restore().await.context("the interfaces of this host cannot be read")?;
@@ -198,15 +205,33 @@ fn is_ending(process: u32) -> bool {
     std::fs::read(format!("/proc/{process}/cmdline")).is_ok_and(|arguments| arguments.is_empty())
 }
 
+/// What is not used for any tunnel, and why.
+async fn without(config: &Config) -> BTreeMap<Offload, String> {
+    let mut without = tokio::task::spawn_blocking(probe::lacking).await.unwrap_or_default();
+    for (offload, why) in &without {
+        tracing::warn!(%offload, %why, "not used: packets go one by one there");
+    }
+    without.extend(config.without.iter().map(|offload| (*offload, "switched off by --without".to_owned())));
+    without
+}
+
+fn offloads(without: &BTreeMap<Offload, String>) -> Vec<OffloadState> {
+    Offload::ALL.map(|offload| OffloadState { offload, why_off: without.get(&offload).cloned() }).to_vec()
+}
+
 async fn bind_port(
     port: u16,
-    what: &str,
+    purpose: Purpose,
     flag: &str,
     predecessor: Option<u32>,
 ) -> anyhow::Result<SocketPair> {
     let is_taken = |error: &io::Error| error.kind() == io::ErrorKind::AddrInUse;
     let holder = |error: &io::Error| predecessor.filter(|_| is_taken(error));
-    patiently(|| SocketPair::bind(port), holder).await.map_err(|error| {
+    let what = match purpose {
+        Purpose::Data => "data",
+        Purpose::Control => "legacy control",
+    };
+    patiently(|| SocketPair::bind(port, purpose), holder).await.map_err(|error| {
         if is_taken(&error) {
             anyhow::anyhow!(
                 "the {what} port {port}/udp is taken, by another agent or program (`ss -ulnp` names it): \

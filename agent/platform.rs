@@ -2,23 +2,42 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::agent::datapath::stats::TunnelStats;
-use crate::agent::datapath::table::{OpenDevice, Table};
+use crate::agent::datapath::table::{Kept, OpenDevice, Table};
 use crate::agent::datapath::{Datapath, stats::AgentStats};
 use crate::agent::os::netlink::{Interface, Netlink};
 use crate::agent::os::tun::TunDevice;
+use crate::agent::packet::coalesce::Merges;
 use crate::agent::reconcile::{Actual, ActualRoute, Link, Op, Route};
 use crate::agent::state::OpResult;
 use crate::agent::target::Forwarding;
-use crate::proto::model::{DeviceName, TunnelName};
+use crate::proto::model::{DeviceName, Offload, OffloadState, Offloads, TunnelName, TunnelStatus};
 
 /// A device that this agent made.
 struct OwnDevice {
     index: u32,
     open: OpenDevice,
+    /// What may cross it as one packet, as it was last set.
+    merges: Option<Merges>,
+}
+
+impl OwnDevice {
+    /// Lets cross as one packet what may. A kernel that can do less than it said takes packets one by one.
+    fn set_merging(&mut self, without: &Offloads) {
+        let wanted =
+            Merges { tcp: !without.contains(&Offload::TunTso), udp: !without.contains(&Offload::TunUso) };
+        if self.merges == Some(wanted) {
+            return;
+        }
+        self.merges = Some(wanted);
+        if let Err(error) = self.open.tun.set_merging(wanted) {
+            tracing::warn!(%error, "the kernel does not take the offloads of a device");
+        }
+    }
 }
 
 /// This host as the agent changes it.
@@ -27,14 +46,15 @@ pub struct Platform {
     datapath: Datapath,
     agent_stats: Arc<AgentStats>,
     devices: BTreeMap<DeviceName, OwnDevice>,
-    stats: BTreeMap<TunnelName, Arc<TunnelStats>>,
+    /// With the endpoint that it was learnt at.
+    kept: BTreeMap<TunnelName, (SocketAddr, Kept)>,
     next_id: u64,
 }
 
 impl Platform {
     /// A host on which this agent has made nothing yet.
     pub fn new(netlink: Netlink, datapath: Datapath, agent_stats: Arc<AgentStats>) -> Self {
-        Self { netlink, datapath, agent_stats, devices: BTreeMap::new(), stats: BTreeMap::new(), next_id: 1 }
+        Self { netlink, datapath, agent_stats, devices: BTreeMap::new(), kept: BTreeMap::new(), next_id: 1 }
     }
 
     /// What belongs to no tunnel.
@@ -44,12 +64,37 @@ impl Platform {
 
     /// A tunnel's counters.
     pub fn stats(&self, tunnel: &TunnelName) -> Option<&TunnelStats> {
-        self.stats.get(tunnel).map(Arc::as_ref)
+        self.kept.get(tunnel).map(|(_, kept)| &*kept.stats)
+    }
+
+    /// Notes in a tunnel's status which offloads have proved not to work; `since_boot` is now.
+    pub fn note_refusals(&self, status: &mut TunnelStatus, since_boot: Duration) {
+        let device = self.devices.get(&status.tunnel.device);
+        let takes = device.map(|device| device.open.tun.merges());
+        let trains = self.kept.get(&status.name).is_none_or(|(_, kept)| kept.path.takes_trains(since_boot));
+        for OffloadState { offload, why_off } in &mut status.offloads {
+            let is_refused = match offload {
+                Offload::TunTso => takes.is_some_and(|takes| !takes.tcp),
+                Offload::TunUso => takes.is_some_and(|takes| !takes.udp),
+                Offload::UdpGso => !trains,
+                Offload::UdpGro => false,
+            };
+            if is_refused && why_off.is_none() {
+                *why_off = Some(match offload {
+                    Offload::UdpGso => {
+                        "refused on the way to this peer; tried again within a minute".to_owned()
+                    }
+                    Offload::TunTso | Offload::TunUso | Offload::UdpGro => {
+                        "refused by the kernel on this device".to_owned()
+                    }
+                });
+            }
+        }
     }
 
     /// Forgets the counters of tunnels that are not wanted any more.
     pub fn retain_stats(&mut self, mut wanted: impl FnMut(&TunnelName) -> bool) {
-        self.stats.retain(|tunnel, _| wanted(tunnel));
+        self.kept.retain(|tunnel, _| wanted(tunnel));
     }
 
     /// Performs an operation. [`Op::Resolve`] is not among those that a host is asked for.
@@ -132,10 +177,17 @@ impl Platform {
     fn publish(&mut self, forwarding: &Forwarding) {
         let mut table = Table::default();
         for (name, device) in forwarding {
-            if let Some(own) = self.devices.get(name) {
-                let stats = &mut self.stats;
-                table.add(own.open.clone(), device, |tunnel| {
-                    Arc::clone(stats.entry(tunnel.clone()).or_default())
+            if let Some(own) = self.devices.get_mut(name) {
+                own.set_merging(&device.without);
+                let kept = &mut self.kept;
+                table.add(own.open.clone(), device, |tunnel, endpoint| {
+                    let new = || (endpoint, Kept::default());
+                    let (learnt_at, kept) = kept.entry(tunnel.clone()).or_insert_with(new);
+                    if *learnt_at != endpoint {
+                        *learnt_at = endpoint;
+                        kept.path = Arc::default();
+                    }
+                    kept.clone()
                 });
             }
         }
@@ -148,7 +200,7 @@ impl Platform {
         self.netlink.prepare(name, index).await?;
         let open = OpenDevice { id: self.next_id, tun: Arc::new(tun) };
         self.next_id += 1;
-        self.devices.insert(name.clone(), OwnDevice { index, open });
+        self.devices.insert(name.clone(), OwnDevice { index, open, merges: None });
         Ok(())
     }
 

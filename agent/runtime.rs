@@ -133,6 +133,7 @@ impl Runtime {
                         tracing::error!(%why, "the data path is broken: the agent ends");
                         break Err(why);
                     }
+                    DatapathEvent::PathNarrowed(address) => self.state.handle_path_narrowed(address, now()),
                 },
                 Some(resolved) = self.lookups.join_next() => {
                     if let Ok((host, answer)) = resolved {
@@ -331,6 +332,7 @@ impl Runtime {
     }
 
     fn with_counters(&mut self, mut status: TunnelStatus) -> TunnelStatus {
+        self.platform.note_refusals(&mut status, clock::since_boot());
         let Some(stats) = self.platform.stats(&status.name) else { return status };
         status.sent = stats.sent.read();
         status.received = stats.received.read();

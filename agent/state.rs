@@ -228,6 +228,12 @@ impl AgentState {
         self.observe = true;
     }
 
+    /// Takes in that the path to `address` carries less than was known: it is measured anew.
+    pub fn handle_path_narrowed(&mut self, address: IpAddr, now: Instant) {
+        self.now = now;
+        self.paths.remove(&address);
+    }
+
     /// When to call [`Self::handle_timeout`].
     pub fn poll_timeout(&self) -> Instant {
         let failures = self.failed_devices.values().chain(self.failed_routes.values());

@@ -120,7 +120,7 @@ mod tests {
 
     use super::*;
     use crate::agent::session::Base;
-    use crate::proto::model::{Desired, Device, Framing, Owner, Tunnel};
+    use crate::proto::model::{Desired, Device, Framing, Offloads, Owner, Tunnel};
     use crate::proto::session::{Generation, Item, Items, Tag};
 
     fn sample() -> Wanted {
@@ -131,6 +131,7 @@ mod tests {
             remote: "minion-2:5000".parse().unwrap(),
             framing: Framing::Pi,
             allowed_prefixes: Vec::new(),
+            without: Offloads::new(),
             routes: vec!["192.168.2.0/24".parse().unwrap()],
             owner: Owner::Local,
         };

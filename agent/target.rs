@@ -15,7 +15,8 @@ use self::claims::{Claims, Foreign, claim};
 use crate::agent::reconcile::{Actual, Route};
 use crate::proto::command::{CommandError, ErrorKind, Field};
 use crate::proto::model::{
-    AllowedPrefix, Desired, Device, DeviceName, Framing, Host, Invalid, Mtu, Remote, Tunnel, TunnelName,
+    AllowedPrefix, Desired, Device, DeviceName, Framing, Host, Invalid, Mtu, Offload, Offloads, Remote,
+    Tunnel, TunnelName,
 };
 
 /// Bytes of an IPv4 and a UDP header.
@@ -32,6 +33,8 @@ pub struct Policy {
     pub data_port: u16,
     /// The networks in which overlay addresses, allowed prefixes and routes may lie.
     pub accept: Vec<IpNet>,
+    /// What is not used for any tunnel, and why: it was switched off, or this host cannot do it.
+    pub without: BTreeMap<Offload, String>,
 }
 
 /// What is known beside the wanted state.
@@ -81,6 +84,8 @@ pub type Forwarding = BTreeMap<DeviceName, ForwardingDevice>;
 pub struct ForwardingDevice {
     /// The device's own addresses: no packet may come from a peer with one of them as its source.
     pub addresses: BTreeSet<IpAddr>,
+    /// What is not to be used on the device.
+    pub without: Offloads,
     /// Its tunnels by name.
     pub tunnels: BTreeMap<TunnelName, ForwardingTunnel>,
 }
@@ -98,6 +103,8 @@ pub struct ForwardingTunnel {
     pub mtu: Mtu,
     /// The largest packet that TCP connections through the tunnel are told of.
     pub tcp_mtu: Mtu,
+    /// What is not to be used for its datagrams.
+    pub without: Offloads,
     /// What may be sent and received; empty: all.
     pub allowed_prefixes: Vec<AllowedPrefix>,
 }
@@ -119,11 +126,15 @@ pub fn build(desired: &Desired, facts: &Facts, policy: &Policy) -> Target {
             target.endpoints.insert(name.clone(), endpoint);
         }
         match (claim(&mut claims, &foreign, policy, name, tunnel, device, endpoint), unresolved) {
-            (Ok(()), None) => place(&mut target, facts, name, tunnel, device, endpoint),
+            (Ok(()), None) => place(&mut target, facts, policy, name, tunnel, device, endpoint),
             (Err(fault), _) | (Ok(()), Some(fault)) => {
                 target.faults.insert(name.clone(), fault);
             }
         }
+    }
+    for device in target.forwarding.values_mut() {
+        // One device has the same offloads for all.
+        device.without = device.tunnels.values().flat_map(|tunnel| tunnel.without.iter().copied()).collect();
     }
     route(&mut target, desired);
     target
@@ -157,6 +168,7 @@ fn endpoint(tunnel: &Tunnel, facts: &Facts, policy: &Policy) -> Result<Option<So
 fn place(
     target: &mut Target,
     facts: &Facts,
+    policy: &Policy,
     name: &TunnelName,
     tunnel: &Tunnel,
     device: &Device,
@@ -182,6 +194,7 @@ fn place(
     entry.mtu = entry.mtu.max(wanted);
     let forwarding = target.forwarding.entry(tunnel.device.clone()).or_insert_with(|| ForwardingDevice {
         addresses: device.addresses.iter().map(IpNet::addr).collect(),
+        without: Offloads::new(),
         tunnels: BTreeMap::new(),
     });
     let Some(endpoint) = endpoint else { return };
@@ -196,6 +209,7 @@ fn place(
             packet_information,
             mtu: wanted.min(path),
             tcp_mtu,
+            without: tunnel.without.iter().chain(policy.without.keys()).copied().collect(),
             allowed_prefixes: tunnel.allowed_prefixes.clone(),
         },
     );

@@ -10,7 +10,7 @@ use std::ops::RangeInclusive;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
-use crate::proto::model::{DeviceName, Invalid, MeshName, Mtu, NodeName, Remote};
+use crate::proto::model::{DeviceName, Invalid, MeshName, Mtu, NodeName, Offloads, Remote};
 
 pub use file::parse;
 
@@ -32,6 +32,9 @@ pub struct Mesh {
     pub security: Security,
     /// The largest packet; absent: what each path carries.
     pub mtu: Option<Mtu>,
+    /// What is not to be used for its packets.
+    #[serde(default, skip_serializing_if = "Offloads::is_empty")]
+    pub without: Offloads,
     /// Nodes by name, at most [`NODES`].
     pub nodes: BTreeMap<NodeName, MeshNode>,
     /// Nodes by label, beside those by name, as far as there is room for more.

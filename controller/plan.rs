@@ -196,6 +196,7 @@ fn tunnel_to<'a>(mesh: &Mesh, peer: &'a NodeName, member: &Member<'_>) -> Option
         framing: Framing::Raw,
         allowed_prefixes: prefixes.map(|prefix| AllowedPrefix { prefix, preference: 0 }).collect(),
         routes: member.routes.to_vec(),
+        without: mesh.without.clone(),
     });
     Some((peer, Arc::new(tunnel)))
 }

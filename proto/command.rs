@@ -4,7 +4,9 @@ use std::fmt;
 
 use ipnet::IpNet;
 
-use super::model::{AllowedPrefix, DeviceName, Framing, Invalid, Mtu, Remote, TunnelName, TunnelStatus};
+use super::model::{
+    AllowedPrefix, DeviceName, Framing, Invalid, Mtu, Offloads, Remote, TunnelName, TunnelStatus,
+};
 
 /// A change that is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -12,7 +14,7 @@ pub enum Command {
     /// Add a tunnel, or change it in place where the name is known and `replace` is set.
     Add {
         /// What is wanted.
-        tunnel: TunnelSpec,
+        tunnel: Box<TunnelSpec>,
         /// Whether a known name is changed.
         replace: bool,
     },
@@ -52,6 +54,8 @@ pub struct TunnelSpec {
     pub allowed_prefixes: Vec<AllowedPrefix>,
     /// Kernel routes for the device.
     pub routes: Vec<IpNet>,
+    /// What is not to be used.
+    pub without: Offloads,
 }
 
 /// What came of a command that was accepted. It is on disk.
@@ -99,6 +103,8 @@ pub enum Field {
     AllowedPrefix(usize),
     /// A route, by position.
     Route(usize),
+    /// An offload that is not to be used, by position.
+    Without(usize),
     /// How often a watch looks.
     Interval,
 }
@@ -119,6 +125,7 @@ impl Field {
             Self::PeerPublicKey => "public key",
             Self::AllowedPrefixes | Self::AllowedPrefix(_) => "allowed prefix",
             Self::Route(_) => "route",
+            Self::Without(_) => "without",
             Self::Interval => "interval",
         }
     }

@@ -12,7 +12,7 @@ use ipnet::{IpNet, Ipv4Net, ip_mask_to_prefix};
 use serde_json::{Map, Value, json};
 
 use super::command::{Command, CommandError, Field, Outcome, TunnelSpec};
-use super::model::{DeviceName, Framing, Invalid, Mtu, TunnelState, check_interface_address};
+use super::model::{DeviceName, Framing, Invalid, Mtu, Offloads, TunnelState, check_interface_address};
 
 #[cfg(test)]
 mod tests;
@@ -141,7 +141,7 @@ fn tunnels(object: &Map<String, Value>) -> Result<&[Value], CommandError> {
 pub fn command(operation: Operation, tunnel: &Value) -> Result<Command, CommandError> {
     let Value::Object(object) = tunnel else { return Err(mistyped(Field::Command, tunnel, ENTRY_FORM)) };
     match operation {
-        Operation::Add => Ok(Command::Add { tunnel: spec(object)?, replace: true }),
+        Operation::Add => Ok(Command::Add { tunnel: Box::new(spec(object)?), replace: true }),
         Operation::Delete => Ok(Command::Delete { name: name(object)? }),
     }
 }
@@ -162,6 +162,7 @@ fn spec(object: &Map<String, Value>) -> Result<TunnelSpec, CommandError> {
         framing: Framing::Pi,
         allowed_prefixes: Vec::new(),
         routes: Vec::new(),
+        without: Offloads::new(),
     })
 }
 
@@ -301,6 +302,7 @@ pub fn field_name(field: Field) -> &'static str {
         | Field::AllowedPrefixes
         | Field::AllowedPrefix(_)
         | Field::Route(_)
+        | Field::Without(_)
         | Field::Interval => NAME,
     }
 }

@@ -1,5 +1,7 @@
 //! Names, addresses, devices and tunnels. A value of these types is valid; parsing is the only way in.
 
+mod offload;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -9,6 +11,8 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+
+pub use offload::{Offload, OffloadState, Offloads};
 
 /// Why a text is not a value of a type of this module, in words that follow the value.
 ///
@@ -502,6 +506,9 @@ pub struct Tunnel {
     pub allowed_prefixes: Vec<AllowedPrefix>,
     /// Kernel routes to install on the device.
     pub routes: Vec<IpNet>,
+    /// What is not to be used for its packets, nor for those that share its device or the data port.
+    #[serde(default, skip_serializing_if = "Offloads::is_empty")]
+    pub without: Offloads,
     /// Who wants it.
     pub owner: Owner,
 }
@@ -613,6 +620,8 @@ pub struct TunnelStatus {
     pub received: Traffic,
     /// When the last packet was received, as time since the Unix epoch.
     pub last_received: Option<std::time::Duration>,
+    /// Every offload, with why it is not in use where it is not.
+    pub offloads: Vec<OffloadState>,
     /// What its owner should know.
     pub notes: Vec<String>,
 }

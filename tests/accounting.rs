@@ -6,7 +6,7 @@ mod lab;
 
 use std::net::UdpSocket;
 
-use lab::{Agent, Host, Lab, SOON, grpcurl, ping, ping_ok, transfer, wait_until};
+use lab::{Agent, Host, Lab, SOON, datagrams, grpcurl, ping, ping_ok, transfer, wait_until};
 use serde_json::{Value, json};
 
 const ADD: &str = "tunmesh.v1.TunnelService/AddTunnel";
@@ -40,19 +40,23 @@ fn kernel_packets(host: &Host, device: &str) -> (u64, u64) {
     (of("rx"), of("tx"))
 }
 
+/// The kernel counts a packet that is many as one: so that its counters say how many there are.
+const ONE_BY_ONE: [&str; 2] = ["--without", "tun-tso,tun-uso,udp-gro"];
+
 struct Pair {
     _lab: Lab,
     host: Host,
     other: Host,
     agent: Agent,
-    _their: Agent,
+    their: Agent,
 }
 
-fn pair() -> Pair {
+/// Two hosts with a tunnel, and agents that are started with `arguments` more.
+fn pair(arguments: &[&str]) -> Pair {
     let lab = Lab::new();
     let (host, other) = (lab.host("host"), lab.host("other"));
     lab.link(&host, "172.100.1.1/24", &other, "172.100.1.2/24");
-    let (agent, their) = (Agent::start(&host, &[]), Agent::start(&other, &[]));
+    let (agent, their) = (Agent::start(&host, arguments), Agent::start(&other, arguments));
     let tunnel = |own: u8, peer: u8, remote: &str| {
         json!({"tunnel": {"name": "link", "addresses": [format!("10.0.1.{own}/24")], "remote": remote, "mtu": 1400,
                "framing": "RAW", "allowedPrefixes": [{"prefix": format!("10.0.1.{peer}/32")}]}})
@@ -60,7 +64,7 @@ fn pair() -> Pair {
     // The tunnel is the address's, whatever its port: the flood below comes from other ones.
     grpcurl(&agent, ADD, &tunnel(1, 2, "172.100.1.2")).unwrap();
     grpcurl(&their, ADD, &tunnel(2, 1, "172.100.1.1")).unwrap();
-    Pair { _lab: lab, host, other, agent, _their: their }
+    Pair { _lab: lab, host, other, agent, their }
 }
 
 /// Sends every first byte with every length up to `longest`, padded with seeded noise. Returns how many.
@@ -90,7 +94,7 @@ fn flood(from: &Host, longest: usize) -> u64 {
 
 #[test]
 fn a_flood_of_garbage_adds_up() {
-    let Pair { host, other, agent, .. } = &mut pair();
+    let Pair { host, other, agent, .. } = &mut pair(&ONE_BY_ONE);
     let (before, dropped_before) = kernel_datagrams(host);
     let mut sent = flood(other, 1472);
     // Packets that begin well: from a martian source, from one that is not allowed, from its own address, to nobody.
@@ -160,7 +164,7 @@ fn a_flood_of_garbage_adds_up() {
 
 #[test]
 fn a_tunnel_that_is_added_again_is_counted_anew() {
-    let Pair { host, agent, .. } = &pair();
+    let Pair { host, agent, .. } = &pair(&[]);
     let link = || grpcurl(agent, GET, &json!({"name": "link"})).unwrap()["status"].clone();
     let counts = |link: &Value| {
         let of = |direction: &str| number(&link[direction]["packets"]) + sum(&link[direction]["drops"]);
@@ -190,7 +194,7 @@ fn a_tunnel_that_is_added_again_is_counted_anew() {
 
 #[test]
 fn packets_from_a_device_add_up() {
-    let Pair { host, other, agent, .. } = &pair();
+    let Pair { host, other, agent, .. } = &pair(&ONE_BY_ONE);
     ping_ok(host, "10.0.1.2");
     transfer(host, other, "10.0.1.2", 5_000_000);
     transfer(other, host, "10.0.1.1", 5_000_000);
@@ -216,4 +220,33 @@ fn packets_from_a_device_add_up() {
     // What the kernel got beside the peer's packets are the answers: one a packet that had no way or was too big.
     let answers = no_tunnel + number(&link["sent"]["drops"]["too_big"]);
     assert_eq!(into_kernel, number(&link["received"]["packets"]) + answers, "{total} {link}");
+}
+
+#[test]
+fn packets_that_cross_as_one_add_up() {
+    let Pair { host, other, agent, their, .. } = &pair(&[]);
+    ping_ok(host, "10.0.1.2");
+    transfer(host, other, "10.0.1.2", 50_000_000);
+    transfer(other, host, "10.0.1.1", 50_000_000);
+    datagrams(host, other, "10.0.1.2", 1200, 5000);
+    // The last acknowledgements may be under way.
+    wait_until(SOON, "what one agent sent the other received", || {
+        let [host, other] = [agent, their]
+            .map(|agent| grpcurl(agent, GET, &json!({"name": "link"})).unwrap()["status"].clone());
+        let carried = |status: &Value, direction: &str| {
+            let of = &status[direction];
+            (number(&of["packets"]), number(&of["bytes"]), sum(&of["drops"]))
+        };
+        carried(&host, "sent") == carried(&other, "received")
+            && carried(&other, "sent") == carried(&host, "received")
+            && carried(&host, "sent").2 == 0
+            && carried(&host, "sent").1 > 50_000_000
+    });
+    for (agent, host) in [(agent, host), (their, other)] {
+        let link = grpcurl(agent, GET, &json!({"name": "link"})).unwrap()["status"].clone();
+        let (into_kernel, from_kernel) = kernel_packets(host, "link");
+        // Otherwise nothing crossed as one.
+        assert!(from_kernel * 4 < number(&link["sent"]["packets"]), "{from_kernel} {link}");
+        assert!(into_kernel * 2 < number(&link["received"]["packets"]), "{into_kernel} {link}");
+    }
 }

@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use crate::agent::config::{self, Config, ControllerConfig};
 use crate::proto::host::log::{self, LogFormat};
 use crate::proto::host::output::Format;
-use crate::proto::model::{ACCEPTED, Invalid, NodeName, Remote, parse_prefix};
+use crate::proto::model::{ACCEPTED, Invalid, NodeName, Offload, Remote, parse_prefix};
 
 /// Joins this host to others by UDP tunnels over tun devices.
 #[derive(Debug, Parser)]
@@ -65,6 +65,9 @@ struct RunArgs {
     #[arg(long, env = "TUNMESH_ACCEPT_PREFIX", value_name = "CIDR", value_delimiter = ',', value_parser = parse_prefix,
           default_values = ACCEPTED)]
     accept_prefix: Vec<IpNet>,
+    /// Offloads not to use: tun-tso, tun-uso, udp-gso, udp-gro; may be repeated
+    #[arg(long, env = "TUNMESH_WITHOUT", value_name = "OFFLOAD", value_delimiter = ',')]
+    without: Vec<Offload>,
     #[command(flatten)]
     controller: ControllerArgs,
     #[command(flatten)]
@@ -209,6 +212,7 @@ impl RunArgs {
             control_port: (!self.no_legacy).then_some(self.control_port),
             legacy_allow: self.legacy_allow,
             accept_prefixes: self.accept_prefix,
+            without: self.without,
             socket: self.socket.socket,
             grpc_listen: self.grpc_listen,
             state_dir: self.state_dir,

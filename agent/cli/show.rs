@@ -95,10 +95,20 @@ fn status_table(status: &v1::GetStatusResponse) -> String {
         ],
         vec!["packets".to_owned(), format!("of no tunnel: {}", reasons(&status.packets_dropped))],
     ];
+    rows.push(vec!["offloads".to_owned(), offloads(&status.offloads)]);
     rows.extend(status.controller.iter().flat_map(controller_rows));
     rows.extend(status.weakened.iter().map(|words| vec!["weakened".to_owned(), words.clone()]));
     rows.extend(status.findings.iter().map(|words| vec!["problem".to_owned(), words.clone()]));
     columns(&[], rows)
+}
+
+/// Those in use, and those that are not with the reason.
+fn offloads(offloads: &[v1::OffloadState]) -> String {
+    let words = offloads.iter().map(|offload| match offload.in_use {
+        true => offload.name.clone(),
+        false => format!("{} off ({})", offload.name, offload.reason),
+    });
+    words.collect::<Vec<_>>().join(", ")
 }
 
 fn controller_rows(controller: &v1::ControllerStatus) -> Vec<Vec<String>> {
@@ -198,7 +208,9 @@ fn tunnels_table(answer: &v1::ListTunnelsResponse) -> String {
     );
     let notes = answer.tunnels.iter().flat_map(|status| {
         let name = status.tunnel.as_ref().map_or("", |tunnel| tunnel.name.as_str());
-        status.notes.iter().map(move |note| format!("{name}: {note}"))
+        let off = status.offloads.iter().filter(|offload| !offload.in_use);
+        let off = off.map(move |offload| format!("{name}: without {}: {}", offload.name, offload.reason));
+        status.notes.iter().map(move |note| format!("{name}: {note}")).chain(off)
     });
     std::iter::once(table).chain(notes).collect::<Vec<_>>().join("\n")
 }

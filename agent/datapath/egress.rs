@@ -6,19 +6,29 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use super::batch::{Place, Way};
+use super::outbox::Outbox;
 use super::stats::DropReason;
 use super::table::{Device, Table, Tunnel};
 use super::{BUDGET, BUFFER, DatapathEvent, Shared};
+use crate::agent::os::clock;
 use crate::agent::os::epoll::{Epoll, Waker};
 use crate::agent::os::tun::TunDevice;
+use crate::agent::os::udp::send::{SEGMENTS, Sender};
 use crate::agent::packet::parse::Packet;
-use crate::agent::packet::{fragment, frame, icmp, mss};
+use crate::agent::packet::split::{self, HEADERS, Train};
+use crate::agent::packet::vnet::{self, VnetHeader};
+use crate::agent::packet::{ecn, fragment, frame, icmp, mss};
 use crate::proto::rate::{Bucket, Rate};
 
 /// The waker's number in the epoll set; devices have theirs, from 1.
 const WAKER: u64 = 0;
 /// The most ICMP answers: so many at once, and as many a second.
 const ANSWERS: Rate = Rate { burst: 200, every: Duration::from_millis(5) };
+/// Room for what is read from a device before it is sent, in bytes.
+const PACKETS: usize = 768 << 10;
+/// Packets begin at multiples of this, a cache line.
+const ALIGNMENT: usize = 64;
 
 /// The egress thread's own.
 pub(super) struct Egress {
@@ -26,34 +36,23 @@ pub(super) struct Egress {
     epoll: Epoll,
     watched: BTreeMap<u64, Arc<TunDevice>>,
     answers: Bucket,
-}
-
-/// What becomes of a packet from a device.
-enum Verdict<'t> {
-    /// It goes through a tunnel whole.
-    Send(&'t Tunnel),
-    /// It goes through a tunnel in fragments.
-    Fragment(&'t Tunnel),
-    /// It goes nowhere, and its sender may be told.
-    Refuse(Option<&'t Tunnel>, DropReason),
-}
-
-fn decide<'t>(device: &'t Device, packet: &Packet<'_>) -> Verdict<'t> {
-    let Some(tunnel) = device.tunnel_to(packet.destination()) else {
-        return Verdict::Refuse(None, DropReason::NoTunnel);
-    };
-    if packet.bytes().len() <= usize::from(tunnel.mtu) {
-        Verdict::Send(tunnel)
-    } else if packet.dont_fragment() {
-        Verdict::Refuse(Some(tunnel), DropReason::TooBig)
-    } else {
-        Verdict::Fragment(tunnel)
-    }
+    packets: Vec<u8>,
+    outbox: Outbox,
+    /// Time since boot, read once for each waking.
+    now: Duration,
 }
 
 impl Egress {
     pub(super) fn new(shared: Arc<Shared>) -> io::Result<Self> {
-        Ok(Self { shared, epoll: Epoll::new()?, watched: BTreeMap::new(), answers: Bucket::default() })
+        Ok(Self {
+            outbox: Outbox::new(Arc::clone(&shared), Sender::default()),
+            shared,
+            epoll: Epoll::new()?,
+            watched: BTreeMap::new(),
+            answers: Bucket::default(),
+            packets: vec![0; PACKETS],
+            now: Duration::ZERO,
+        })
     }
 
     /// Works until the data path is stopped.
@@ -63,17 +62,20 @@ impl Egress {
     pub(super) fn drive(&mut self, waker: &Waker) -> io::Result<()> {
         self.epoll.add(waker, WAKER)?;
         let mut ready = Vec::new();
-        // Room in front of each packet for its packet information.
-        let mut buffer = vec![0; frame::PI_LENGTH + BUFFER];
+        let mut table = Arc::new(Table::default());
         while !self.shared.stop.load(Ordering::Acquire) {
-            let table = self.shared.table.load_full();
-            self.watch(&table)?;
+            let current = self.shared.table.load_full();
+            if !Arc::ptr_eq(&current, &table) {
+                self.watch(&current)?;
+                table = current;
+            }
             self.epoll.wait(&mut ready)?;
+            self.now = clock::since_boot();
             for id in &ready {
                 if *id == WAKER {
                     waker.reset();
-                } else if let Some(device) = table.devices().iter().find(|device| device.open.id == *id) {
-                    self.drain(device, &mut buffer);
+                } else if let Some(position) = table.position(*id) {
+                    self.drain(&table, position);
                 }
             }
         }
@@ -102,127 +104,118 @@ impl Egress {
         Ok(())
     }
 
-    fn drain(&mut self, device: &Device, buffer: &mut [u8]) {
+    /// Sends what waits at a device, as far as its turn goes.
+    fn drain(&mut self, table: &Table, position: usize) {
+        let Some(device) = table.devices().get(position) else { return };
+        let mut at = 0;
         for _ in 0..BUDGET {
-            let Some(room) = buffer.get_mut(frame::PI_LENGTH..) else { return };
-            match device.open.tun.receive(room) {
+            if self.outbox.is_full() || at + BUFFER > PACKETS {
+                self.outbox.flush(table, &self.packets, self.now);
+                at = 0;
+            }
+            let Some(room) = self.packets.get_mut(at..at + BUFFER) else { break };
+            let mut header = VnetHeader::WHOLE;
+            match device.open.tun.receive(&mut header, room) {
                 Ok(length) => {
-                    let end = (frame::PI_LENGTH + length).min(buffer.len());
-                    if let Some(framed) = buffer.get_mut(..end) {
-                        self.forward(device, framed);
-                    }
+                    self.forward(table, position, header, at, length);
+                    at += length.next_multiple_of(ALIGNMENT);
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => {
                     // Level-triggered, a dead descriptor would be reported for ever.
                     tracing::debug!(%error, "a device cannot be read any more");
                     let _ = self.epoll.remove(&*device.open.tun);
                     let _ = self.shared.events.try_send(DatapathEvent::DeviceGone);
-                    return;
+                    break;
                 }
             }
         }
+        self.outbox.flush(table, &self.packets, self.now);
     }
 
-    /// Forwards the packet behind the first bytes of `framed`, which are room for its packet information.
-    fn forward(&mut self, device: &Device, framed: &mut [u8]) {
-        let Some((_, bytes)) = framed.split_at_mut_checked(frame::PI_LENGTH) else { return };
-        let Ok(packet) = Packet::parse(bytes) else {
-            self.shared.stats.packets_dropped.count(DropReason::Malformed);
-            return;
-        };
-        match decide(device, &packet) {
-            Verdict::Send(tunnel) => {
-                let length = packet.bytes().len();
-                let is_v4 = packet.is_v4();
-                mss::clamp(bytes, tunnel.tcp_mtu);
-                self.count(tunnel, length, self.send(tunnel, framed, length, is_v4));
-            }
-            Verdict::Fragment(tunnel) => {
-                let length = packet.bytes().len();
-                let sent = fragment::fragments(&packet, tunnel.mtu).iter().try_for_each(|fragment| {
-                    let mut framed = vec![0; frame::PI_LENGTH];
-                    framed.extend_from_slice(fragment);
-                    self.send(tunnel, &mut framed, fragment.len(), true)
-                });
-                self.count(tunnel, length, sent);
-            }
-            Verdict::Refuse(tunnel, reason) => {
-                let drops =
-                    tunnel.map_or(&self.shared.stats.packets_dropped, |tunnel| &tunnel.stats.sent.drops);
-                drops.count(reason);
-                let answer = match tunnel {
-                    Some(tunnel) => icmp::too_big(&packet, tunnel.mtu),
-                    None => icmp::unreachable(&packet),
-                };
-                self.answer(device, answer);
-            }
-        }
-    }
-
-    /// Sends the `length` bytes of a packet that stand behind the room for packet information.
-    fn send(&self, tunnel: &Tunnel, framed: &mut [u8], length: usize, is_v4: bool) -> Result<(), DropReason> {
-        let start = if tunnel.packet_information {
-            if let Some(room) = framed.get_mut(..frame::PI_LENGTH) {
-                room.copy_from_slice(&frame::packet_information(is_v4));
-            }
-            0
-        } else {
-            frame::PI_LENGTH
-        };
-        let datagram = framed.get(start..frame::PI_LENGTH + length).ok_or(DropReason::Malformed)?;
-        let sockets = &self.shared.sockets;
-        let mut result = sockets.send(datagram, tunnel.endpoint);
-        if result.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::ENOBUFS)) {
-            result = sockets.send(datagram, tunnel.endpoint);
-        }
-        result.map_err(|error| reason_of(&error))
-    }
-
-    fn count(&self, tunnel: &Tunnel, length: usize, sent: Result<(), DropReason>) {
-        match sent {
-            Ok(()) => tunnel.stats.sent.count(length),
-            Err(reason) => tunnel.stats.sent.drops.count(reason),
-        }
-    }
-
-    #[allow(clippy::disallowed_methods, reason = "a data thread, and only where a packet was refused")]
-    fn answer(&mut self, device: &Device, answer: Option<Vec<u8>>) {
-        if let Some(answer) = answer
-            && self.answers.take(ANSWERS, Instant::now()).is_ok()
+    /// Forwards what was read to `at`: one packet, or one that is many.
+    fn forward(
+        &mut self,
+        table: &Table,
+        position: usize,
+        header: [u8; vnet::LENGTH],
+        at: usize,
+        length: usize,
+    ) {
+        let Some(device) = table.devices().get(position) else { return };
+        let dropped = &self.shared.stats.packets_dropped;
+        let place = at..at + length;
+        let Ok(header) = VnetHeader::parse(header) else { return dropped.count(DropReason::Malformed, 1) };
+        if let (Some(partial), None) = (header.checksum, header.segments)
+            && let Some(bytes) = self.packets.get_mut(place.clone())
+            && split::complete(bytes, partial).is_err()
         {
-            // Whoever took the device down does not wait for an answer.
-            let _ = device.open.tun.send(&answer);
+            return dropped.count(DropReason::Malformed, 1);
+        }
+        let bytes = self.packets.get(place.clone()).unwrap_or_default();
+        let Ok(packet) = Packet::parse(bytes) else { return dropped.count(DropReason::Malformed, 1) };
+        let Some((index, tunnel)) = device.tunnel_to(packet.destination()) else {
+            dropped.count(DropReason::NoTunnel, 1);
+            return answer(&mut self.answers, device, icmp::unreachable(&packet));
+        };
+        let information = frame::packet_information(packet.is_v4());
+        let way = Way {
+            place: Place { device: position, tunnel: index },
+            tos: if tunnel.packet_information { 0 } else { ecn::of(&packet) },
+            prefix: if tunnel.packet_information { &information } else { &[] },
+            limit: if tunnel.takes_trains && tunnel.path.takes_trains(self.now) { SEGMENTS } else { 1 },
+        };
+        let length = packet.bytes().len();
+        if header.segments.is_none() {
+            if length <= usize::from(tunnel.mtu) {
+                if let Some(bytes) = self.packets.get_mut(place) {
+                    mss::clamp(bytes, tunnel.tcp_mtu);
+                }
+                self.outbox.add(&way, at, length);
+            } else if let Some(fragments) = fragments(tunnel, &packet) {
+                self.outbox.send_fragments(table, &way, &fragments, length, &self.packets, self.now);
+            } else {
+                answer(&mut self.answers, device, icmp::too_big(&packet, tunnel.mtu));
+            }
+            return;
+        }
+        let Ok(train) = Train::plan(header, &packet) else {
+            return tunnel.stats.sent.drops.count(DropReason::Malformed, 1);
+        };
+        if train.longest() <= usize::from(tunnel.mtu) {
+            self.outbox.add_train(table, &way, &train, &self.packets, at, self.now);
+        } else if packet.dont_fragment() {
+            // The kernel sends anew what it takes as one, and tells the sender once.
+            tunnel.stats.sent.drops.count(DropReason::TooBig, train.count() as u64);
+            answer(&mut self.answers, device, icmp::too_big(&packet, tunnel.mtu));
+        } else {
+            let mut header = [0; HEADERS];
+            for index in 0..train.count() {
+                let Some(payload) = train.packet(index, &mut header) else { break };
+                let whole = [header.get(..train.header_length()).unwrap_or_default(), payload].concat();
+                let Ok(packet) = Packet::parse(&whole) else { break };
+                let fragments = fragment::fragments(&packet, tunnel.mtu);
+                self.outbox.send_fragments(table, &way, &fragments, whole.len(), &self.packets, self.now);
+            }
         }
     }
 }
 
-fn reason_of(error: &io::Error) -> DropReason {
-    match error.raw_os_error() {
-        Some(libc::EPERM | libc::EACCES) => DropReason::Firewall,
-        Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::ENETDOWN | libc::EADDRNOTAVAIL) => {
-            DropReason::Unreachable
-        }
-        Some(libc::EMSGSIZE) => DropReason::TooBig,
-        Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM) => DropReason::SocketFull,
-        Some(_) => DropReason::Refused,
-        None if error.kind() == io::ErrorKind::Unsupported => DropReason::Unreachable,
-        None => DropReason::Refused,
+/// The fragments of a packet that the tunnel does not carry whole; `None`: it must not be fragmented, which is counted.
+fn fragments(tunnel: &Tunnel, packet: &Packet<'_>) -> Option<Vec<Vec<u8>>> {
+    if packet.dont_fragment() {
+        tunnel.stats.sent.drops.count(DropReason::TooBig, 1);
+        return None;
     }
+    Some(fragment::fragments(packet, tunnel.mtu))
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_refusal_of_the_kernel_has_a_counter() {
-        for errno in 1..134 {
-            // Must not panic, and must give a reason that tells what to look at where there is one.
-            let reason = reason_of(&io::Error::from_raw_os_error(errno));
-            assert!(DropReason::ALL.contains(&reason));
-        }
-        assert_eq!(reason_of(&io::Error::from_raw_os_error(libc::EPERM)), DropReason::Firewall);
-        assert_eq!(reason_of(&io::ErrorKind::Unsupported.into()), DropReason::Unreachable);
+#[allow(clippy::disallowed_methods, reason = "a data thread, and only where a packet was refused")]
+fn answer(answers: &mut Bucket, device: &Device, answer: Option<Vec<u8>>) {
+    if let Some(answer) = answer
+        && answers.take(ANSWERS, Instant::now()).is_ok()
+    {
+        // Whoever took the device down does not wait for an answer.
+        let _ = device.open.tun.send(&VnetHeader::WHOLE, std::iter::once(&answer[..]));
     }
 }

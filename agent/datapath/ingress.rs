@@ -1,19 +1,22 @@
 //! From the sockets to the devices.
 
 use std::io;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{IpAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use super::batch::Place;
 use super::stats::DropReason;
 use super::table::{Device, Table, Tunnel};
-use super::{BUDGET, BUFFER, Shared};
+use super::{ROUNDS, Shared};
 use crate::agent::os::clock;
 use crate::agent::os::epoll::{Epoll, Waker};
+use crate::agent::os::udp::receive::{Received, Receiver};
+use crate::agent::packet::coalesce::{Coalescer, Owner, Write};
 use crate::agent::packet::frame::{self, Frame};
-use crate::agent::packet::mss;
 use crate::agent::packet::parse::Packet;
+use crate::agent::packet::{ecn, mss};
 
 /// The waker's number in the epoll set; sockets have theirs, from 1.
 const WAKER: u64 = 0;
@@ -22,83 +25,166 @@ const WAKER: u64 = 0;
 pub(super) struct Ingress {
     shared: Arc<Shared>,
     epoll: Epoll,
+    receiver: Receiver,
+    arrived: Vec<Option<Received>>,
+    coalescer: Coalescer,
 }
 
 impl Ingress {
     pub(super) fn new(shared: Arc<Shared>) -> io::Result<Self> {
-        Ok(Self { shared, epoll: Epoll::new()? })
+        Ok(Self {
+            shared,
+            epoll: Epoll::new()?,
+            receiver: Receiver::default(),
+            arrived: Vec::new(),
+            coalescer: Coalescer::default(),
+        })
     }
 
     /// Works until the data path is stopped.
     ///
     /// # Errors
     /// What the kernel says where descriptors cannot be watched.
-    pub(super) fn drive(&self, waker: &Waker) -> io::Result<()> {
+    pub(super) fn drive(&mut self, waker: &Waker) -> io::Result<()> {
         self.epoll.add(waker, WAKER)?;
-        let sockets: Vec<(u64, &UdpSocket)> = (WAKER + 1..).zip(self.shared.sockets.iter()).collect();
+        let shared = Arc::clone(&self.shared);
+        let sockets: Vec<(u64, &UdpSocket)> = (WAKER + 1..).zip(shared.sockets.iter()).collect();
         for (id, socket) in &sockets {
             self.epoll.add(*socket, *id)?;
         }
         let mut ready = Vec::new();
-        let mut buffer = vec![0; BUFFER];
-        while !self.shared.stop.load(Ordering::Acquire) {
+        while !shared.stop.load(Ordering::Acquire) {
             self.epoll.wait(&mut ready)?;
-            let table = self.shared.table.load_full();
+            let table = shared.table.load_full();
             let now = clock::since_boot();
             for id in &ready {
                 if *id == WAKER {
                     waker.reset();
                 } else if let Some((_, socket)) = sockets.iter().find(|(of_socket, _)| of_socket == id) {
-                    self.drain(&table, socket, &mut buffer, now);
+                    self.drain(&table, socket, now);
                 }
             }
         }
         Ok(())
     }
 
-    fn drain(&self, table: &Table, socket: &UdpSocket, buffer: &mut [u8], now: Duration) {
-        for _ in 0..BUDGET {
+    fn drain(&mut self, table: &Table, socket: &UdpSocket, now: Duration) {
+        for _ in 0..ROUNDS {
             // An error that is not "nothing there" is of an earlier datagram, and taken with the reading.
-            let Ok((length, source)) = socket.recv_from(buffer) else { return };
-            self.shared.stats.count_datagram();
-            let Some(datagram) = buffer.get_mut(..length) else { continue };
-            self.deliver(table, datagram, source, now);
+            let Ok(is_more_likely) = self.receiver.receive(socket) else { return };
+            let mut arrived = std::mem::take(&mut self.arrived);
+            arrived.extend(self.receiver.messages());
+            for message in arrived.drain(..) {
+                self.take_in(table, message, now);
+            }
+            self.arrived = arrived;
+            self.coalescer.drain(self.receiver.buffer_mut(), |buffer, write| deliver(table, buffer, &write));
+            if !is_more_likely {
+                return;
+            }
         }
     }
 
-    fn deliver(&self, table: &Table, datagram: &mut [u8], source: SocketAddr, now: Duration) {
-        let Some((device, tunnel)) = table.sender(source) else {
-            self.shared.stats.datagrams_dropped.count(DropReason::UnknownSender);
+    /// Takes in a datagram or train.
+    fn take_in(&mut self, table: &Table, message: Option<Received>, now: Duration) {
+        let stats = &self.shared.stats;
+        let Some(Received { place, segment, source, local, tos }) = message else {
+            stats.count_datagrams(1);
+            return stats.datagrams_dropped.count(DropReason::Malformed, 1);
+        };
+        // A datagram may be empty, which is one.
+        let datagrams = place.len().div_ceil(segment).max(1) as u64;
+        stats.count_datagrams(datagrams);
+        let Some(sender) = table.sender(source) else {
+            return stats.datagrams_dropped.count(DropReason::UnknownSender, datagrams);
+        };
+        let (Some(device), Some(tunnel)) = (table.devices().get(sender.device), table.tunnel(sender)) else {
             return;
         };
-        match unwrap(device, tunnel, datagram) {
-            Ok(packet) => match device.open.tun.send(packet) {
-                Ok(()) => {
-                    tunnel.stats.received.count(packet.len());
-                    tunnel.stats.mark_received(now);
+        let owner = Owner { device: sender.device as u32, tunnel: sender.tunnel as u32 };
+        let merges = device.open.tun.merges();
+        let buffer = self.receiver.buffer_mut();
+        let mut is_packet = false;
+        // Of a train most packets are between the same two hosts, and one judgement does for all.
+        let mut admitted = None;
+        let mut at = place.start;
+        loop {
+            let end = (at + segment).min(place.end);
+            let Some(datagram) = buffer.get_mut(at..end) else { break };
+            match unwrap(device, tunnel, datagram, tos, &mut admitted) {
+                Ok(start) => {
+                    is_packet = true;
+                    let at = at + start;
+                    if let Some(Ok(packet)) = buffer.get(at..end).map(Packet::parse) {
+                        self.coalescer.push(owner, merges, buffer, at, &packet);
+                    }
                 }
-                Err(error) => tunnel.stats.received.drops.count(match error.raw_os_error() {
-                    Some(libc::EIO | libc::EBADFD) => DropReason::DeviceDown,
-                    Some(libc::EINVAL) => DropReason::Malformed,
-                    Some(_) | None => DropReason::Refused,
-                }),
-            },
-            Err(reason) => tunnel.stats.received.drops.count(reason),
+                Err(reason) => tunnel.stats.received.drops.count(reason, 1),
+            }
+            at = end;
+            if at >= place.end {
+                break;
+            }
+        }
+        if is_packet {
+            tunnel.stats.mark_received(now);
+            if let Some(local) = local {
+                tunnel.path.mark_local(local);
+            }
         }
     }
 }
 
-/// The packet in a datagram of `tunnel`, if the device may have it.
-fn unwrap<'d>(device: &Device, tunnel: &Tunnel, datagram: &'d mut [u8]) -> Result<&'d [u8], DropReason> {
-    let start = match frame::demux(datagram) {
+/// Where the packet in a datagram of `tunnel` begins, if the device may have it. `admitted` are the ends of a packet that it
+/// may have.
+fn unwrap(
+    device: &Device,
+    tunnel: &Tunnel,
+    datagram: &mut [u8],
+    tos: u8,
+    admitted: &mut Option<(IpAddr, IpAddr)>,
+) -> Result<usize, DropReason> {
+    let (start, pi) = match frame::demux(datagram) {
         // A plain tunnel accepts both plain framings: the peer's may have been changed first.
-        Ok(Frame::Packet { packet, .. }) => datagram.len() - packet.len(),
+        Ok(Frame::Packet { pi, packet }) => (datagram.len() - packet.len(), pi),
         Ok(Frame::Wireguard(_) | Frame::Own(_)) | Err(_) => return Err(DropReason::Framing),
     };
     let bytes = datagram.get_mut(start..).unwrap_or_default();
     let packet = Packet::parse(bytes).map_err(|_| DropReason::Malformed)?;
-    device.admit(tunnel, &packet)?;
-    let length = packet.bytes().len();
+    let ends = Some((packet.source(), packet.destination()));
+    if *admitted != ends {
+        device.admit(tunnel, &packet)?;
+        *admitted = ends;
+    }
+    let is_v4 = packet.is_v4();
+    // A server of 2015 copies nothing of the packet to the header outside.
+    if !pi {
+        ecn::decapsulate(bytes, is_v4, tos).map_err(|_| DropReason::Congested)?;
+    }
     mss::clamp(bytes, tunnel.tcp_mtu);
-    bytes.get(..length).ok_or(DropReason::Malformed)
+    Ok(start)
+}
+
+/// Gives a device what came for it.
+fn deliver(table: &Table, buffer: &[u8], write: &Write<'_>) {
+    let Owner { device, tunnel } = write.owner;
+    let place = Place { device: device as usize, tunnel: tunnel as usize };
+    let (Some(device), Some(tunnel)) = (table.devices().get(place.device), table.tunnel(place)) else {
+        return;
+    };
+    let parts = write.pieces().filter_map(|piece| buffer.get(piece));
+    match device.open.tun.send(&write.header, parts) {
+        Ok(()) => tunnel.stats.received.count(write.packets.into(), write.bytes),
+        Err(error) => {
+            let reason = match error.raw_os_error() {
+                Some(libc::EIO | libc::EBADFD) => DropReason::DeviceDown,
+                Some(libc::EINVAL) => DropReason::Malformed,
+                Some(_) | None => DropReason::Refused,
+            };
+            tunnel.stats.received.drops.count(reason, write.packets.into());
+            if write.packets > 1 && reason == DropReason::Malformed {
+                device.open.tun.refuse_merged();
+            }
+        }
+    }
 }

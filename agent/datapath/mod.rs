@@ -1,12 +1,16 @@
 //! The packet path: two threads apart from tokio, *egress* from the devices to the sockets and *ingress* from the
 //! sockets to the devices. They share a table that is never changed, only replaced whole.
 
+mod batch;
 mod egress;
 mod ingress;
+mod outbox;
+pub mod path;
 pub mod stats;
 pub mod table;
 
 use std::io;
+use std::net::IpAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,8 +24,10 @@ use crate::agent::os::udp::SocketPair;
 use stats::AgentStats;
 use table::Table;
 
-/// The most packets that a thread takes from one descriptor before it looks at the others.
+/// The most packets that egress takes from one device before it looks at the others.
 const BUDGET: usize = 64;
+/// The most readings of one socket before ingress looks at the other.
+const ROUNDS: usize = 4;
 /// The longest datagram, and with room in front the longest packet.
 const BUFFER: usize = 1 << 16;
 
@@ -32,6 +38,8 @@ pub enum DatapathEvent {
     DeviceGone,
     /// The thread has ended, in words why: nothing goes its way any more.
     Ended(String),
+    /// The path to a peer carries less than was sent.
+    PathNarrowed(IpAddr),
 }
 
 /// What both threads share.
@@ -96,7 +104,7 @@ impl Datapath {
             events: events.clone(),
         });
         let mut egress = egress::Egress::new(Arc::clone(&shared))?;
-        let ingress = ingress::Ingress::new(Arc::clone(&shared))?;
+        let mut ingress = ingress::Ingress::new(Arc::clone(&shared))?;
         let egress = Worker::start("tunmesh-egress", &events, move |waker| egress.drive(waker))?;
         let ingress = Worker::start("tunmesh-ingress", &events, move |waker| ingress.drive(waker))?;
         Ok(Self { shared, workers: [egress, ingress] })
@@ -104,6 +112,7 @@ impl Datapath {
 
     /// Replaces the table. Packets that are under way still see the old one.
     pub fn publish(&self, table: Table) {
+        self.shared.sockets.set_merging(table.takes_merged());
         self.shared.table.store(Arc::new(table));
         self.wake();
     }

@@ -21,6 +21,8 @@ pub enum DropReason {
     Martian,
     /// A packet whose source the tunnel's allowed prefixes do not have.
     SourceNotAllowed,
+    /// A packet that was marked as congested on its way, and whose sender cannot be told otherwise (RFC 6040).
+    Congested,
     /// A packet to an address to which no tunnel of the device leads.
     NoTunnel,
     /// A packet larger than the path carries, which may not be fragmented.
@@ -39,12 +41,13 @@ pub enum DropReason {
 
 impl DropReason {
     /// All reasons, in the order of their counters.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::UnknownSender,
         Self::Framing,
         Self::Malformed,
         Self::Martian,
         Self::SourceNotAllowed,
+        Self::Congested,
         Self::NoTunnel,
         Self::TooBig,
         Self::Unreachable,
@@ -62,6 +65,7 @@ impl DropReason {
             Self::Malformed => "malformed",
             Self::Martian => "martian",
             Self::SourceNotAllowed => "source_not_allowed",
+            Self::Congested => "congested",
             Self::NoTunnel => "no_tunnel",
             Self::TooBig => "too_big",
             Self::Unreachable => "unreachable",
@@ -78,10 +82,10 @@ impl DropReason {
 pub struct Drops([AtomicU64; DropReason::ALL.len()]);
 
 impl Drops {
-    /// Counts one.
-    pub fn count(&self, reason: DropReason) {
+    /// Counts `packets` more.
+    pub fn count(&self, reason: DropReason, packets: u64) {
         if let Some(counter) = self.0.get(reason as usize) {
-            counter.fetch_add(1, Ordering::Relaxed);
+            counter.fetch_add(packets, Ordering::Relaxed);
         }
     }
 
@@ -102,9 +106,9 @@ pub struct Direction {
 }
 
 impl Direction {
-    /// Counts a packet of `bytes` bytes that was carried.
-    pub fn count(&self, bytes: usize) {
-        self.packets.fetch_add(1, Ordering::Relaxed);
+    /// Counts packets of `bytes` bytes together that were carried.
+    pub fn count(&self, packets: usize, bytes: usize) {
+        self.packets.fetch_add(packets as u64, Ordering::Relaxed);
         self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
@@ -156,9 +160,9 @@ pub struct AgentStats {
 }
 
 impl AgentStats {
-    /// Counts a datagram that arrived at the data port.
-    pub fn count_datagram(&self) {
-        self.datagrams.fetch_add(1, Ordering::Relaxed);
+    /// Counts datagrams that arrived at the data port.
+    pub fn count_datagrams(&self, datagrams: u64) {
+        self.datagrams.fetch_add(datagrams, Ordering::Relaxed);
     }
 
     /// Datagrams that arrived at the data port.

@@ -7,11 +7,15 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use prefix_trie::joint::{JointPrefixMap, JointPrefixSet};
 
+use socket2::SockAddr;
+
+use super::batch::Place;
+use super::path::Path;
 use super::stats::{DropReason, TunnelStats};
 use crate::agent::os::tun::TunDevice;
 use crate::agent::packet::parse::Packet;
 use crate::agent::target::{ForwardingDevice, ForwardingTunnel};
-use crate::proto::model::TunnelName;
+use crate::proto::model::{Offload, TunnelName};
 
 /// An open device with the number that tells it from an earlier one of its name.
 #[derive(Debug, Clone)]
@@ -26,15 +30,11 @@ pub struct OpenDevice {
 #[derive(Debug, Default)]
 pub struct Table {
     devices: Vec<Device>,
+    by_id: HashMap<u64, usize>,
     by_endpoint: HashMap<(IpAddr, u16), Place>,
     by_address: HashMap<IpAddr, Place>,
-}
-
-/// Where a tunnel is in the table.
-#[derive(Debug, Clone, Copy)]
-struct Place {
-    device: usize,
-    tunnel: usize,
+    /// A tunnel for which datagrams must not arrive merged.
+    is_without_gro: bool,
 }
 
 /// A device and the tunnels on it.
@@ -56,30 +56,45 @@ enum Choice {
     ByPrefix(Box<JointPrefixMap<IpNet, usize>>),
 }
 
+/// What of a tunnel outlives every table.
+#[derive(Debug, Clone, Default)]
+pub struct Kept {
+    /// Its counters.
+    pub stats: Arc<TunnelStats>,
+    /// What is learnt of the way to its peer.
+    pub path: Arc<Path>,
+}
+
 /// A tunnel as packets see it.
 #[derive(Debug)]
 pub struct Tunnel {
     /// Where its datagrams go.
     pub endpoint: SocketAddr,
+    /// The same as the kernel takes it.
+    pub destination: SockAddr,
     /// Whether packets go behind four bytes of packet information.
     pub packet_information: bool,
     /// The largest packet that is sent whole, in bytes.
     pub mtu: u16,
     /// The largest packet that TCP connections are told of, in bytes.
     pub tcp_mtu: u16,
+    /// Whether datagrams may leave as one message.
+    pub takes_trains: bool,
     /// Its counters.
     pub stats: Arc<TunnelStats>,
+    /// What is learnt of the way to its peer.
+    pub path: Arc<Path>,
     /// `None`: every source may come from the peer.
     allowed: Option<JointPrefixSet<IpNet>>,
 }
 
 impl Table {
-    /// Adds a device with its tunnels; `stats` has the counters of each.
+    /// Adds a device with its tunnels; `kept` has what outlives the table of each.
     pub fn add(
         &mut self,
         open: OpenDevice,
         forwarding: &ForwardingDevice,
-        mut stats: impl FnMut(&TunnelName) -> Arc<TunnelStats>,
+        mut kept: impl FnMut(&TunnelName, SocketAddr) -> Kept,
     ) {
         let device = self.devices.len();
         let mut tunnels = Vec::with_capacity(forwarding.tunnels.len());
@@ -98,7 +113,8 @@ impl Table {
                     prefixes.insert(allowed.prefix, (allowed.preference, tunnel));
                 }
             }
-            tunnels.push(Tunnel::new(wanted, stats(name)));
+            self.is_without_gro |= wanted.without.contains(&Offload::UdpGro);
+            tunnels.push(Tunnel::new(wanted, kept(name, endpoint)));
         }
         let whole = tunnels.iter().position(|tunnel| tunnel.allowed.is_none());
         let choice = match whole {
@@ -108,6 +124,7 @@ impl Table {
                 Choice::ByPrefix(Box::new(tunnels.collect()))
             }
         };
+        self.by_id.insert(open.id, device);
         self.devices.push(Device { open, addresses: forwarding.addresses.clone(), tunnels, choice });
     }
 
@@ -116,23 +133,36 @@ impl Table {
         &self.devices
     }
 
-    /// The tunnel that a datagram from `source` belongs to, and its device.
-    pub fn sender(&self, source: SocketAddr) -> Option<(&Device, &Tunnel)> {
+    /// Whether datagrams may arrive at the data port as one message.
+    pub fn takes_merged(&self) -> bool {
+        !self.is_without_gro
+    }
+
+    /// The position of an open device among all, by its number.
+    pub fn position(&self, id: u64) -> Option<usize> {
+        self.by_id.get(&id).copied()
+    }
+
+    /// A tunnel of this table.
+    pub fn tunnel(&self, place: Place) -> Option<&Tunnel> {
+        self.devices.get(place.device)?.tunnels.get(place.tunnel)
+    }
+
+    /// The tunnel that a datagram from `source` belongs to.
+    pub fn sender(&self, source: SocketAddr) -> Option<Place> {
         let exact = self.by_endpoint.get(&(source.ip(), source.port()));
-        let place = exact.or_else(|| self.by_address.get(&source.ip()))?;
-        let device = self.devices.get(place.device)?;
-        Some((device, device.tunnels.get(place.tunnel)?))
+        exact.or_else(|| self.by_address.get(&source.ip())).copied()
     }
 }
 
 impl Device {
-    /// The tunnel that a packet to `destination` takes.
-    pub fn tunnel_to(&self, destination: IpAddr) -> Option<&Tunnel> {
+    /// The tunnel that a packet to `destination` takes, and its position on the device.
+    pub fn tunnel_to(&self, destination: IpAddr) -> Option<(usize, &Tunnel)> {
         let tunnel = match &self.choice {
             Choice::Whole(tunnel) => *tunnel,
             Choice::ByPrefix(prefixes) => *prefixes.get_lpm(&IpNet::from(destination))?.1,
         };
-        self.tunnels.get(tunnel)
+        Some((tunnel, self.tunnels.get(tunnel)?))
     }
 
     /// Judges a packet that came from the peer of `tunnel`.
@@ -152,15 +182,18 @@ impl Device {
 }
 
 impl Tunnel {
-    fn new(wanted: &ForwardingTunnel, stats: Arc<TunnelStats>) -> Self {
+    fn new(wanted: &ForwardingTunnel, Kept { stats, path }: Kept) -> Self {
         let prefixes = &wanted.allowed_prefixes;
         let allowed = prefixes.iter().map(|allowed| allowed.prefix).collect();
         Self {
             endpoint: wanted.endpoint,
+            destination: wanted.endpoint.into(),
             packet_information: wanted.packet_information,
             mtu: wanted.mtu.get(),
             tcp_mtu: wanted.tcp_mtu.get(),
+            takes_trains: !wanted.without.contains(&Offload::UdpGso),
             stats,
+            path,
             allowed: (!prefixes.is_empty()).then_some(allowed),
         }
     }

@@ -74,7 +74,16 @@ impl AsFd for Waker {
 
 /// Waits until `fd` takes more, at most `patience`.
 pub fn wait_writable(fd: impl AsFd, patience: Duration) -> io::Result<()> {
+    wait_for(fd, PollFlags::OUT, patience)
+}
+
+/// Waits until `fd` has something to read, at most `patience`.
+pub fn wait_readable(fd: impl AsFd, patience: Duration) -> io::Result<()> {
+    wait_for(fd, PollFlags::IN, patience)
+}
+
+fn wait_for(fd: impl AsFd, what: PollFlags, patience: Duration) -> io::Result<()> {
     let timeout = Timespec::try_from(patience).map_err(io::Error::other)?;
-    poll(&mut [PollFd::new(&fd, PollFlags::OUT)], Some(&timeout))?;
+    poll(&mut [PollFd::new(&fd, what)], Some(&timeout))?;
     Ok(())
 }

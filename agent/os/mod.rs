@@ -4,5 +4,6 @@ pub mod clock;
 pub mod epoll;
 pub mod netlink;
 pub mod preflight;
+pub mod probe;
 pub mod tun;
 pub mod udp;

@@ -17,8 +17,20 @@ use rtnetlink::packet_route::route::{
 use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
 use tokio::task::JoinHandle;
 
+use super::udp::send::{SEGMENTS, TRAIN};
+use crate::agent::packet::frame::PI_LENGTH;
 use crate::agent::reconcile::{ActualRoute, Route};
 use crate::proto::model::{DeviceName, Mtu};
+
+/// How many packets wait in a device before the kernel drops them: 500 by default, which is some trains.
+const QUEUE: u32 = 4000;
+
+/// How many packets the kernel hands out as one: what fits one message of the data port with its framing, so that none
+/// goes in two.
+fn packets_of_a_train(mtu: Mtu) -> LinkAttribute {
+    let fit = TRAIN / (usize::from(mtu.get()) + PI_LENGTH);
+    LinkAttribute::GsoMaxSegs(fit.clamp(1, SEGMENTS) as u32)
+}
 
 /// Under which the agent's routes stand; `ip route show proto 152` lists them. No entry of
 /// `/etc/iproute2/rt_protos` has it.
@@ -162,12 +174,18 @@ impl Netlink {
         link.map(|link| link.header.index).ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
-    /// Prepares a new device: no address of the kernel's own choice, and addresses that outlive their neighbours.
+    /// Prepares a new device, which has the MTU of an Ethernet: no address of the kernel's own choice, addresses that
+    /// outlive their neighbours, room for what comes faster than it is read.
     ///
     /// # Errors
     /// What the kernel says.
     pub async fn prepare(&self, name: &DeviceName, index: u32) -> io::Result<()> {
         self.quiet(index).await?;
+        let message = LinkUnspec::new_with_index(index)
+            .append_extra_attribute(LinkAttribute::TxQueueLen(QUEUE))
+            .append_extra_attribute(packets_of_a_train(Mtu::ETHERNET))
+            .build();
+        self.handle.link().set(message).execute().await.map_err(to_io)?;
         // Otherwise the kernel takes all addresses of a network away with the first. Where /proc/sys is read-only
         // the next reading shows what is missing.
         let path = format!("/proc/sys/net/ipv4/conf/{name}/promote_secondaries");
@@ -202,7 +220,10 @@ impl Netlink {
     /// # Errors
     /// What the kernel says.
     pub async fn set_mtu(&self, index: u32, mtu: Mtu) -> io::Result<()> {
-        let message = LinkUnspec::new_with_index(index).mtu(mtu.into()).build();
+        let message = LinkUnspec::new_with_index(index)
+            .mtu(mtu.into())
+            .append_extra_attribute(packets_of_a_train(mtu))
+            .build();
         self.handle.link().set(message).execute().await.map_err(to_io)?;
         // Below 1280 an interface loses its IPv6 settings; above it gets new ones.
         self.quiet(index).await

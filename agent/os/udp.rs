@@ -1,18 +1,25 @@
 //! UDP sockets on the underlay.
 
+pub mod receive;
+pub mod send;
+
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
-use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::epoll::wait_writable;
-
 /// How much the kernel keeps for a data socket in each direction, in bytes.
-const BUFFER: usize = 4 << 20;
-/// How long a full socket may hold up the packets behind it.
-const PATIENCE: Duration = Duration::from_millis(20);
+const BUFFER: libc::c_int = 16 << 20;
+
+/// What a port is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// Packets, in trains.
+    Data,
+    /// Control messages, one by one.
+    Control,
+}
 
 /// The address families that the data port or the control port is open on.
 #[derive(Debug)]
@@ -28,9 +35,9 @@ impl SocketPair {
     ///
     /// # Errors
     /// `AddrInUse`, or what the kernel says where no family can be had.
-    pub fn bind(port: u16) -> io::Result<Self> {
-        let v4 = bind(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port);
-        let v6 = bind(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port);
+    pub fn bind(port: u16, purpose: Purpose) -> io::Result<Self> {
+        let v4 = bind(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port, purpose);
+        let v6 = bind(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port, purpose);
         match (v4, v6) {
             (Ok(v4), Ok(v6)) => Ok(Self { v4: Some(v4), v6: Some(v6) }),
             (Ok(v4), Err(error)) if is_absent(&error) => Ok(Self { v4: Some(v4), v6: None }),
@@ -44,22 +51,16 @@ impl SocketPair {
         self.v4.iter().chain(&self.v6)
     }
 
-    /// Sends one datagram through the socket of the destination's family.
-    ///
-    /// # Errors
-    /// `Unsupported` where the host lacks the family; `WouldBlock` where the socket stays full; otherwise what
-    /// the kernel says.
-    pub fn send(&self, datagram: &[u8], destination: SocketAddr) -> io::Result<()> {
-        let socket = if destination.is_ipv4() { &self.v4 } else { &self.v6 };
-        let socket = socket.as_ref().ok_or(io::ErrorKind::Unsupported)?;
-        match socket.send_to(datagram, destination) {
-            Ok(_) => Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                wait_writable(socket, PATIENCE)?;
-                socket.send_to(datagram, destination).map(drop)
-            }
-            Err(error) => Err(error),
+    /// Whether datagrams of one sender may arrive as one message. Kernels before 5.0 merge none, and nothing is said.
+    pub fn set_merging(&self, is_on: bool) {
+        for socket in self.iter() {
+            let _ = set_merging(socket, is_on);
         }
+    }
+
+    /// The socket that reaches `destination`; `None`: the host lacks its family.
+    pub fn of(&self, destination: SocketAddr) -> Option<&UdpSocket> {
+        if destination.is_ipv4() { self.v4.as_ref() } else { self.v6.as_ref() }
     }
 }
 
@@ -68,38 +69,82 @@ fn is_absent(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
 }
 
-fn bind(address: IpAddr, port: u16) -> io::Result<UdpSocket> {
+fn bind(address: IpAddr, port: u16, purpose: Purpose) -> io::Result<UdpSocket> {
     let socket =
         Socket::new(Domain::for_address(SocketAddr::new(address, port)), Type::DGRAM, Some(Protocol::UDP))?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
     socket.set_nonblocking(true)?;
-    // The kernel gives what `net.core.[rw]mem_max` allows.
-    socket.set_recv_buffer_size(BUFFER)?;
-    socket.set_send_buffer_size(BUFFER)?;
+    for (force, ask) in [(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF), (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF)] {
+        // Who may not administer the network gets what `net.core.[rw]mem_max` allows.
+        set_value(&socket, libc::SOL_SOCKET, force, BUFFER)
+            .or_else(|_| set_value(&socket, libc::SOL_SOCKET, ask, BUFFER))?;
+    }
     // Before the port is open: the kernel notes the interface of what arrives from then on.
     tell_interface(&socket, address)?;
+    match purpose {
+        Purpose::Data => {
+            tell_tos(&socket, address)?;
+            forbid_fragments(&socket, address)?;
+        }
+        Purpose::Control => {}
+    }
     socket.bind(&SocketAddr::new(address, port).into())?;
     Ok(socket.into())
+}
+
+/// Whether datagrams of one sender may arrive at a socket as one message.
+///
+/// # Errors
+/// Of kernels before 5.0.
+pub fn set_merging(socket: &impl AsRawFd, is_on: bool) -> io::Result<()> {
+    set_option(socket, libc::SOL_UDP, libc::UDP_GRO, is_on)
+}
+
+/// Makes a socket of `address`'s family tell the TOS byte of each datagram.
+fn tell_tos(socket: &Socket, address: IpAddr) -> io::Result<()> {
+    if address.is_ipv4() {
+        set_option(socket, libc::IPPROTO_IP, libc::IP_RECVTOS, true)
+    } else {
+        set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, true)
+    }
+}
+
+/// Makes a socket refuse with EMSGSIZE what the path does not carry whole, as far as the kernel knows: it keeps what
+/// routers say of each path for ten minutes (RFC 1191, RFC 8201; `IP_PMTUDISC_DO` of ip(7)).
+fn forbid_fragments(socket: &Socket, address: IpAddr) -> io::Result<()> {
+    if address.is_ipv4() {
+        return set_value(socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DO);
+    }
+    set_value(socket, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DO)?;
+    set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_DONTFRAG, true)
 }
 
 /// Makes a socket of `address`'s family tell with each datagram at which interface it arrived.
 fn tell_interface(socket: &Socket, address: IpAddr) -> io::Result<()> {
     if address.is_ipv4() {
-        set_option(socket, libc::IPPROTO_IP, libc::IP_PKTINFO)
+        set_option(socket, libc::IPPROTO_IP, libc::IP_PKTINFO, true)
     } else {
-        set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO)
+        set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, true)
     }
 }
 
-#[allow(unsafe_code, reason = "no crate in use sets IP_PKTINFO")]
-fn set_option(socket: &Socket, level: libc::c_int, option: libc::c_int) -> io::Result<()> {
-    let on: libc::c_int = 1;
-    let length = size_of_val(&on) as libc::socklen_t;
-    // SAFETY: the descriptor is open, and the kernel reads `length` bytes at `on`, which is that long.
+fn set_option(socket: &impl AsRawFd, level: libc::c_int, option: libc::c_int, is_on: bool) -> io::Result<()> {
+    set_value(socket, level, option, is_on.into())
+}
+
+#[allow(unsafe_code, reason = "no crate in use sets all of these")]
+fn set_value(
+    socket: &impl AsRawFd,
+    level: libc::c_int,
+    option: libc::c_int,
+    value: libc::c_int,
+) -> io::Result<()> {
+    let length = size_of_val(&value) as libc::socklen_t;
+    // SAFETY: the descriptor is open, and the kernel reads `length` bytes at `value`, which is that long.
     let status =
-        unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const on).cast(), length) };
+        unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const value).cast(), length) };
     if status < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
@@ -173,7 +218,7 @@ mod tests {
     fn tells_the_interface_of_what_came_before_anyone_looked() {
         const LOOPBACK: u32 = 1;
         for address in [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)] {
-            let socket = bind(address, 0).unwrap();
+            let socket = bind(address, 0, Purpose::Control).unwrap();
             let sender = UdpSocket::bind((address, 0)).unwrap();
             sender.send_to(b"early", socket.local_addr().unwrap()).unwrap();
             let mut buffer = [0; 16];

@@ -15,7 +15,7 @@ use crate::agent::session::LinkState;
 use crate::proto::command::{Command, CommandError, ErrorKind, Field, Outcome};
 use crate::proto::convert;
 use crate::proto::convert::room::{FIELD, MESSAGE, Room, page, parts};
-use crate::proto::model::{Invalid, Owner};
+use crate::proto::model::{Invalid, OffloadState, Owner};
 use crate::proto::v1;
 use crate::proto::v1::tunnel_service_server::TunnelService;
 
@@ -35,6 +35,8 @@ pub struct Facts {
     pub weakened: Vec<String>,
     /// What is weaker as well for as long as a controller is followed.
     pub insecure: Option<String>,
+    /// What can be done for many packets at once, and what was switched off for all tunnels.
+    pub offloads: Vec<OffloadState>,
 }
 
 impl Facts {
@@ -179,6 +181,7 @@ impl TunnelService for Local {
             findings: findings.iter().map(ToString::to_string).collect(),
             weakened: self.facts.weakened_now(controller.as_ref()),
             controller: controller.map(controller_to_wire),
+            offloads: self.facts.offloads.iter().cloned().map(Into::into).collect(),
         }))
     }
 

@@ -24,6 +24,7 @@ pub(super) fn add(
         framing: spec.framing,
         allowed_prefixes: spec.allowed_prefixes.clone(),
         routes: spec.routes.clone(),
+        without: spec.without.clone(),
         owner,
     };
     let same_device = desired
@@ -54,9 +55,9 @@ pub(super) fn add(
 
 /// Whether two tunnels mean the same: in their lists the order says nothing.
 fn is_same(one: &Tunnel, other: &Tunnel) -> bool {
-    let Tunnel { device, mtu, remote, framing, allowed_prefixes, routes, owner } = one;
-    (device, mtu, remote, framing, owner)
-        == (&other.device, &other.mtu, &other.remote, &other.framing, &other.owner)
+    let Tunnel { device, mtu, remote, framing, allowed_prefixes, routes, without, owner } = one;
+    (device, mtu, remote, framing, without, owner)
+        == (&other.device, &other.mtu, &other.remote, &other.framing, &other.without, &other.owner)
         && is_same_set(allowed_prefixes, &other.allowed_prefixes)
         && is_same_set(routes, &other.routes)
 }

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use super::AgentState;
-use crate::proto::model::{Owner, Traffic, Tunnel, TunnelName, TunnelState, TunnelStatus};
+use crate::proto::model::{
+    Offload, OffloadState, Owner, Traffic, Tunnel, TunnelName, TunnelState, TunnelStatus,
+};
 use crate::proto::session::ItemId;
 
 impl AgentState {
@@ -69,8 +71,32 @@ impl AgentState {
             sent: Traffic::default(),
             received: Traffic::default(),
             last_received: None,
+            offloads: self.offloads(tunnel),
             notes: self.notes(name),
         }
+    }
+
+    /// Which offloads are in use for a tunnel, as far as that was decided and not learnt under way.
+    fn offloads(&self, tunnel: &Tunnel) -> Vec<OffloadState> {
+        let off_by_another = |offload: Offload| {
+            let shares = |other: &Tunnel| match offload {
+                Offload::TunTso | Offload::TunUso => other.device == tunnel.device,
+                Offload::UdpGro => true,
+                Offload::UdpGso => false,
+            };
+            let others = &self.wanted.desired.tunnels;
+            let other = others.iter().find(|(_, other)| shares(other) && other.without.contains(&offload));
+            other.map(|(other, _)| format!("switched off by tunnel {other}"))
+        };
+        let state = |offload| OffloadState {
+            offload,
+            why_off: match self.policy.without.get(&offload) {
+                Some(why) => Some(why.clone()),
+                None if tunnel.without.contains(&offload) => Some("switched off for this tunnel".to_owned()),
+                None => off_by_another(offload),
+            },
+        };
+        Offload::ALL.map(state).to_vec()
     }
 
     fn tunnel_state(&self, name: &TunnelName, tunnel: &Tunnel) -> TunnelState {

@@ -24,7 +24,7 @@ fn net(text: &str) -> IpNet {
 
 fn policy() -> Policy {
     let accept = ["10.0.0.0/8", "192.168.0.0/16", "fc00::/7"];
-    Policy { data_port: 5000, accept: accept.into_iter().map(net).collect() }
+    Policy { data_port: 5000, accept: accept.into_iter().map(net).collect(), without: BTreeMap::new() }
 }
 
 /// A tunnel as it is mostly asked for.
@@ -38,11 +38,12 @@ fn spec(name: &str, device: &str, addresses: &[&str], remote: &str) -> TunnelSpe
         framing: Framing::Raw,
         allowed_prefixes: Vec::new(),
         routes: Vec::new(),
+        without: BTreeSet::new(),
     }
 }
 
 fn add(tunnel: TunnelSpec) -> Command {
-    Command::Add { tunnel, replace: false }
+    Command::Add { tunnel: Box::new(tunnel), replace: false }
 }
 
 fn allowed(prefix: &str, preference: u32) -> Vec<AllowedPrefix> {
@@ -370,7 +371,8 @@ fn with_foreign(device: &str) -> Actual {
 fn what_works_is_not_upset_by_what_could_work_again() {
     let mut state = AgentState::new(policy(), Wanted::default(), start());
     let commit = |state: &mut AgentState, tunnel: TunnelSpec, replace| {
-        let change = state.handle_command(&Command::Add { tunnel, replace }, Owner::Local).unwrap();
+        let change =
+            state.handle_command(&Command::Add { tunnel: Box::new(tunnel), replace }, Owner::Local).unwrap();
         state.commit(change, start());
     };
     let faulty =
@@ -423,7 +425,7 @@ fn owners_leave_each_other_alone() {
     let delete = Command::Delete { name: a.name.clone() };
     let commands = [
         (add(a.clone()), Field::Name, "a"),
-        (Command::Add { tunnel: a, replace: true }, Field::Name, "a"),
+        (Command::Add { tunnel: Box::new(a), replace: true }, Field::Name, "a"),
         (delete.clone(), Field::Name, "a"),
         (add(on_its_device), Field::Device, "d0"),
     ];
@@ -448,10 +450,11 @@ fn a_replacement_that_breaks_another_tunnel_is_refused() {
     let b = spec("b", "d1", &["10.32.0.1/24"], "10.20.0.6");
     bench.command(&add(b.clone()), Owner::Local).unwrap();
     let stolen = TunnelSpec { remote: "10.20.0.5".parse().unwrap(), ..b.clone() };
-    let error = bench.command(&Command::Add { tunnel: stolen, replace: true }, Owner::Local).unwrap_err();
+    let error =
+        bench.command(&Command::Add { tunnel: Box::new(stolen), replace: true }, Owner::Local).unwrap_err();
     assert_eq!((error.kind, error.field), (ErrorKind::Clash, Field::Remote));
     let moved = TunnelSpec { remote: "10.20.0.7".parse().unwrap(), ..b };
-    bench.command(&Command::Add { tunnel: moved, replace: true }, Owner::Local).unwrap();
+    bench.command(&Command::Add { tunnel: Box::new(moved), replace: true }, Owner::Local).unwrap();
 }
 
 #[test]
@@ -463,7 +466,8 @@ fn a_change_in_place_keeps_the_device() {
         bench.command(&add(a.clone()), Owner::Local).unwrap();
         let changed =
             TunnelSpec { addresses: vec![net("10.31.0.2/24")], routes: vec![net("10.60.0.0/16")], ..a };
-        let ops = bench.command(&Command::Add { tunnel: changed, replace: true }, Owner::Local).unwrap();
+        let ops =
+            bench.command(&Command::Add { tunnel: Box::new(changed), replace: true }, Owner::Local).unwrap();
         let recreates = |op: &Op| matches!(op, Op::CreateDevice(_) | Op::DeleteDevice(_));
         assert!(!ops.iter().any(recreates), "{ops:?}");
         bench.check_converged();
@@ -573,7 +577,7 @@ fn a_device_that_fails_is_tried_less_and_less_until_someone_changes_it() {
 
     bench.failing = Failing::default();
     let changed = TunnelSpec { mtu: Some(1400.try_into().unwrap()), ..a };
-    bench.command(&Command::Add { tunnel: changed, replace: true }, Owner::Local).unwrap();
+    bench.command(&Command::Add { tunnel: Box::new(changed), replace: true }, Owner::Local).unwrap();
     assert_eq!(bench.state.statuses().next().unwrap().state, TunnelState::Waiting(None));
 }
 
@@ -589,7 +593,7 @@ fn a_route_that_fails_is_tried_at_once_when_someone_changes_its_tunnel() {
     assert_eq!(state(&bench), TunnelState::Failed("route 10.50.0.0/16: it fails".to_owned()));
     bench.failing = Failing::default();
     let changed = TunnelSpec { remote: "10.20.0.6".parse().unwrap(), ..routed };
-    bench.command(&Command::Add { tunnel: changed, replace: true }, Owner::Local).unwrap();
+    bench.command(&Command::Add { tunnel: Box::new(changed), replace: true }, Owner::Local).unwrap();
     assert_eq!(state(&bench), TunnelState::Waiting(None));
 }
 
@@ -640,6 +644,6 @@ fn an_mtu_above_the_path_is_kept_and_said() {
     assert!(notes[0].starts_with("mtu 1500 is more than the path carries (1472)"), "{notes:?}");
     assert_eq!(bench.state.status(&a.name).unwrap().device_mtu.map(u32::from), Some(1500));
     let fits = TunnelSpec { mtu: Some(1472.try_into().unwrap()), ..a.clone() };
-    bench.command(&Command::Add { tunnel: fits, replace: true }, Owner::Local).unwrap();
+    bench.command(&Command::Add { tunnel: Box::new(fits), replace: true }, Owner::Local).unwrap();
     assert_eq!(bench.state.notes(&a.name), [""; 0]);
 }

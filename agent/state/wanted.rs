@@ -133,6 +133,7 @@ impl Part {
 }
 
 fn tunnel(spec: TunnelSpec) -> Tunnel {
-    let TunnelSpec { name: _, device, addresses: _, mtu, remote, framing, allowed_prefixes, routes } = spec;
-    Tunnel { device, mtu, remote, framing, allowed_prefixes, routes, owner: Owner::Controller }
+    let TunnelSpec { name: _, device, addresses: _, mtu, remote, framing, allowed_prefixes, routes, without } =
+        spec;
+    Tunnel { device, mtu, remote, framing, allowed_prefixes, routes, without, owner: Owner::Controller }
 }

@@ -11,7 +11,7 @@ fn mtu(bytes: u32) -> Mtu {
 }
 
 fn policy() -> Policy {
-    Policy { data_port: 5000, accept: vec![net("10.0.0.0/8"), net("fd00::/8")] }
+    Policy { data_port: 5000, accept: vec![net("10.0.0.0/8"), net("fd00::/8")], without: BTreeMap::new() }
 }
 
 fn tunnel(device: &str, remote: &str) -> Tunnel {
@@ -22,6 +22,7 @@ fn tunnel(device: &str, remote: &str) -> Tunnel {
         framing: Framing::Raw,
         allowed_prefixes: Vec::new(),
         routes: Vec::new(),
+        without: Offloads::new(),
         owner: Owner::Local,
     }
 }

@@ -110,6 +110,7 @@ fn flag(field: Field) -> &'static str {
         | Field::AllowedPrefixes
         | Field::AllowedPrefix(_)
         | Field::Route(_)
+        | Field::Without(_)
         | Field::Interval => "the command",
     }
 }

@@ -50,6 +50,7 @@ pub(super) struct RawMesh {
     pub(super) topology: Option<Text>,
     pub(super) security: Option<Text>,
     pub(super) mtu: Option<Text>,
+    pub(super) without: Option<Spanned<OneOrMore>>,
     pub(super) nodes: Option<Entries<Option<RawNode>>>,
     pub(super) members: Option<Vec<Spanned<RawSelector>>>,
 }

@@ -10,8 +10,8 @@ use serde_saphyr::Spanned;
 use super::file::{Entries, OneOrMore, RawMesh, RawNode, RawSelector, Text, place};
 use super::{Fault, Mesh, MeshNode, NODES, Overlay, Security, Selector, Topology, nested, node_addresses};
 use crate::proto::model::{
-    DeviceName, Host, Invalid, MeshName, Mtu, NodeName, Remote, check_interface_address, is_host_address,
-    parse_network,
+    DeviceName, Host, Invalid, MeshName, Mtu, NodeName, Offload, Offloads, Remote, check_interface_address,
+    is_host_address, parse_network,
 };
 
 /// A value and where it stands.
@@ -84,6 +84,7 @@ impl Reader {
         let security = self.security(raw.security.as_ref(), at);
         let mtu_text = raw.mtu.filter(|text| text.value != "auto");
         let mtu = mtu_text.as_ref().and_then(|text| self.read("mtu", text, parse_mtu));
+        let without = self.without(raw.without);
         let texts = Self::texts("overlay", raw.overlay);
         let overlay = self.overlay(&texts, at);
         if let (Some(text), Some(mtu)) = (&mtu_text, mtu)
@@ -133,6 +134,7 @@ impl Reader {
                 topology: topology.unwrap_or_default(),
                 security,
                 mtu,
+                without,
                 nodes,
                 members,
             }),
@@ -153,6 +155,19 @@ impl Reader {
             "encrypted" => Err(Invalid::new("is not available in this version", PLAIN)),
             _ => Err(Invalid::new("is no kind of security", PLAIN)),
         })
+    }
+
+    /// What is not to be used for the mesh's packets.
+    fn without(&mut self, texts: Option<Spanned<OneOrMore>>) -> Offloads {
+        let mut without = Offloads::new();
+        for (field, text) in Self::texts("without", texts) {
+            let Some(offload) = self.read(&field, &text, Offload::from_str) else { continue };
+            if !without.insert(offload) {
+                let fault = Invalid::new("is there twice", "write each offload once");
+                self.fault(place(&text), &field, &text.value, fault);
+            }
+        }
+        without
     }
 
     /// The overlay; `None` where a part of it is at fault, so that nothing else is held against it.

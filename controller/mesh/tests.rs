@@ -1,9 +1,11 @@
 use std::fmt::Write;
 
-use proptest::collection::{btree_map, vec};
+use proptest::collection::{btree_map, btree_set, vec};
 use proptest::prelude::*;
+use proptest::sample::select;
 
 use super::*;
+use crate::proto::model::Offload;
 
 const EXAMPLE: &str = "\
 mesh: prod
@@ -58,6 +60,7 @@ fn a_mesh_is_read_from_yaml() {
         topology: Topology::Full,
         security: Security::Plain,
         mtu: None,
+        without: Offloads::new(),
         nodes,
         members: vec![Selector { labels: labels("role", "web") }],
     };
@@ -244,12 +247,19 @@ fn every_fault_has_its_place_field_value_and_remedy() {
                 (":7:9: device \"a/b\" has the character '/'", "letter or digit"),
             ],
         ),
+        (
+            "nodes: {a: }\nwithout: [udp-gso, lro, udp-gso]\n",
+            &[
+                (":4:20: without[1] \"lro\" is no offload", "tun-tso, tun-uso, udp-gso, udp-gro"),
+                (":4:25: without[2] \"udp-gso\" is there twice", "each offload once"),
+            ],
+        ),
         ("nodes: {a: }\nmtu: 67\n", &[(":4:6: mtu \"67\" is out of range", "68 to 65535")]),
         (
             "nodes:\n  a:\n    kind: legacy\n",
             &[(":5:5: kind is not known here", "use endpoint, address, addresses, routes, labels")],
         ),
-        ("hub: a\n", &[(":3:1: hub is not known here", "mtu, nodes, members")]),
+        ("hub: a\n", &[(":3:1: hub is not known here", "mtu, without, nodes, members")]),
         ("nodes: {a: , b: , a: }", &[(":3:19: a is there twice", "each key once")]),
         ("nodes: {1: , '1': }", &[(":3:14: nodes \"1\" is there twice", "each node once")]),
         ("nodes: [a]", &[(":3:8: expected a map, as {name: value}", "a mesh file")]),
@@ -398,16 +408,20 @@ fn mesh() -> impl Strategy<Value = Mesh> {
     let nodes = vec(any::<bool>(), 0..8)
         .prop_flat_map(|kept| kept.into_iter().enumerate().map(|(at, _)| node(at)).collect::<Vec<_>>());
     let selectors = vec(btree_map("[a-z]{1,3}", "[a-z]{0,3}", 1..3), 1..3);
-    (nodes, selectors, prop::option::of(1280_u32..9000)).prop_map(|(nodes, selectors, mtu)| Mesh {
-        name: name("prod"),
-        overlay: Overlay { v4: "10.9.0.0/16".parse().ok(), v6: "fd00:9::/64".parse().ok() },
-        device: name("tun7"),
-        topology: Topology::Full,
-        security: Security::Plain,
-        mtu: mtu.map(|mtu| mtu.try_into().unwrap()),
-        nodes: nodes.into_iter().enumerate().map(|(at, node)| (name(&format!("n{at}")), node)).collect(),
-        members: selectors.into_iter().map(|labels| Selector { labels }).collect(),
-    })
+    let without = btree_set(select(Offload::ALL.to_vec()), 0..3);
+    (nodes, selectors, prop::option::of(1280_u32..9000), without).prop_map(
+        |(nodes, selectors, mtu, without)| Mesh {
+            name: name("prod"),
+            overlay: Overlay { v4: "10.9.0.0/16".parse().ok(), v6: "fd00:9::/64".parse().ok() },
+            device: name("tun7"),
+            topology: Topology::Full,
+            security: Security::Plain,
+            mtu: mtu.map(|mtu| mtu.try_into().unwrap()),
+            without,
+            nodes: nodes.into_iter().enumerate().map(|(at, node)| (name(&format!("n{at}")), node)).collect(),
+            members: selectors.into_iter().map(|labels| Selector { labels }).collect(),
+        },
+    )
 }
 
 /// The file of a mesh, as JSON.
@@ -426,7 +440,7 @@ fn file(mesh: &Mesh) -> String {
     let mtu = mesh.mtu.map_or(serde_json::json!("auto"), |mtu| mtu.get().into());
     serde_json::json!({
         "mesh": mesh.name, "overlay": overlay, "device": mesh.device, "topology": mesh.topology,
-        "security": mesh.security, "mtu": mtu, "nodes": nodes, "members": mesh.members,
+        "security": mesh.security, "mtu": mtu, "without": mesh.without, "nodes": nodes, "members": mesh.members,
     })
     .to_string()
 }

@@ -5,7 +5,7 @@ use std::fmt::Display;
 
 use crate::controller::mesh::{Mesh, MeshNode, Security, Selector, Topology};
 use crate::proto::convert::session::{Meaning, meaning};
-use crate::proto::model::{Mtu, NodeName, Remote};
+use crate::proto::model::{Mtu, NodeName, Offloads, Remote};
 use crate::proto::session::Item;
 
 /// An item in words, as `10.9.0.1/24` or `to 172.100.1.2:5000, 10.9.0.2/32 192.168.2.0/24, mtu auto`.
@@ -14,7 +14,11 @@ pub(super) fn of(item: &Item) -> String {
         Ok(Meaning::Device(_, addresses)) => list(&addresses),
         Ok(Meaning::Tunnel(tunnel)) => {
             let prefixes: Vec<_> = tunnel.allowed_prefixes.iter().map(|allowed| allowed.prefix).collect();
-            format!("to {}, {}, mtu {}", tunnel.remote, list(&prefixes), mtu(tunnel.mtu))
+            let without = match offloads(&tunnel.without) {
+                names if names.is_empty() => names,
+                names => format!(", without {names}"),
+            };
+            format!("to {}, {}, mtu {}{without}", tunnel.remote, list(&prefixes), mtu(tunnel.mtu))
         }
         // Where a later release wrote it.
         Err(error) => format!("not known to this release: {}", error.fault),
@@ -31,6 +35,7 @@ pub fn differences(before: &Mesh, after: &Mesh) -> Vec<String> {
     lines.compare("topology", topology(before.topology).to_owned(), topology(after.topology).to_owned());
     lines.compare("security", security(before.security).to_owned(), security(after.security).to_owned());
     lines.compare("mtu", mtu(before.mtu), mtu(after.mtu));
+    lines.compare("without", offloads(&before.without), offloads(&after.without));
     let names: BTreeSet<&NodeName> = before.nodes.keys().chain(after.nodes.keys()).collect();
     for name in names {
         match (before.nodes.get(name), after.nodes.get(name)) {
@@ -86,6 +91,10 @@ fn security(security: Security) -> &'static str {
         Security::Encrypted => "encrypted",
         Security::Plain => "plain",
     }
+}
+
+fn offloads(offloads: &Offloads) -> String {
+    list(&offloads.iter().collect::<Vec<_>>())
 }
 
 fn mtu(mtu: Option<Mtu>) -> String {

@@ -7,8 +7,8 @@ use std::str::FromStr;
 
 use super::command::{Command, CommandError, Field, TunnelSpec};
 use super::model::{
-    AllowedPrefix, DeviceName, Framing, Invalid, Mtu, Owner, PublicKey, Remote, Traffic, TunnelName,
-    TunnelState, TunnelStatus, parse_interface_address, parse_network,
+    AllowedPrefix, DeviceName, Framing, Invalid, Mtu, OffloadState, Owner, PublicKey, Remote, Traffic,
+    TunnelName, TunnelState, TunnelStatus, parse_interface_address, parse_network,
 };
 use super::v1;
 
@@ -27,6 +27,7 @@ pub fn field_name(field: Field) -> String {
         Field::AllowedPrefixes => "tunnel.allowed_prefixes".to_owned(),
         Field::AllowedPrefix(position) => format!("tunnel.allowed_prefixes[{position}].prefix"),
         Field::Route(position) => format!("tunnel.routes[{position}]"),
+        Field::Without(position) => format!("tunnel.without[{position}]"),
         Field::Interval => "interval".to_owned(),
     }
 }
@@ -37,7 +38,7 @@ pub fn field_name(field: Field) -> String {
 /// The first field that is missing or not valid.
 pub fn add_tunnel(request: v1::AddTunnelRequest) -> Result<Command, CommandError> {
     let tunnel = request.tunnel.unwrap_or_default();
-    Ok(Command::Add { tunnel: tunnel_spec(&tunnel)?, replace: request.replace })
+    Ok(Command::Add { tunnel: Box::new(tunnel_spec(&tunnel)?), replace: request.replace })
 }
 
 /// A tunnel's name.
@@ -62,6 +63,7 @@ fn tunnel_spec(tunnel: &v1::Tunnel) -> Result<TunnelSpec, CommandError> {
         framing: framing(tunnel)?,
         allowed_prefixes: allowed_prefixes(&tunnel.allowed_prefixes)?,
         routes: list(&tunnel.routes, Field::Route, parse_network)?,
+        without: list(&tunnel.without, Field::Without, str::parse)?.into_iter().collect(),
     })
 }
 
@@ -218,6 +220,7 @@ impl From<TunnelStatus> for v1::TunnelStatus {
                 peer_public_key,
                 allowed_prefixes: allowed.collect(),
                 routes: texts(&status.tunnel.routes),
+                without: status.tunnel.without.iter().map(ToString::to_string).collect(),
             }),
             owner: owner.into(),
             state: state.into(),
@@ -229,7 +232,14 @@ impl From<TunnelStatus> for v1::TunnelStatus {
             received: Some(status.received.into()),
             last_received: status.last_received.map(timestamp),
             notes: status.notes,
+            offloads: status.offloads.into_iter().map(Into::into).collect(),
         }
+    }
+}
+
+impl From<OffloadState> for v1::OffloadState {
+    fn from(OffloadState { offload, why_off }: OffloadState) -> Self {
+        Self { name: offload.to_string(), in_use: why_off.is_none(), reason: why_off.unwrap_or_default() }
     }
 }
 

@@ -50,6 +50,7 @@ pub fn tunnel_item(tunnel: &TunnelSpec) -> Item {
         peer_public_key,
         allowed_prefixes: allowed.collect(),
         routes: texts(&tunnel.routes),
+        without: tunnel.without.iter().map(ToString::to_string).collect(),
     }
     .encode_to_vec();
     Item { id: ItemId::Tunnel(tunnel.name.clone()), tag: Tag::of(&content), content }

@@ -19,7 +19,7 @@ fn wire() -> v1::Tunnel {
 
 fn spec(tunnel: v1::Tunnel) -> Result<TunnelSpec, CommandError> {
     match add_tunnel(v1::AddTunnelRequest { tunnel: Some(tunnel), replace: false })? {
-        Command::Add { tunnel, .. } => Ok(tunnel),
+        Command::Add { tunnel, .. } => Ok(*tunnel),
         Command::Delete { .. } => panic!("a deletion"),
     }
 }
@@ -182,6 +182,7 @@ fn status(spec: TunnelSpec) -> TunnelStatus {
             framing: spec.framing,
             allowed_prefixes: spec.allowed_prefixes,
             routes: spec.routes,
+            without: spec.without,
             owner: Owner::Local,
         },
         addresses: device.addresses,
@@ -192,6 +193,7 @@ fn status(spec: TunnelSpec) -> TunnelStatus {
         sent: Traffic::default(),
         received: Traffic::default(),
         last_received: None,
+        offloads: Vec::new(),
         notes: Vec::new(),
     }
 }
@@ -207,6 +209,7 @@ fn a_status_shows_a_tunnel_that_can_be_asked_for_again() {
         framing: Wire::Pi.into(),
         allowed_prefixes: vec![prefix("192.168.2.0/24", 7), prefix("fd00:2::/64", 0)],
         routes: vec!["192.168.2.0/24".to_owned()],
+        without: vec!["tun-uso".to_owned(), "udp-gso".to_owned()],
         ..wire()
     };
     let encrypted = v1::Tunnel {

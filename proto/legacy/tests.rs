@@ -17,7 +17,7 @@ fn add(fields: Value) -> Result<Command, CommandError> {
 
 fn spec_of(fields: Value) -> TunnelSpec {
     match add(fields.clone()) {
-        Ok(Command::Add { tunnel, replace: true }) => tunnel,
+        Ok(Command::Add { tunnel, replace: true }) => *tunnel,
         other => panic!("{fields} gave {other:?}"),
     }
 }
@@ -42,8 +42,9 @@ fn add_becomes_a_command() {
         framing: Framing::Pi,
         allowed_prefixes: vec![],
         routes: vec![],
+        without: Offloads::new(),
     };
-    assert_eq!(entry.command, Ok(Command::Add { tunnel, replace: true }));
+    assert_eq!(entry.command, Ok(Command::Add { tunnel: Box::new(tunnel), replace: true }));
 }
 
 #[test]
@@ -310,7 +311,7 @@ fn outcomes_become_answers() {
 #[test]
 fn requests_are_those_of_2015() {
     let spec = |name: &str, address: &str| Command::Add {
-        tunnel: spec_of(json!({ "name": name, "tunnelIP": address })),
+        tunnel: Box::new(spec_of(json!({ "name": name, "tunnelIP": address }))),
         replace: true,
     };
     let cases = [
@@ -378,7 +379,7 @@ fn any_command() -> impl Strategy<Value = Command> {
     let remote = remote.prop_filter_map("no remote", |text| text.parse().ok());
     let add = ("[a-zA-Z0-9][a-zA-Z0-9._-]{0,14}", address, 68..=65_535u32, remote).prop_map(
         |(name, address, mtu, remote)| Command::Add {
-            tunnel: TunnelSpec {
+            tunnel: Box::new(TunnelSpec {
                 name: name.parse().unwrap(),
                 device: name.parse().unwrap(),
                 addresses: vec![address],
@@ -387,7 +388,8 @@ fn any_command() -> impl Strategy<Value = Command> {
                 framing: Framing::Pi,
                 allowed_prefixes: vec![],
                 routes: vec![],
-            },
+                without: Offloads::new(),
+            }),
             replace: true,
         },
     );

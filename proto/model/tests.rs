@@ -184,6 +184,7 @@ fn tunnel(device: &str) -> Tunnel {
         framing: Framing::Raw,
         allowed_prefixes: Vec::new(),
         routes: Vec::new(),
+        without: Offloads::new(),
         owner: Owner::Local,
     }
 }
@@ -196,20 +197,22 @@ fn some_tunnel() -> impl Strategy<Value = Tunnel> {
     let remote = prop::sample::select(vec!["172.100.1.2", "[fd00::2]:5000", "minion-2", "minion-2:6000"]);
     let key = "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=".parse().unwrap();
     let framing = prop::sample::select(vec![Framing::Raw, Framing::Pi, Framing::Wireguard(key)]);
+    let without = prop::collection::btree_set(prop::sample::select(Offload::ALL.to_vec()), 0..3);
     let owner = prop::sample::select(vec![Owner::Local, Owner::Controller]);
     let prefix = (any::<IpAddr>(), 0..=32u8)
         .prop_map(|(address, length)| IpNet::new(address, length).unwrap().trunc());
     let allowed =
         (prefix.clone(), any::<u32>()).prop_map(|(prefix, preference)| AllowedPrefix { prefix, preference });
     let mtu = proptest::option::of((68..=65_535u32).prop_map(|bytes| bytes.try_into().unwrap()));
-    ("[a-z]{1,2}", mtu, remote, framing, vec(allowed, 0..3), vec(prefix, 0..3), owner).prop_map(
-        |(device, mtu, remote, framing, allowed_prefixes, routes, owner)| Tunnel {
+    ("[a-z]{1,2}", mtu, remote, framing, vec(allowed, 0..3), vec(prefix, 0..3), without, owner).prop_map(
+        |(device, mtu, remote, framing, allowed_prefixes, routes, without, owner)| Tunnel {
             device: device.parse().unwrap(),
             mtu,
             remote: remote.parse().unwrap(),
             framing,
             allowed_prefixes,
             routes,
+            without,
             owner,
         },
     )

@@ -18,6 +18,7 @@ mod hosts;
 mod names;
 mod peer2015;
 mod reach;
+mod relay;
 mod scripted;
 mod segment;
 mod tools;
@@ -35,10 +36,11 @@ pub use hosts::{Failed, Family, Host, Lab, ThreeHosts};
 pub use names::Names;
 pub use peer2015::Peer2015;
 pub use reach::all_reach;
+pub use relay::{Faults, Passed, Relay};
 pub use scripted::{Scripted, Talk};
 pub use segment::{Segment, node_name, wait_live};
 pub use tools::{GrpcError, grpcurl, grpcurl_at, grpcurl_path, legacy_add, legacy_send};
-pub use traffic::{PingReport, Pinger, ping, ping_ok, transfer, try_transfer};
+pub use traffic::{PingReport, Pinger, datagrams, ping, ping_ok, transfer, try_transfer};
 
 /// What an ordinary step may take on a busy machine.
 pub const SOON: Duration = Duration::from_secs(10);

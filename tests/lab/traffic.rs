@@ -2,12 +2,14 @@
 
 use std::fs;
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::{Child, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::UdpGsoSegment;
 use nix::unistd::Pid;
 
 use super::{Host, SOON, wait_until};
@@ -135,6 +137,45 @@ pub fn try_transfer(
         received.join().expect("the receiver does not panic").map_err(|e| format!("receiving: {e}"));
     let (sent, received) = (sent?, received?);
     if sent == received { Ok(()) } else { Err(format!("sent {sent:?}, received {received:?}")) }
+}
+
+/// Sends `count` datagrams of `size` bytes from a host to another, as many at once as the kernel cuts from one piece; they
+/// must arrive whole, unchanged, and in their order.
+pub fn datagrams(from: &Host, to: &Host, to_address: &str, size: u16, count: u64) {
+    let address: IpAddr = to_address.parse().expect("an IP address");
+    let receiver = to.enter(|| UdpSocket::bind((address, 0))).expect("a port to receive at");
+    let target = receiver.local_addr().expect("it is bound");
+    let any: IpAddr =
+        if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let sender = from.enter(|| UdpSocket::bind((any, 0))).expect("a port to send from");
+    sender.connect(target).expect("a way there");
+    setsockopt(&sender, UdpGsoSegment, &i32::from(size)).expect("the kernel cuts datagrams");
+    receiver.set_read_timeout(Some(SOON)).expect("a deadline");
+    // What fits the buffer of the receiver, and the longest datagram: nothing is lost for want of room.
+    let at_once = (40_000 / u64::from(size)).clamp(1, 64);
+    let datagram = |number: u64| {
+        let mut bytes = vec![0; usize::from(size)];
+        Noise(number | 1 << 63).fill(&mut bytes);
+        bytes[..8].copy_from_slice(&number.to_be_bytes());
+        bytes
+    };
+    let mut next = 0;
+    while next < count {
+        let end = count.min(next + at_once);
+        let piece: Vec<u8> = (next..end).flat_map(datagram).collect();
+        sender.send(&piece).expect("the datagrams are sent");
+        for number in next..end {
+            let mut arrived = vec![0; usize::from(size) + 1];
+            let length = receiver.recv(&mut arrived).unwrap_or_else(|error| {
+                panic!("datagram {number} of {count} from {} to {}: {error}", from.role(), to.role())
+            });
+            assert!(
+                arrived[..length] == datagram(number),
+                "datagram {number} is not the next, or not as it was sent"
+            );
+        }
+        next = end;
+    }
 }
 
 /// A stream of bytes: how many, and their CRC.

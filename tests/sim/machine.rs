@@ -68,7 +68,11 @@ pub fn address(position: usize) -> IpAddr {
 
 fn policy() -> Policy {
     let accept = ["10.0.0.0/8", "192.168.0.0/16", "fc00::/7"];
-    Policy { data_port: 5000, accept: accept.into_iter().map(|net| net.parse().unwrap()).collect() }
+    Policy {
+        data_port: 5000,
+        accept: accept.into_iter().map(|net| net.parse().unwrap()).collect(),
+        without: BTreeMap::new(),
+    }
 }
 
 impl Machine {
@@ -325,7 +329,7 @@ impl Machine {
         self.disk = change.wanted;
         match command {
             Some(Command::Add { tunnel, .. }) => {
-                self.locals.insert(tunnel.name.clone(), tunnel);
+                self.locals.insert(tunnel.name.clone(), *tunnel);
             }
             Some(Command::Delete { name }) => {
                 self.locals.remove(&name);

@@ -1,6 +1,6 @@
 //! Those who want something: operators of meshes, and the users of each host.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use tunmesh::controller::mesh::{Mesh, MeshNode, Overlay, Security, Selector, Topology};
@@ -93,6 +93,7 @@ fn empty_mesh(name: &MeshName, number: u8) -> Mesh {
         topology: Topology::Full,
         security: Security::Plain,
         mtu: None,
+        without: BTreeSet::new(),
         nodes: BTreeMap::new(),
         members: Vec::new(),
     }
@@ -150,7 +151,7 @@ pub fn some_command(nodes: &[NodeName], random: &mut Random) -> Command {
     };
     let prefix = format!("10.200.{number}.0/24").parse().unwrap();
     Command::Add {
-        tunnel: TunnelSpec {
+        tunnel: Box::new(TunnelSpec {
             name: name.parse().unwrap(),
             device: format!("l{number}").parse().unwrap(),
             addresses: vec![format!("10.200.{number}.1/24").parse().unwrap()],
@@ -159,7 +160,8 @@ pub fn some_command(nodes: &[NodeName], random: &mut Random) -> Command {
             framing: Framing::Raw,
             allowed_prefixes: vec![AllowedPrefix { prefix, preference: 0 }],
             routes: Vec::new(),
-        },
+            without: BTreeSet::new(),
+        }),
         replace: random.once_in(2),
     }
 }

@@ -138,8 +138,8 @@ fn a_local_command_does_not_touch_what_is_the_controllers() {
     let delete = Command::Delete { name: peer(2).name };
     for command in [
         delete,
-        Command::Add { tunnel: TunnelSpec { name: peer(2).name, ..free() }, replace: true },
-        Command::Add { tunnel: TunnelSpec { device: peer(2).device, ..free() }, replace: true },
+        Command::Add { tunnel: Box::new(TunnelSpec { name: peer(2).name, ..free() }), replace: true },
+        Command::Add { tunnel: Box::new(TunnelSpec { device: peer(2).device, ..free() }), replace: true },
     ] {
         let error = state.handle_command(&command, Owner::Local).unwrap_err();
         assert!(error.fault.problem.contains("other owner's"), "{error:?}");
@@ -280,7 +280,7 @@ proptest! {
                     prop_assert_eq!(state.desired(), &local);
                 }
                 Step::Add(tunnel, replace) => {
-                    if let Ok(change) = state.handle_command(&Command::Add { tunnel, replace }, Owner::Local) {
+                    if let Ok(change) = state.handle_command(&Command::Add { tunnel: Box::new(tunnel), replace }, Owner::Local) {
                         state.commit(change, start());
                     }
                 }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use proptest::collection::vec;
+use proptest::collection::{btree_set, vec};
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 
@@ -15,7 +15,9 @@ use crate::agent::reconcile::{ActualRoute, Op};
 use crate::agent::state::{AgentState, OpResult, Wanted};
 use crate::agent::target::Forwarding;
 use crate::proto::command::{Command, CommandError, ErrorKind, TunnelSpec};
-use crate::proto::model::{AllowedPrefix, Desired, DeviceName, Framing, Owner, TunnelName, TunnelState};
+use crate::proto::model::{
+    AllowedPrefix, Desired, DeviceName, Framing, Offload, Owner, TunnelName, TunnelState,
+};
 
 /// What the resolver says of a name.
 type Answer = Result<Vec<IpAddr>, String>;
@@ -514,14 +516,16 @@ fn some_tunnel() -> impl Strategy<Value = TunnelSpec> {
     ];
     let mtu = select(vec![None, None, Some(600), Some(1300), Some(1472), Some(9000)]);
     let framing = select(vec![Framing::Raw, Framing::Pi]);
-    (0..6, device, addresses, remote, mtu, framing, some_prefixes(), some_routes()).prop_map(
-        |(tunnel, device, addresses, remote, mtu, framing, allowed_prefixes, routes)| {
+    let without = btree_set(select(Offload::ALL.to_vec()), 0..2);
+    (0..6, device, addresses, remote, mtu, framing, some_prefixes(), some_routes(), without).prop_map(
+        |(tunnel, device, addresses, remote, mtu, framing, allowed_prefixes, routes, without)| {
             let addresses = addresses.unwrap_or_else(|| ADDRESSES[device].to_vec());
             TunnelSpec {
                 mtu: mtu.map(|mtu: u32| mtu.try_into().unwrap()),
                 framing,
                 allowed_prefixes,
                 routes,
+                without,
                 ..spec(&format!("t{tunnel}"), DEVICES[device], &addresses, &remote)
             }
         },
@@ -532,7 +536,7 @@ fn some_step() -> impl Strategy<Value = Step> {
     let owner = || prop_oneof![4 => Just(Owner::Local), 1 => Just(Owner::Controller)];
     let command = prop_oneof![
         6 => (some_tunnel(), any::<bool>())
-            .prop_map(|(tunnel, replace)| Command::Add { tunnel, replace }),
+            .prop_map(|(tunnel, replace)| Command::Add { tunnel: Box::new(tunnel), replace }),
         1 => (0..6).prop_map(|n| Command::Delete { name: name(&format!("t{n}")) }),
     ];
     let foreign = select(vec!["eth1", "eth2", "d0", "d3"]).prop_map(str::to_owned);
@@ -622,7 +626,7 @@ proptest! {
             let prefix = net(&format!("10.1{number}.0.0/16"));
             tunnel.allowed_prefixes = vec![AllowedPrefix { prefix, preference: 0 }];
             tunnel.routes = vec![net(&format!("10.1{number}.0.0/24"))];
-            bench.command(&Command::Add { tunnel: tunnel.clone(), replace: false }, Owner::Local).unwrap();
+            bench.command(&Command::Add { tunnel: Box::new(tunnel.clone()), replace: false }, Owner::Local).unwrap();
         }
         bench.names.insert("h1".to_owned(), Ok(vec!["10.99.0.4".parse().unwrap()]));
         bench.names.insert("h2".to_owned(), Ok(vec!["10.99.1.4".parse().unwrap()]));
@@ -631,7 +635,7 @@ proptest! {
         let tunnel = &mut tunnels[which];
         for change in changes {
             change.apply(tunnel, which);
-            let command = Command::Add { tunnel: tunnel.clone(), replace: true };
+            let command = Command::Add { tunnel: Box::new(tunnel.clone()), replace: true };
             check_local(&bench.command(&command, Owner::Local).unwrap(), tunnel);
             for host in std::mem::take(&mut bench.asked) {
                 let answer = bench.names[&host].clone();

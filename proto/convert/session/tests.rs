@@ -3,10 +3,11 @@ use std::collections::BTreeMap;
 use proptest::collection::{btree_map, btree_set, vec};
 use proptest::option;
 use proptest::prelude::*;
+use proptest::sample::select;
 
 use super::*;
 use crate::proto::command::ErrorKind;
-use crate::proto::model::{AllowedPrefix, Framing, Host, Mtu, NodeName};
+use crate::proto::model::{AllowedPrefix, Framing, Host, Mtu, NodeName, Offload, Offloads};
 
 fn of_agent(bytes: &[u8]) -> Result<Option<AgentMessage>, MessageError> {
     agent_message(v1::AgentMessage::decode(bytes).unwrap())
@@ -195,6 +196,10 @@ fn networks() -> impl Strategy<Value = Vec<IpNet>> {
         .prop_map(|networks| networks.into_iter().collect())
 }
 
+fn offloads() -> impl Strategy<Value = Offloads> {
+    btree_set(select(Offload::ALL.to_vec()), 0..3)
+}
+
 fn any_tunnel_spec() -> impl Strategy<Value = TunnelSpec> {
     let framing = prop_oneof![
         Just(Framing::Raw),
@@ -206,8 +211,8 @@ fn any_tunnel_spec() -> impl Strategy<Value = TunnelSpec> {
         let both = networks.into_iter().zip(preferences);
         both.map(|(prefix, preference)| AllowedPrefix { prefix, preference }).collect()
     });
-    (tunnel(), device(), mtu, remote(), framing, allowed, networks()).prop_map(
-        |(name, device, mtu, remote, framing, allowed_prefixes, routes)| TunnelSpec {
+    (tunnel(), device(), mtu, remote(), framing, allowed, networks(), offloads()).prop_map(
+        |(name, device, mtu, remote, framing, allowed_prefixes, routes, without)| TunnelSpec {
             name,
             device,
             addresses: Vec::new(),
@@ -216,6 +221,7 @@ fn any_tunnel_spec() -> impl Strategy<Value = TunnelSpec> {
             framing,
             allowed_prefixes,
             routes,
+            without,
         },
     )
 }

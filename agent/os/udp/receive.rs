@@ -1,0 +1,195 @@
+//! Many datagrams with one system call (`recvmmsg(2)`), and trains of them as one message where the kernel has merged
+//! what came from one sender (`UDP_GRO` of `udp(7)`).
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::ops::Range;
+use std::os::fd::AsRawFd;
+
+/// How many messages are read at once. Where the kernel merges nothing, few cost half as much again.
+const MESSAGES: usize = 32;
+/// The longest message: a datagram or a train.
+const LONGEST: usize = 1 << 16;
+/// Words of control messages: segment size, TOS, local address.
+const CONTROL: usize = 16;
+
+/// A datagram or train as it arrived.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Received {
+    /// Where it is in the receiver's buffer.
+    pub place: Range<usize>,
+    /// The length of each datagram but the last, which may be shorter. Never 0.
+    pub segment: usize,
+    /// Who sent it, as far as it says.
+    pub source: SocketAddr,
+    /// The address of this host that it came to, where the kernel tells.
+    pub local: Option<IpAddr>,
+    /// The TOS byte or traffic class of the outer header.
+    pub tos: u8,
+}
+
+/// What `recvmmsg` works on, kept for the next call.
+pub struct Receiver {
+    buffer: Vec<u8>,
+    headers: Vec<libc::mmsghdr>,
+    vectors: Vec<libc::iovec>,
+    names: Vec<libc::sockaddr_storage>,
+    control: Vec<[u64; CONTROL]>,
+    /// How many messages there are.
+    count: usize,
+}
+
+// SAFETY: the pointers inside mean something during `receive` alone, which makes them anew.
+#[allow(unsafe_code, reason = "raw pointers that are never followed from one call to the next")]
+unsafe impl Send for Receiver {}
+
+impl Default for Receiver {
+    /// A receiver without messages.
+    #[allow(unsafe_code, reason = "plain C structures begin as zeroes")]
+    fn default() -> Self {
+        // SAFETY: all-zero is valid for both: null pointers, lengths of zero, integers.
+        let (header, name) = unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
+        Self {
+            buffer: vec![0; MESSAGES * LONGEST],
+            headers: vec![header; MESSAGES],
+            vectors: Vec::with_capacity(MESSAGES),
+            names: vec![name; MESSAGES],
+            control: vec![[0; CONTROL]; MESSAGES],
+            count: 0,
+        }
+    }
+}
+
+impl Receiver {
+    /// Reads what waits at a socket, without waiting; what was read before is gone. Returns whether as many messages came
+    /// as can be read at once.
+    ///
+    /// # Errors
+    /// `WouldBlock` where nothing waits, and what became of an earlier datagram.
+    #[allow(unsafe_code, reason = "no crate in use receives several merged datagrams")]
+    pub fn receive(&mut self, socket: &UdpSocket) -> io::Result<bool> {
+        self.count = 0;
+        self.vectors.clear();
+        let places = self.buffer.chunks_exact_mut(LONGEST);
+        self.vectors.extend(
+            places.map(|place| libc::iovec { iov_base: place.as_mut_ptr().cast(), iov_len: place.len() }),
+        );
+        let rest = self.vectors.iter_mut().zip(&mut self.names).zip(&mut self.control);
+        for (header, ((vector, name), control)) in self.headers.iter_mut().zip(rest) {
+            let inner = &mut header.msg_hdr;
+            inner.msg_name = std::ptr::from_mut(name).cast();
+            inner.msg_namelen = size_of_val(name) as libc::socklen_t;
+            inner.msg_iov = vector;
+            inner.msg_iovlen = 1;
+            inner.msg_control = control.as_mut_ptr().cast();
+            inner.msg_controllen = size_of_val(control);
+            inner.msg_flags = 0;
+        }
+        // SAFETY: the headers point at names, vectors and control messages of `self`, and the vectors at parts of its
+        // buffer that do not overlap; all with their true lengths, and none moves during the call.
+        let count = unsafe {
+            libc::recvmmsg(
+                socket.as_raw_fd(),
+                self.headers.as_mut_ptr(),
+                MESSAGES as libc::c_uint,
+                libc::MSG_DONTWAIT,
+                std::ptr::null_mut(),
+            )
+        };
+        if count < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        self.count = count.unsigned_abs() as usize;
+        Ok(self.count == MESSAGES)
+    }
+
+    /// What was read last. `None` for what was cut short, or is of no family that there is.
+    pub fn messages(&self) -> impl Iterator<Item = Option<Received>> {
+        (0..self.count).map(|index| self.message(index))
+    }
+
+    /// The buffer that the places are in.
+    pub fn buffer_mut(&mut self) -> &mut [u8] {
+        &mut self.buffer
+    }
+
+    #[allow(unsafe_code, reason = "control messages are read with libc's macros")]
+    fn message(&self, index: usize) -> Option<Received> {
+        let header = self.headers.get(index)?;
+        let inner = &header.msg_hdr;
+        let length = header.msg_len as usize;
+        let is_cut = inner.msg_flags & (libc::MSG_TRUNC | libc::MSG_CTRUNC) != 0;
+        if is_cut || length > LONGEST {
+            return None;
+        }
+        let at = index * LONGEST;
+        let mut received = Received {
+            place: at..at + length,
+            segment: length.max(1),
+            source: address(self.names.get(index)?)?,
+            local: None,
+            tos: 0,
+        };
+        // SAFETY: the header is as `recvmmsg` left it, and what it points at is `self`'s and has not moved since.
+        // `CMSG_*` walk only what the kernel wrote, and data is read unaligned after its level and type said what it is.
+        unsafe {
+            let mut next = libc::CMSG_FIRSTHDR(inner);
+            while !next.is_null() {
+                let data = libc::CMSG_DATA(next);
+                match ((*next).cmsg_level, (*next).cmsg_type) {
+                    (libc::SOL_UDP, libc::UDP_GRO) => {
+                        let segment = data.cast::<libc::c_int>().read_unaligned();
+                        received.segment = usize::try_from(segment).ok()?.max(1);
+                    }
+                    (libc::IPPROTO_IP, libc::IP_TOS) => received.tos = data.read(),
+                    (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) => {
+                        let class = data.cast::<libc::c_int>().read_unaligned();
+                        received.tos = u8::try_from(class).unwrap_or_default();
+                    }
+                    (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
+                        let info = data.cast::<libc::in_pktinfo>().read_unaligned();
+                        received.local = Some(Ipv4Addr::from(u32::from_be(info.ipi_spec_dst.s_addr)).into());
+                    }
+                    (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
+                        let info = data.cast::<libc::in6_pktinfo>().read_unaligned();
+                        received.local = Some(Ipv6Addr::from(info.ipi6_addr.s6_addr).into());
+                    }
+                    _ => {}
+                }
+                next = libc::CMSG_NXTHDR(inner, next);
+            }
+        }
+        Some(received)
+    }
+}
+
+/// The address that the kernel wrote; `None`: it is of neither family.
+#[allow(unsafe_code, reason = "the family says what the storage holds")]
+fn address(name: &libc::sockaddr_storage) -> Option<SocketAddr> {
+    // SAFETY: the storage is as long as either structure and aligned for it, and holds integers alone; its family says
+    // which one the kernel wrote.
+    unsafe {
+        let name = std::ptr::from_ref(name);
+        match libc::c_int::from((*name).ss_family) {
+            libc::AF_INET => {
+                let v4 = &*name.cast::<libc::sockaddr_in>();
+                let address = Ipv4Addr::from(u32::from_be(v4.sin_addr.s_addr));
+                Some((address, u16::from_be(v4.sin_port)).into())
+            }
+            libc::AF_INET6 => {
+                let v6 = &*name.cast::<libc::sockaddr_in6>();
+                let address = Ipv6Addr::from(v6.sin6_addr.s6_addr);
+                Some(
+                    std::net::SocketAddrV6::new(
+                        address,
+                        u16::from_be(v6.sin6_port),
+                        v6.sin6_flowinfo,
+                        v6.sin6_scope_id,
+                    )
+                    .into(),
+                )
+            }
+            _ => None,
+        }
+    }
+}
