@@ -21,6 +21,9 @@ use crate::agent::packet::{ecn, mss};
 /// The waker's number in the epoll set; sockets have theirs, from 1.
 const WAKER: u64 = 0;
 
+/// As many bytes are handed on at once: what lies longer leaves the processor's cache.
+const ENOUGH: usize = 60_000;
+
 /// The ingress thread's own.
 pub(super) struct Ingress {
     shared: Arc<Shared>,
@@ -74,15 +77,26 @@ impl Ingress {
             let Ok(is_more_likely) = self.receiver.receive(socket) else { return };
             let mut arrived = std::mem::take(&mut self.arrived);
             arrived.extend(self.receiver.messages());
+            let mut bytes = 0;
             for message in arrived.drain(..) {
+                bytes += message.as_ref().map_or(0, |message| message.place.len());
                 self.take_in(table, message, now);
+                if bytes >= ENOUGH {
+                    self.hand_on(table);
+                    bytes = 0;
+                }
             }
             self.arrived = arrived;
-            self.coalescer.drain(self.receiver.buffer_mut(), |buffer, write| deliver(table, buffer, &write));
+            self.hand_on(table);
             if !is_more_likely {
                 return;
             }
         }
+    }
+
+    /// Gives the devices what was taken in.
+    fn hand_on(&mut self, table: &Table) {
+        self.coalescer.drain(self.receiver.buffer_mut(), |buffer, write| deliver(table, buffer, &write));
     }
 
     /// Takes in a datagram or train.
