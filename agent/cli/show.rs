@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use tonic::transport::Channel;
 
 use crate::agent::check::{self, Severity};
-use crate::proto::host::client::connect;
+use crate::proto::host::client::{connect, pages};
 use crate::proto::host::output::{Format, columns, write};
 use crate::proto::host::words::{age, span, tunnel_state};
 use crate::proto::v1;
@@ -25,17 +25,11 @@ pub(super) async fn status(socket: &Path, format: Format) -> anyhow::Result<Exit
 
 pub(super) async fn tunnels(socket: &Path, format: Format) -> anyhow::Result<ExitCode> {
     let mut agent = agent(socket).await?;
-    let mut all = v1::ListTunnelsResponse::default();
-    let mut after = String::new();
-    loop {
+    let page = async |after| {
         let answer = agent.list_tunnels(v1::ListTunnelsRequest { after }).await?.into_inner();
-        all.tunnels.extend(answer.tunnels);
-        let last = all.tunnels.last().and_then(|status| status.tunnel.as_ref());
-        match last.filter(|_| answer.more > 0) {
-            Some(last) => after = last.name.clone(),
-            None => break,
-        }
-    }
+        Ok::<_, anyhow::Error>((answer.tunnels, answer.more))
+    };
+    let all = v1::ListTunnelsResponse { tunnels: pages(page, name).await?, more: 0 };
     write(format, &all, tunnels_table)?;
     Ok(ExitCode::SUCCESS)
 }
@@ -167,6 +161,11 @@ fn controller_rows(controller: &v1::ControllerStatus) -> Vec<Vec<String>> {
         row("fails", format!("and {} more", controller.more_failures));
     }
     rows
+}
+
+/// A tunnel's name.
+fn name(status: &v1::TunnelStatus) -> &str {
+    status.tunnel.as_ref().map_or("", |tunnel| &tunnel.name)
 }
 
 fn tunnels_table(answer: &v1::ListTunnelsResponse) -> String {

@@ -13,7 +13,7 @@ use std::ops::Range;
 
 use super::parse::{DONT_FRAGMENT, FRAGMENT_OFFSET, MORE_FRAGMENTS, Packet};
 use super::vnet::{self, PartialChecksum, SegmentKind, Segmentation, VnetHeader};
-use super::{checksum, protocol};
+use super::{checksum, header, protocol};
 
 /// The most TCP segments of one merged packet.
 const TCP_SEGMENTS: u16 = 64;
@@ -23,17 +23,6 @@ const UDP_SEGMENTS: u16 = 127;
 const LONGEST: usize = 65535;
 /// The most flows that are merged at once; of more the one that began first ends.
 const OPEN: usize = 16;
-
-const V4_HEADER: usize = 20;
-const V6_HEADER: usize = 40;
-const TCP_HEADER: usize = 20;
-const UDP_HEADER: usize = 8;
-const TCP_CHECKSUM: usize = 16;
-const UDP_CHECKSUM: usize = 6;
-
-const PSH: u8 = 0x08;
-const ACK: u8 = 0x10;
-const ECE: u8 = 0x40;
 
 /// The end of a list of pieces.
 const END: u32 = u32::MAX;
@@ -186,7 +175,7 @@ impl Coalescer {
                 }
             }
         }
-        let is_pushed = shape.is_tcp && bytes[shape.transport + 13] & PSH != 0;
+        let is_pushed = shape.is_tcp && bytes[shape.transport + 13] & header::PSH != 0;
         let sequence = sequence(bytes, &shape);
         let chain = Chain {
             flow,
@@ -284,7 +273,7 @@ impl Coalescer {
         slot.last = piece;
         slot.packets += 1;
         slot.length += shape.size;
-        let is_pushed = shape.is_tcp && bytes[shape.transport + 13] & PSH != 0;
+        let is_pushed = shape.is_tcp && bytes[shape.transport + 13] & header::PSH != 0;
         if let Some(chain) = &mut slot.chain {
             chain.is_verified = true;
             chain.is_pushed |= is_pushed;
@@ -310,7 +299,7 @@ enum Appended {
 /// The lengths of a packet that can be merged with others; `None`: it cannot.
 fn shape(packet: &Packet<'_>) -> Option<Shape> {
     let bytes = packet.bytes();
-    let transport = if packet.is_v4() { V4_HEADER } else { V6_HEADER };
+    let transport = if packet.is_v4() { header::V4 } else { header::V6 };
     if packet.fragment_field() & (MORE_FRAGMENTS | FRAGMENT_OFFSET) != 0 {
         return None;
     }
@@ -322,22 +311,25 @@ fn shape(packet: &Packet<'_>) -> Option<Shape> {
     let head = bytes.get(start..)?;
     let (is_tcp, payload) = match number {
         protocol::TCP => {
-            let fixed = head.first_chunk::<TCP_HEADER>()?;
+            let fixed = head.first_chunk::<{ header::TCP }>()?;
             let length = usize::from(fixed[12] >> 4) * 4;
             let flags = fixed[13];
-            if length < TCP_HEADER || flags & ACK == 0 || flags & !(ACK | PSH | ECE) != 0 {
+            if length < header::TCP
+                || flags & header::ACK == 0
+                || flags & !(header::ACK | header::PSH | header::ECE) != 0
+            {
                 return None;
             }
             (true, start + length)
         }
         protocol::UDP => {
-            let fixed = head.first_chunk::<UDP_HEADER>()?;
+            let fixed = head.first_chunk::<{ header::UDP }>()?;
             let length = usize::from(u16::from_be_bytes([fixed[4], fixed[5]]));
             // The kernel merges no datagrams without checksum.
             if length != head.len() || [fixed[6], fixed[7]] == [0, 0] {
                 return None;
             }
-            (false, start + UDP_HEADER)
+            (false, start + header::UDP)
         }
         _ => return None,
     };
@@ -393,7 +385,7 @@ fn follows(head: &[u8], chain: &Chain, bytes: &[u8], shape: &Shape) -> bool {
         || sequence(bytes, shape) == chain.next_sequence
             // Acknowledgement and length; window; urgent pointer and options.
             && same(at + 8..at + 13)
-            && (head[at + 13] ^ bytes[at + 13]) & !PSH == 0
+            && (head[at + 13] ^ bytes[at + 13]) & !header::PSH == 0
             && same(at + 14..at + 16)
             && same(at + 18..shape.payload);
     network && transport
@@ -425,10 +417,10 @@ fn finish(buffer: &mut [u8], chain: &Chain, length: usize) -> [u8; vnet::LENGTH]
         network[4..6].copy_from_slice(&(covered as u16).to_be_bytes());
     }
     let pseudo = checksum::pseudo_header(flow.source, flow.destination, flow.protocol, covered as u32);
-    let field = if shape.is_tcp { TCP_CHECKSUM } else { UDP_CHECKSUM };
+    let field = if shape.is_tcp { header::TCP_CHECKSUM } else { header::UDP_CHECKSUM };
     if shape.is_tcp {
         if chain.is_pushed {
-            transport[13] |= PSH;
+            transport[13] |= header::PSH;
         }
     } else {
         transport[4..6].copy_from_slice(&(covered as u16).to_be_bytes());

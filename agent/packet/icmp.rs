@@ -6,16 +6,14 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::parse::{DONT_FRAGMENT, Packet};
-use super::{checksum, protocol};
+use super::{checksum, header, protocol};
 
 const HOP_LIMIT: u8 = 64;
-const V4_HEADER: usize = 20;
-const V6_HEADER: usize = 40;
 const ICMP_HEADER: usize = 8;
 /// The most of a packet that is quoted: the answer is then 576 bytes (RFC 1812 section 4.3.2.3).
-const V4_QUOTE: usize = 576 - V4_HEADER - ICMP_HEADER;
+const V4_QUOTE: usize = 576 - header::V4 - ICMP_HEADER;
 /// The most of a packet that is quoted: the answer is then the least IPv6 MTU, 1280 bytes (RFC 4443 section 2.4 c).
-const V6_QUOTE: usize = 1280 - V6_HEADER - ICMP_HEADER;
+const V6_QUOTE: usize = 1280 - header::V6 - ICMP_HEADER;
 
 /// Says that only packets of at most `mtu` bytes can go on: "fragmentation needed" with the MTU (RFC 1191) for IPv4,
 /// "packet too big" for IPv6.
@@ -51,8 +49,8 @@ fn answer(packet: &Packet<'_>, message: [u8; ICMP_HEADER]) -> Option<Vec<u8>> {
 
 fn answer_v4(refused: &[u8], message: [u8; ICMP_HEADER], from: Ipv4Addr, to: Ipv4Addr) -> Vec<u8> {
     let quote = &refused[..refused.len().min(V4_QUOTE)];
-    let length = ((V4_HEADER + ICMP_HEADER + quote.len()) as u16).to_be_bytes();
-    let mut header = [0; V4_HEADER];
+    let length = ((header::V4 + ICMP_HEADER + quote.len()) as u16).to_be_bytes();
+    let mut header = [0; header::V4];
     header[0] = 0x45;
     header[2..4].copy_from_slice(&length);
     // Of a packet that is never fragmented the identification means nothing and is zero (RFC 6864).
@@ -69,7 +67,7 @@ fn answer_v4(refused: &[u8], message: [u8; ICMP_HEADER], from: Ipv4Addr, to: Ipv
 fn answer_v6(refused: &[u8], message: [u8; ICMP_HEADER], from: Ipv6Addr, to: Ipv6Addr) -> Vec<u8> {
     let quote = &refused[..refused.len().min(V6_QUOTE)];
     let length = (ICMP_HEADER + quote.len()) as u16;
-    let mut header = [0; V6_HEADER];
+    let mut header = [0; header::V6];
     header[0] = 0x60;
     header[4..6].copy_from_slice(&length.to_be_bytes());
     header[6] = protocol::ICMPV6;

@@ -17,6 +17,28 @@ mod sample;
 pub mod split;
 pub mod vnet;
 
+/// Lengths and fields of headers that several files look at, in bytes: RFC 791, RFC 8200, RFC 9293, RFC 768.
+mod header {
+    /// Of IPv4 without options.
+    pub(super) const V4: usize = 20;
+    /// Of IPv6 without extension headers.
+    pub(super) const V6: usize = 40;
+    /// Of TCP without options.
+    pub(super) const TCP: usize = 20;
+    pub(super) const UDP: usize = 8;
+    /// Where TCP and UDP have their checksums.
+    pub(super) const TCP_CHECKSUM: usize = 16;
+    pub(super) const UDP_CHECKSUM: usize = 6;
+
+    /// TCP's flags.
+    pub(super) const FIN: u8 = 0x01;
+    pub(super) const SYN: u8 = 0x02;
+    pub(super) const PSH: u8 = 0x08;
+    pub(super) const ACK: u8 = 0x10;
+    pub(super) const ECE: u8 = 0x40;
+    pub(super) const CWR: u8 = 0x80;
+}
+
 /// Protocol numbers (IANA) that the files here look into.
 mod protocol {
     pub(super) const HOP_BY_HOP: u8 = 0;

@@ -1,15 +1,13 @@
 //! MSS clamping: the largest TCP segment that two hosts agree on is lowered to what the tunnel between them carries.
 
 use super::parse::Packet;
-use super::{checksum, protocol};
+use super::{checksum, header, protocol};
 
 /// Bytes of an IPv4 and a TCP header without options: an MSS leaves out no more than these (RFC 6691).
 const V4_HEADERS: u16 = 40;
 /// Bytes of an IPv6 and a TCP header.
 const V6_HEADERS: u16 = 60;
 
-const TCP_HEADER: usize = 20;
-const SYN: u8 = 0x02;
 const OPTION_END: u8 = 0;
 const OPTION_NOP: u8 = 1;
 const OPTION_MSS: u8 = 2;
@@ -52,7 +50,7 @@ pub fn clamp(packet: &mut [u8], mtu: u16) -> bool {
 
 /// A TCP segment that opens a connection.
 struct Syn<'a> {
-    header: &'a mut [u8; TCP_HEADER],
+    header: &'a mut [u8; header::TCP],
     /// Begin at an even offset of the segment.
     options: &'a mut [u8],
     is_v4: bool,
@@ -63,10 +61,10 @@ fn syn(packet: &mut [u8]) -> Option<Syn<'_>> {
     let parsed = Packet::parse(packet).ok()?;
     let (protocol::TCP, start) = parsed.transport()? else { return None };
     let (is_v4, end) = (parsed.is_v4(), parsed.bytes().len());
-    let (header, rest) = packet.get_mut(start..end)?.split_first_chunk_mut::<TCP_HEADER>()?;
+    let (header, rest) = packet.get_mut(start..end)?.split_first_chunk_mut::<{ header::TCP }>()?;
     let options = usize::from(header[12] >> 4) * 4;
-    let options = rest.get_mut(..options.checked_sub(TCP_HEADER)?)?;
-    (header[13] & SYN != 0).then_some(Syn { header, options, is_v4 })
+    let options = rest.get_mut(..options.checked_sub(header::TCP)?)?;
+    (header[13] & header::SYN != 0).then_some(Syn { header, options, is_v4 })
 }
 
 #[cfg(test)]

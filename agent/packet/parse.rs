@@ -2,10 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::protocol;
-
-const V4_HEADER: usize = 20;
-const V6_HEADER: usize = 40;
+use super::{header, protocol};
 
 /// The most IPv6 extension headers looked through: RFC 8200 names four kinds, one of which may come twice.
 const EXTENSION_HEADERS_BOUND: usize = 8;
@@ -70,10 +67,12 @@ impl<'a> Packet<'a> {
     }
 
     fn parse_v4(bytes: &'a [u8]) -> Result<Self, Malformed> {
-        let Some(header) = bytes.first_chunk::<V4_HEADER>() else { return Err(Malformed::HeaderTruncated) };
+        let Some(header) = bytes.first_chunk::<{ header::V4 }>() else {
+            return Err(Malformed::HeaderTruncated);
+        };
         let &[first, _, l0, l1, _, _, f0, f1, _, _, _, _, s0, s1, s2, s3, d0, d1, d2, d3] = header;
         let header_length = usize::from(first & 0xf) * 4;
-        if header_length < V4_HEADER {
+        if header_length < header::V4 {
             return Err(Malformed::HeaderLength);
         }
         if header_length > bytes.len() {
@@ -98,10 +97,10 @@ impl<'a> Packet<'a> {
         let Some(destination) = rest.first_chunk::<16>() else { return Err(Malformed::HeaderTruncated) };
         let payload = usize::from(u16::from_be_bytes([fixed[4], fixed[5]]));
         Ok(Self {
-            bytes: cut(bytes, V6_HEADER, V6_HEADER + payload)?,
+            bytes: cut(bytes, header::V6, header::V6 + payload)?,
             source: Ipv6Addr::from(*source).into(),
             destination: Ipv6Addr::from(*destination).into(),
-            header_length: V6_HEADER,
+            header_length: header::V6,
             fragment_field: DONT_FRAGMENT,
         })
     }
@@ -164,7 +163,7 @@ impl<'a> Packet<'a> {
         if self.is_v4() {
             return Upper::Transport(self.bytes[9], self.header_length);
         }
-        let (mut next, mut offset) = (self.bytes[6], V6_HEADER);
+        let (mut next, mut offset) = (self.bytes[6], header::V6);
         for _ in 0..=EXTENSION_HEADERS_BOUND {
             let length = match next {
                 protocol::HOP_BY_HOP

@@ -6,26 +6,15 @@
 
 use super::parse::Packet;
 use super::vnet::{PartialChecksum, SegmentKind, VnetHeader};
-use super::{checksum, protocol};
+use super::{checksum, header, protocol};
 
 /// The longest headers of a packet that is split, in bytes: IP with options or extension headers, and TCP or UDP.
 pub const HEADERS: usize = 256;
-
-const V6_HEADER: usize = 40;
-const TCP_HEADER: usize = 20;
-const UDP_HEADER: usize = 8;
-const FIN: u8 = 0x01;
-const PSH: u8 = 0x08;
-const CWR: u8 = 0x80;
 
 /// What a device handed out does not hold together: nothing of it can be sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("what is left to do does not fit the packet")]
 pub struct Unfit;
-
-/// Where TCP and UDP have their checksums, in bytes from the header's beginning.
-const TCP_CHECKSUM: usize = 16;
-const UDP_CHECKSUM: usize = 6;
 
 /// Completes a checksum that was left to the device.
 ///
@@ -35,7 +24,7 @@ pub fn complete(packet: &mut [u8], partial: PartialChecksum) -> Result<(), Unfit
     let (start, offset) = (usize::from(partial.start), usize::from(partial.offset));
     let covered = packet.get_mut(start..).ok_or(Unfit)?;
     // The field is covered as it stands: it holds the sum of the pseudo-header.
-    let sum = not_absent(checksum::finish(checksum::sum(covered, 0)), offset == UDP_CHECKSUM);
+    let sum = not_absent(checksum::finish(checksum::sum(covered, 0)), offset == header::UDP_CHECKSUM);
     covered.get_mut(offset..offset + 2).ok_or(Unfit)?.copy_from_slice(&sum.to_be_bytes());
     Ok(())
 }
@@ -88,12 +77,12 @@ impl<'p> Train<'p> {
         let (length, field) = match (segments.kind, number, packet.is_v4()) {
             (SegmentKind::TcpV4, protocol::TCP, true) | (SegmentKind::TcpV6, protocol::TCP, false) => {
                 let words = rest.get(12).ok_or(Unfit)? >> 4;
-                (usize::from(words) * 4, TCP_CHECKSUM)
+                (usize::from(words) * 4, header::TCP_CHECKSUM)
             }
-            (SegmentKind::Udp, protocol::UDP, _) => (UDP_HEADER, UDP_CHECKSUM),
+            (SegmentKind::Udp, protocol::UDP, _) => (header::UDP, header::UDP_CHECKSUM),
             _ => return Err(Unfit),
         };
-        let least = if field == TCP_CHECKSUM { TCP_HEADER } else { UDP_HEADER };
+        let least = if field == header::TCP_CHECKSUM { header::TCP } else { header::UDP };
         let (head, payload) = rest.split_at_checked(length).filter(|_| length >= least).ok_or(Unfit)?;
         let header_length = start + length;
         if payload.is_empty() || header_length > HEADERS {
@@ -122,7 +111,7 @@ impl<'p> Train<'p> {
             template[10..12].fill(0);
         }
         let at = &mut template[start..header_length];
-        let varying = if field == TCP_CHECKSUM {
+        let varying = if field == header::TCP_CHECKSUM {
             let sequence = u32::from_be_bytes([at[4], at[5], at[6], at[7]]);
             let flags = at[13];
             at[4..8].fill(0);
@@ -187,7 +176,7 @@ impl<'p> Train<'p> {
             header[4..6].copy_from_slice(&identification.to_be_bytes());
             header[10..12].copy_from_slice(&checksum::finish(sum).to_be_bytes());
         } else {
-            header[4..6].copy_from_slice(&(total - V6_HEADER as u16).to_be_bytes());
+            header[4..6].copy_from_slice(&(total - header::V6 as u16).to_be_bytes());
         }
         let length = total - self.transport as u16;
         let sum = self.transport_sum + u64::from(length);
@@ -197,23 +186,23 @@ impl<'p> Train<'p> {
                 let sequence = sequence.wrapping_add(start as u32);
                 let mut cleared = 0;
                 if !is_last {
-                    cleared |= FIN | PSH;
+                    cleared |= header::FIN | header::PSH;
                 }
                 if index > 0 {
-                    cleared |= CWR;
+                    cleared |= header::CWR;
                 }
                 let flags = flags & !cleared;
                 head[4..8].copy_from_slice(&sequence.to_be_bytes());
                 head[13] = flags;
                 let sum = sum + u64::from(sequence) + u64::from(flags);
                 let sum = checksum::finish(checksum::sum(payload, sum));
-                head[TCP_CHECKSUM..TCP_CHECKSUM + 2].copy_from_slice(&sum.to_be_bytes());
+                head[header::TCP_CHECKSUM..header::TCP_CHECKSUM + 2].copy_from_slice(&sum.to_be_bytes());
             }
             Varying::Udp => {
                 head[4..6].copy_from_slice(&length.to_be_bytes());
                 let sum = checksum::finish(checksum::sum(payload, sum + u64::from(length)));
                 let sum = not_absent(sum, true);
-                head[UDP_CHECKSUM..UDP_CHECKSUM + 2].copy_from_slice(&sum.to_be_bytes());
+                head[header::UDP_CHECKSUM..header::UDP_CHECKSUM + 2].copy_from_slice(&sum.to_be_bytes());
             }
         }
         Some(payload)

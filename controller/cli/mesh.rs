@@ -3,6 +3,7 @@
 use super::apply::generation;
 use super::operations::{Tense, operations, summary};
 use super::{AskArgs, Error};
+use crate::proto::host::client::pages;
 use crate::proto::host::output::columns;
 use crate::proto::v1;
 
@@ -43,16 +44,12 @@ impl Command {
 impl ListArgs {
     async fn run(&self) -> Result<(), Error> {
         let mut controller = self.ask.connect().await?;
-        let mut all = v1::ListMeshesResponse::default();
-        let mut after = String::new();
-        loop {
+        let page = async |after| {
             let answer = controller.list_meshes(v1::ListMeshesRequest { after }).await?.into_inner();
-            all.meshes.extend(answer.meshes);
-            match all.meshes.last().filter(|_| answer.more > 0) {
-                Some(last) => after = last.name.clone(),
-                None => break,
-            }
-        }
+            Ok::<_, Error>((answer.meshes, answer.more))
+        };
+        let meshes = pages(page, |mesh| &mesh.name).await?;
+        let all = v1::ListMeshesResponse { meshes, more: 0 };
         self.ask.write(&all, table)
     }
 }

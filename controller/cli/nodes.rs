@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::{AskArgs, Error};
 use crate::proto::convert;
+use crate::proto::host::client::pages;
 use crate::proto::host::output::columns;
 use crate::proto::host::words::{span, tunnel_state};
 use crate::proto::session::Generation;
@@ -29,16 +30,11 @@ pub(super) struct TunnelsArgs {
 impl NodesArgs {
     pub(super) async fn run(&self) -> Result<(), Error> {
         let mut controller = self.ask.connect().await?;
-        let mut all = v1::ListNodesResponse::default();
-        let mut after = String::new();
-        loop {
+        let page = async |after| {
             let answer = controller.list_nodes(v1::ListNodesRequest { after }).await?.into_inner();
-            all.nodes.extend(answer.nodes);
-            match all.nodes.last().filter(|_| answer.more > 0) {
-                Some(last) => after = last.name.clone(),
-                None => break,
-            }
-        }
+            Ok::<_, Error>((answer.nodes, answer.more))
+        };
+        let all = v1::ListNodesResponse { nodes: pages(page, |node| &node.name).await?, more: 0 };
         self.ask.write(&all, nodes)
     }
 }
@@ -46,19 +42,14 @@ impl NodesArgs {
 impl TunnelsArgs {
     pub(super) async fn run(&self) -> Result<(), Error> {
         let mut controller = self.ask.connect().await?;
+        // What is said beside the tunnels is that of the last page.
         let mut all = v1::ListNodeTunnelsResponse::default();
-        let mut after = String::new();
-        loop {
+        let page = async |after| {
             let request = v1::ListNodeTunnelsRequest { node: self.node.clone(), after };
-            let mut answer = controller.list_node_tunnels(request).await?.into_inner();
-            all.tunnels.append(&mut answer.tunnels);
-            let more = std::mem::take(&mut answer.more);
-            all = v1::ListNodeTunnelsResponse { tunnels: all.tunnels, ..answer };
-            match all.tunnels.last().filter(|_| more > 0) {
-                Some(last) => after = last.name.clone(),
-                None => break,
-            }
-        }
+            all = controller.list_node_tunnels(request).await?.into_inner();
+            Ok::<_, Error>((std::mem::take(&mut all.tunnels), std::mem::take(&mut all.more)))
+        };
+        all.tunnels = pages(page, |tunnel| &tunnel.name).await?;
         self.ask.write(&all, |answer| tunnels(&self.node, answer))
     }
 }

@@ -19,3 +19,6 @@ pub struct Facts {
     /// Weaker settings that were asked for by name.
     pub weakened: Vec<String>,
 }
+
+#[cfg(test)]
+mod tests;

@@ -35,3 +35,24 @@ pub async fn connect(socket: &Path, what: &str, start: &str) -> anyhow::Result<C
         )
     })
 }
+
+/// All of a list that is told in pages. `page` asks for those after a name, and has how many more there are; `name` is
+/// an entry's.
+///
+/// # Errors
+/// That of the first page that cannot be had.
+pub async fn pages<T, E>(
+    mut page: impl AsyncFnMut(String) -> Result<(Vec<T>, u32), E>,
+    name: impl Fn(&T) -> &str,
+) -> Result<Vec<T>, E> {
+    let mut all: Vec<T> = Vec::new();
+    let mut after = String::new();
+    loop {
+        let (entries, more) = page(after).await?;
+        all.extend(entries);
+        match all.last().filter(|_| more > 0) {
+            Some(last) => after = name(last).to_owned(),
+            None => return Ok(all),
+        }
+    }
+}

@@ -58,7 +58,7 @@ fn v6_syn(options: &[u8]) -> Vec<u8> {
 /// The MSS option that begins the TCP options of `packet` after clamping.
 fn clamped(mut packet: Vec<u8>, mtu: u16) -> u16 {
     clamp(&mut packet, mtu);
-    let options = Packet::parse(&packet).unwrap().transport().unwrap().1 + TCP_HEADER;
+    let options = Packet::parse(&packet).unwrap().transport().unwrap().1 + header::TCP;
     u16::from_be_bytes([packet[options + 2], packet[options + 3]])
 }
 

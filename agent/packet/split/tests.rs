@@ -23,9 +23,9 @@ fn tcp() -> impl Strategy<Value = Transport> {
         let mut header = TcpHeader::new(source, destination, sequence, window);
         header.acknowledgment_number = acknowledgment;
         header.urgent_pointer = urgent;
-        header.fin = flags & FIN != 0;
-        header.psh = flags & PSH != 0;
-        header.cwr = flags & CWR != 0;
+        header.fin = flags & header::FIN != 0;
+        header.psh = flags & header::PSH != 0;
+        header.cwr = flags & header::CWR != 0;
         header.ack = flags & 0x10 != 0;
         header.ece = flags & 0x40 != 0;
         header.set_options_raw(&options).unwrap();
@@ -48,7 +48,7 @@ fn whole_of(ip: impl Strategy<Value = IpHeaders>) -> impl Strategy<Value = Whole
             let mut bytes = sample::build(ip, transport, &payload);
             let packet = Packet::parse(&bytes).unwrap();
             let (number, start) = packet.transport().unwrap();
-            let offset = if kind == SegmentKind::Udp { UDP_CHECKSUM } else { TCP_CHECKSUM };
+            let offset = if kind == SegmentKind::Udp { header::UDP_CHECKSUM } else { header::TCP_CHECKSUM };
             let length = (bytes.len() - start) as u32;
             let sum = checksum::pseudo_header(packet.source(), packet.destination(), number, length);
             let sum = checksum::fold(sum).to_be_bytes();
@@ -143,10 +143,10 @@ proptest! {
                 let sequence = sequence.wrapping_add((index * size) as u32);
                 expected[at + 4..at + 8].copy_from_slice(&sequence.to_be_bytes());
                 if index + 1 < packets.len() {
-                    expected[at + 13] &= !(FIN | PSH);
+                    expected[at + 13] &= !(header::FIN | header::PSH);
                 }
                 if index > 0 {
-                    expected[at + 13] &= !CWR;
+                    expected[at + 13] &= !header::CWR;
                 }
                 expected[at + 16..at + 18].copy_from_slice(&packet[at + 16..at + 18]);
             }
@@ -161,7 +161,7 @@ proptest! {
         let mut bytes = whole.header.emit(train.header_length() as u16);
         bytes[0] = 1;
         bytes[6..8].copy_from_slice(&(whole.transport as u16).to_ne_bytes());
-        let offset = if kind == SegmentKind::Udp { UDP_CHECKSUM } else { TCP_CHECKSUM };
+        let offset = if kind == SegmentKind::Udp { header::UDP_CHECKSUM } else { header::TCP_CHECKSUM };
         bytes[8..10].copy_from_slice(&(offset as u16).to_ne_bytes());
         let header = VirtioNetHdr::decode(&bytes).unwrap();
         let mut input = whole.bytes.clone();
@@ -178,8 +178,8 @@ proptest! {
         let parsed = Packet::parse(&packet).unwrap();
         let Some((number, start)) = parsed.transport() else { return Ok(()) };
         let offset = match number {
-            protocol::TCP => TCP_CHECKSUM,
-            protocol::UDP => UDP_CHECKSUM,
+            protocol::TCP => header::TCP_CHECKSUM,
+            protocol::UDP => header::UDP_CHECKSUM,
             _ => return Ok(()),
         };
         let length = (packet.len() - start) as u32;

@@ -2,45 +2,24 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
-use std::sync::Arc;
 
 use futures_util::FutureExt;
-use tempfile::TempDir;
-use tokio::task::JoinSet;
 use tokio_stream::StreamExt;
 
 use super::*;
-use crate::controller::runtime::{self, BEHIND, Link, Outgoing, Runtime};
-use crate::controller::store::Store;
-use crate::controller::store::sqlite::SqliteStore;
-use crate::controller::stored::Stored;
+use crate::controller::runtime::{BEHIND, Link, Outgoing};
+use crate::controller::service::tests::{Controller, controller};
 use crate::proto::session::{Ack, AgentMessage, ControllerMessage, Hello, PROTOCOL_VERSION, RunId};
 
 /// How long to wait for what must come.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A controller with a store in a directory of its own.
-struct Controller {
-    handle: ControllerHandle,
-    admin: Admin,
-    _tasks: JoinSet<()>,
-    _directory: TempDir,
-}
-
-async fn controller() -> Controller {
-    let directory = tempfile::tempdir().unwrap();
-    let store: Arc<dyn Store> = Arc::new(SqliteStore::open(directory.path()).unwrap());
-    let (_, transaction) = Stored::default().start("store-1").unwrap();
-    store.commit(transaction).await.unwrap();
-    let (entries, revision) = store.read("").await.unwrap();
-    let (handle, requests) = runtime::channel();
-    let runtime = Runtime::new(Stored::from_entries(entries, revision), 1, store, requests);
-    let mut tasks = JoinSet::new();
-    tasks.spawn(runtime.run(std::future::pending()));
+async fn running() -> (Controller, Admin) {
+    let controller = controller().await;
     let facts =
         Facts { started: Duration::ZERO, listen: Vec::new(), store: String::new(), weakened: Vec::new() };
-    let admin = Admin::new(handle.clone(), facts, CancellationToken::new());
-    Controller { handle, admin, _tasks: tasks, _directory: directory }
+    let admin = Admin::new(controller.handle.clone(), facts, CancellationToken::new());
+    (controller, admin)
 }
 
 /// The session of an agent, and what the controller says on it.
@@ -92,7 +71,7 @@ impl Agent {
 async fn all_events_are_told_and_so_many_at_once() {
     const AGENTS: u16 = 400;
     const AT_ONCE: usize = 1_000;
-    let Controller { handle, admin, .. } = &controller().await;
+    let (Controller { handle, .. }, admin) = &running().await;
     for number in 0..AGENTS {
         let agent = Agent::begin(handle, number).await;
         let refusal = AgentMessage::Refusal("it has another".to_owned());
@@ -115,7 +94,7 @@ async fn all_events_are_told_and_so_many_at_once() {
 
 #[tokio::test]
 async fn the_watch_of_convergence_ends_once_all_have_acknowledged_what_was_asked_for() {
-    let Controller { handle, admin, .. } = &controller().await;
+    let (Controller { handle, .. }, admin) = &running().await;
     let mut agents = [Agent::begin(handle, 1).await, Agent::begin(handle, 2).await];
     let follow = async |agents: &mut [Agent]| {
         for agent in agents {

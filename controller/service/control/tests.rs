@@ -4,17 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use hyper_util::rt::TokioIo;
-use tempfile::TempDir;
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint, Server};
 
 use super::*;
 use crate::controller::mesh;
-use crate::controller::runtime::{self, Runtime};
-use crate::controller::store::Store;
-use crate::controller::store::sqlite::SqliteStore;
-use crate::controller::stored::Stored;
+use crate::controller::runtime;
+use crate::controller::service::tests::{Controller, controller};
 use crate::proto::model::NodeName;
 use crate::proto::session::{Ack, Delta, Heartbeat, ItemId, PROTOCOL_VERSION, Report, RunId, Tag};
 use crate::proto::v1::agent_control_client::AgentControlClient;
@@ -24,28 +21,6 @@ use crate::proto::v1::agent_control_server::AgentControlServer;
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Less than an answer takes that is waited for in vain.
 const AT_ONCE: Duration = Duration::from_millis(900);
-
-/// A controller with a store in a directory of its own.
-struct Controller {
-    handle: ControllerHandle,
-    stop: CancellationToken,
-    tasks: JoinSet<()>,
-    _directory: TempDir,
-}
-
-async fn controller() -> Controller {
-    let directory = tempfile::tempdir().unwrap();
-    let store: Arc<dyn Store> = Arc::new(SqliteStore::open(directory.path()).unwrap());
-    let (_, transaction) = Stored::default().start("store-1").unwrap();
-    store.commit(transaction).await.unwrap();
-    let (entries, revision) = store.read("").await.unwrap();
-    let (handle, requests) = runtime::channel();
-    let runtime = Runtime::new(Stored::from_entries(entries, revision), 1, store, requests);
-    let mut tasks = JoinSet::new();
-    let stop = CancellationToken::new();
-    tasks.spawn(runtime.run(stop.clone().cancelled_owned()));
-    Controller { handle, stop, tasks, _directory: directory }
-}
 
 fn peer(number: u8) -> Peer {
     Peer::new(Ipv4Addr::new(172, 100, 1, number).into(), Ipv4Addr::new(172, 100, 9, 9).into())
