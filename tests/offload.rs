@@ -221,6 +221,15 @@ fn the_state_of_each_is_told() {
     assert!(pair.agents[0].show("status").contains("udp-gro off (switched off by --without)"));
     assert!(pair.agents[0].show("tunnels").contains("link: without tun-uso: switched off for this tunnel"));
 
+    let open = Pair::new(Family::V4, "RAW", 1500, &[]);
+    open.set(1400, &["tun-tso", "udp-gro"]);
+    let agent = grpcurl(&open.agents[0], STATUS, &json!({})).unwrap();
+    // The data port's is the host's; a device's is not.
+    assert_eq!(
+        states(&agent["offloads"]),
+        ["tun-tso true", "tun-uso true", "udp-gso true", "udp-gro false switched off by tunnel link"]
+    );
+
     let refused = grpcurl(
         &pair.agents[0],
         ADD,

@@ -15,7 +15,7 @@ use crate::agent::session::LinkState;
 use crate::proto::command::{Command, CommandError, ErrorKind, Field, Outcome};
 use crate::proto::convert;
 use crate::proto::convert::room::{FIELD, MESSAGE, Room, page, parts};
-use crate::proto::model::{Invalid, OffloadState, Owner};
+use crate::proto::model::{Invalid, Offload, OffloadState, Owner};
 use crate::proto::v1;
 use crate::proto::v1::tunnel_service_server::TunnelService;
 
@@ -181,7 +181,7 @@ impl TunnelService for Local {
             findings: findings.iter().map(ToString::to_string).collect(),
             weakened: self.facts.weakened_now(controller.as_ref()),
             controller: controller.map(controller_to_wire),
-            offloads: self.facts.offloads.iter().cloned().map(Into::into).collect(),
+            offloads: offloads(&self.facts.offloads, &tunnels),
         }))
     }
 
@@ -189,6 +189,19 @@ impl TunnelService for Local {
         let tunnels = self.agent.leave().await.map_err(|error| status(&error))?;
         Ok(Response::new(v1::LeaveResponse { tunnels: u32::try_from(tunnels).unwrap_or(u32::MAX) }))
     }
+}
+
+/// What is used on the whole host. What one tunnel has off that is of the data port is off for all.
+fn offloads(of_host: &[OffloadState], tunnels: &[v1::TunnelStatus]) -> Vec<v1::OffloadState> {
+    let of_port = Offload::UdpGro;
+    let states = of_host.iter().map(|state| {
+        let tunnel = tunnels.iter().filter_map(|status| status.tunnel.as_ref()).find(|tunnel| {
+            state.offload == of_port && tunnel.without.iter().any(|name| name == of_port.name())
+        });
+        let by_tunnel = || tunnel.map(|tunnel| format!("switched off by tunnel {}", tunnel.name));
+        OffloadState { offload: state.offload, why_off: state.why_off.clone().or_else(by_tunnel) }
+    });
+    states.map(Into::into).collect()
 }
 
 fn controller_to_wire(status: ControllerStatus) -> v1::ControllerStatus {

@@ -11,6 +11,8 @@ that a drift of the machine hits all alike, and the table has the medians of all
   rtt         microseconds, the mean of 2,000 pings back to back
   cpu         seconds of processor time of both daemons for each Gbit of tcp1
   rss         MiB of both daemons together
+
+Lines as `tunmesh / relay` have its figures as shares of the better relay's.
 """
 
 import argparse
@@ -465,14 +467,16 @@ def main():
     parser = argparse.ArgumentParser(
         prog="scripts/bench data-plane", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("systems", nargs="*", metavar="SYSTEM", help=", ".join(SYSTEMS))
-    parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--seconds", type=int, default=3, help="of each figure")
+    default = ["tunmesh", "relay1", "relay2", "vxlan"]
+    systems = f"{', '.join(SYSTEMS)}; default {' '.join(default)}"
+    parser.add_argument("systems", nargs="*", metavar="SYSTEM", help=systems)
+    parser.add_argument("--rounds", type=int, default=8, help="default 8")
+    parser.add_argument("--seconds", type=int, default=3, help="of each figure, default 3")
     parser.add_argument("--hard", action="store_true", help="segments are real on the cable, as on most networks")
     parser.add_argument("--bin", default=f"{ROOT}/target/release", help=argparse.SUPPRESS)
     parser.add_argument("--tunnels", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    systems = arguments.systems or ["tunmesh", "relay1", "relay2", "vxlan"]
+    systems = arguments.systems or default
     unknown = [system for system in systems if system not in SYSTEMS]
     if unknown:
         parser.error(f"{unknown[0]} is no system that is known here; choose among {', '.join(SYSTEMS)}")

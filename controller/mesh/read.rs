@@ -163,7 +163,7 @@ impl Reader {
         for (field, text) in Self::texts("without", texts) {
             let Some(offload) = self.read(&field, &text, Offload::from_str) else { continue };
             if !without.insert(offload) {
-                let fault = Invalid::new("is there twice", "write each offload once");
+                let fault = Invalid::new("stands twice", "give it once");
                 self.fault(place(&text), &field, &text.value, fault);
             }
         }

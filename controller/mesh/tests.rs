@@ -251,7 +251,7 @@ fn every_fault_has_its_place_field_value_and_remedy() {
             "nodes: {a: }\nwithout: [udp-gso, lro, udp-gso]\n",
             &[
                 (":4:20: without[1] \"lro\" is no offload", "tun-tso, tun-uso, udp-gso, udp-gro"),
-                (":4:25: without[2] \"udp-gso\" is there twice", "each offload once"),
+                (":4:25: without[2] \"udp-gso\" stands twice", "give it once"),
             ],
         ),
         ("nodes: {a: }\nmtu: 67\n", &[(":4:6: mtu \"67\" is out of range", "68 to 65535")]),
