@@ -162,17 +162,19 @@ fn a_peer_that_cannot_be_reached_holds_up_no_other() {
     assert!(number(&drops("narrow")["too_big"]) > 0, "{}", drops("narrow"));
 }
 
-/// Counts what arrives at a device of `host` by its ECN field; returns what to read the counts with.
-fn count_ecn(host: &Host, device: &str) -> impl Fn() -> [u64; 4] {
-    let rules = ["not-ect", "ect1", "ect0", "ce"].map(|field| {
-        format!("add rule ip t in iifname {device} icmp type echo-request ip ecn {field} counter")
-    });
-    let chain = "add table ip t; add chain ip t in { type filter hook prerouting priority 0; }";
+/// Counts `what` arrives at a device of `host` by its ECN field, in a table of its own; returns what to read the counts
+/// with.
+fn count_ecn(host: &Host, table: &str, device: &str, what: &str) -> impl Fn() -> [u64; 4] + use<> {
+    let rules = ["not-ect", "ect1", "ect0", "ce"]
+        .map(|field| format!("add rule ip {table} in iifname {device} {what} ip ecn {field} counter"));
+    let chain = format!(
+        "add table ip {table}; add chain ip {table} in {{ type filter hook prerouting priority 0; }}"
+    );
     host.run(["nft", &format!("{chain}; {}", rules.join("; "))]);
-    let host = host.clone();
+    let (host, table) = (host.clone(), table.to_owned());
     move || {
         let listed: Value =
-            serde_json::from_str(&host.run(["nft", "-j", "list", "table", "ip", "t"])).unwrap();
+            serde_json::from_str(&host.run(["nft", "-j", "list", "table", "ip", &table])).unwrap();
         let rules = listed["nftables"].as_array().unwrap().iter().filter_map(|entry| entry.get("rule"));
         let counts = rules.map(|rule| {
             let parts = rule["expr"].as_array().unwrap().iter();
@@ -200,7 +202,8 @@ fn congestion_marked_on_the_way_reaches_the_packets_inside() {
     };
     set("RAW");
     ping_ok(&a, "10.0.1.2");
-    let arrived = count_ecn(&b, "link");
+    let arrived = count_ecn(&b, "inside", "link", "icmp type echo-request");
+    let carried = count_ecn(&b, "outside", &b.device_to(&a), "udp dport 5000");
     // The field of the packet inside as it arrives, for each that is sent; 4: it does not arrive.
     let fields = || {
         [0, 1, 2, 3].map(|field| {
@@ -218,7 +221,10 @@ fn congestion_marked_on_the_way_reaches_the_packets_inside() {
         ]);
         a.run(["nft", &format!("add rule ip m out udp dport 5000 ip ecn set {field}")]);
     };
+    // On the way a packet shows what it is.
+    let before = carried();
     assert_eq!(fields(), [0, 1, 2, 3]);
+    assert!((0..4).all(|field| carried()[field] > before[field]), "{before:?} {:?}", carried());
     mark("ce");
     assert_eq!(fields(), [4, 3, 3, 3]);
     assert_eq!(number(&tunnel(&agents[1], "link")["received"]["drops"]["congested"]), 1);
@@ -230,6 +236,10 @@ fn congestion_marked_on_the_way_reaches_the_packets_inside() {
     set("PI");
     mark("ce");
     assert_eq!(fields(), [0, 1, 2, 3]);
+    a.run(["nft", "delete table ip m"]);
+    let before = carried();
+    assert_eq!(fields(), [0, 1, 2, 3]);
+    assert_eq!(carried()[1..], before[1..], "of a packet nothing is shown");
 }
 
 /// Two hosts whose datagrams go by way of a third, which is not kind to them.
