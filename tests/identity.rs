@@ -10,7 +10,8 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use lab::{
-    Agent, Controller, Pinger, SOON, Segment, copy_files, node_name, ping, ping_ok, wait_live, wait_until,
+    Agent, Controller, Early, Pinger, SOON, Segment, copy_files, node_name, ping, ping_ok, wait_live,
+    wait_until,
 };
 
 /// When another agent of the name has the place of one that is dead: it dials at most 6 s after it was refused, and
@@ -275,4 +276,27 @@ fn a_foreign_store_changes_nothing_and_is_followed_by_those_that_leave() {
     assert_eq!(agents[..2].iter().map(Agent::tunnel_names).collect::<Vec<_>>(), before[..2]);
     assert!(segment.controller.events("store-restored", "").is_empty());
     lost_nothing(flow);
+}
+
+/// What later releases have added to the protocol can be left out, and what a controller does not speak is not spoken.
+#[test]
+fn an_agent_of_another_release_is_one_of_the_mesh() {
+    let segment = Segment::new(2);
+    let first = segment.agents(1);
+    // With its endpoint in the file it has its place before it dials.
+    let file = mesh(1..=2).replace("10.9.0.2}", "10.9.0.2, endpoint: 172.100.1.2}");
+    segment.controller.apply(&file).unwrap();
+    let address = Segment::CONTROLLER.parse().unwrap();
+    for version in [1, 9] {
+        let other = Early::dial(segment.host(2), address, "n2", version);
+        let heard = other.heard();
+        assert_eq!(heard.welcome.protocol_version, 1);
+        // The device, and the tunnel to the first.
+        assert_eq!(heard.items.len(), 2);
+        // It has acknowledged what is wanted, and what changes.
+        let changed = file.replace("nodes:", &format!("mtu: {}\nnodes:", 1400 + version));
+        segment.controller.apply_with(&changed, &["--wait"]).unwrap();
+        assert_eq!(segment.controller.node("n2")["health"], "LIVE");
+        assert_eq!(endpoint_of_2(&first[0]), "172.100.1.2:5000");
+    }
 }
