@@ -76,9 +76,12 @@ fn coalesce(bencher: Bencher<'_, '_>) {
         buffer[..40].copy_from_slice(&fresh[..40]);
         let mut at = 0;
         for packet in &packets {
-            let parsed = Packet::parse(packet).unwrap();
-            coalescer.push(Owner { device: 0, tunnel: 0 }, Merges::ALL, &buffer, at, &parsed);
-            at += packet.len();
+            let end = at + packet.len();
+            if !coalescer.extend(&buffer, at..end) {
+                let parsed = Packet::parse(packet).unwrap();
+                coalescer.push(Owner { device: 0, tunnel: 0 }, Merges::ALL, &buffer, at, &parsed);
+            }
+            at = end;
         }
         let mut writes = 0;
         coalescer.drain(&mut buffer, |_, write| writes += write.packets);

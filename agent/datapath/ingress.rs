@@ -119,21 +119,27 @@ impl Ingress {
         let merges = device.open.tun.merges();
         let buffer = self.receiver.buffer_mut();
         let mut is_packet = false;
+        // Whether the datagram before was a packet and nothing else.
+        let mut goes_on = false;
         // Of a train most packets are between the same two hosts, and one judgement does for all.
         let mut admitted = None;
         let mut at = place.start;
         loop {
             let end = (at + segment).min(place.end);
-            let Some(datagram) = buffer.get_mut(at..end) else { break };
-            match unwrap(device, tunnel, datagram, tos, &mut admitted) {
-                Ok(start) => {
-                    is_packet = true;
-                    let at = at + start;
-                    if let Some(Ok(packet)) = buffer.get(at..end).map(Packet::parse) {
-                        self.coalescer.push(owner, merges, buffer, at, &packet);
+            if !(goes_on && self.coalescer.extend(buffer, at..end)) {
+                let Some(datagram) = buffer.get_mut(at..end) else { break };
+                let unwrapped = unwrap(device, tunnel, datagram, tos, &mut admitted);
+                goes_on = unwrapped == Ok(0);
+                match unwrapped {
+                    Ok(start) => {
+                        is_packet = true;
+                        let at = at + start;
+                        if let Some(Ok(packet)) = buffer.get(at..end).map(Packet::parse) {
+                            self.coalescer.push(owner, merges, buffer, at, &packet);
+                        }
                     }
+                    Err(reason) => tunnel.stats.received.drops.count(reason, 1),
                 }
-                Err(reason) => tunnel.stats.received.drops.count(reason, 1),
             }
             at = end;
             if at >= place.end {

@@ -85,6 +85,8 @@ pub struct Coalescer {
     pieces: Vec<Piece>,
     /// Slots that may grow, the oldest first.
     open: Vec<usize>,
+    /// The slot of the packet that was taken in last, if it may grow.
+    last: Option<usize>,
 }
 
 /// A part of the receive buffer.
@@ -115,6 +117,8 @@ struct Chain {
     /// Where the first packet is in the receive buffer.
     at: usize,
     shape: Shape,
+    /// The sum of the pseudo-header but for the length.
+    pseudo: u64,
     next_sequence: u32,
     next_identification: u16,
     /// Whether the first packet's checksums have been found right.
@@ -150,6 +154,7 @@ impl Coalescer {
     ///
     /// [`drain`]: Self::drain
     pub fn push(&mut self, owner: Owner, merges: Merges, buffer: &[u8], at: usize, packet: &Packet<'_>) {
+        self.last = None;
         let may_be = |shape: &Shape| if shape.is_tcp { merges.tcp } else { merges.udp };
         let Some(shape) = shape(packet).filter(may_be) else {
             self.close_between(owner, packet);
@@ -161,8 +166,8 @@ impl Coalescer {
         let found = self.open.iter().rposition(|slot| self.is_of(*slot, owner, &flow));
         if let Some(position) = found {
             let slot = self.open[position];
-            match self.append(slot, buffer, at, bytes, &shape) {
-                Appended::Open => return,
+            match self.append(slot, buffer, at, bytes) {
+                Appended::Open => return self.last = Some(slot),
                 Appended::Last => {
                     self.open.remove(position);
                     return;
@@ -181,6 +186,7 @@ impl Coalescer {
             flow,
             at,
             shape,
+            pseudo: checksum::pseudo_header(flow.source, flow.destination, flow.protocol, 0),
             next_sequence: sequence.wrapping_add(shape.size as u32),
             next_identification: identification(bytes).wrapping_add(1),
             is_verified: false,
@@ -192,12 +198,30 @@ impl Coalescer {
                 self.open.remove(0);
             }
             self.open.push(slot);
+            self.last = Some(slot);
+        }
+    }
+
+    /// Takes in the packet at `place` of the receive buffer if it goes on where the packet that was taken in last ended,
+    /// between the same ports and with the same header but for what counts up. Returns whether it did; otherwise it is
+    /// to be pushed. Whatever was found of that packet by its header holds for this one.
+    pub fn extend(&mut self, buffer: &[u8], place: Range<usize>) -> bool {
+        let (Some(slot), Some(bytes)) = (self.last, buffer.get(place.clone())) else { return false };
+        match self.append(slot, buffer, place.start, bytes) {
+            Appended::Open => true,
+            Appended::Last => {
+                self.last = None;
+                self.open.retain(|open| *open != slot);
+                true
+            }
+            Appended::No | Appended::Damaged => false,
         }
     }
 
     /// Hands out all that was taken in, in the order in which it came, and is empty.
     pub fn drain(&mut self, buffer: &mut [u8], mut emit: impl FnMut(&[u8], Write<'_>)) {
         self.open.clear();
+        self.last = None;
         for slot in &self.slots {
             let (mut header, mut bytes) = (VnetHeader::WHOLE, slot.length);
             if let Some(chain) = slot.chain.filter(|_| slot.packets > 1) {
@@ -250,37 +274,38 @@ impl Coalescer {
         (self.pieces.len() - 1) as u32
     }
 
-    fn append(&mut self, slot: usize, buffer: &[u8], at: usize, bytes: &[u8], shape: &Shape) -> Appended {
+    fn append(&mut self, slot: usize, buffer: &[u8], at: usize, bytes: &[u8]) -> Appended {
         let Slot { chain: Some(chain), length, packets, .. } = &self.slots[slot] else { return Appended::No };
-        let (chain, length, packets) = (*chain, *length, *packets);
-        let Some(head) = buffer.get(chain.at..chain.at + chain.shape.payload) else { return Appended::No };
-        let most = if shape.is_tcp { TCP_SEGMENTS } else { UDP_SEGMENTS };
-        if !follows(head, &chain, bytes, shape) || length + shape.size > LONGEST || packets >= most {
+        let Shape { is_tcp, payload, size: longest, .. } = chain.shape;
+        let Some(head) = buffer.get(chain.at..chain.at + payload) else { return Appended::No };
+        let most = if is_tcp { TCP_SEGMENTS } else { UDP_SEGMENTS };
+        let size = bytes.len().saturating_sub(payload);
+        if *packets >= most || length + size > LONGEST || !follows(head, chain, bytes) {
             return Appended::No;
         }
         if !chain.is_verified {
-            let first = buffer.get(chain.at..chain.at + chain.shape.payload + chain.shape.size);
-            if !first.is_some_and(|first| is_intact(first, &chain.flow, &chain.shape)) {
+            let first = buffer.get(chain.at..chain.at + payload + longest);
+            if !first.is_some_and(|first| is_intact(first, chain)) {
                 return Appended::No;
             }
         }
-        if !is_intact(bytes, &chain.flow, shape) {
+        if !is_intact(bytes, chain) {
             return Appended::Damaged;
         }
-        let piece = self.piece(at + shape.payload, shape.size);
+        let is_pushed = is_tcp && bytes[chain.shape.transport + 13] & header::PSH != 0;
+        let piece = self.piece(at + payload, size);
         let slot = &mut self.slots[slot];
         self.pieces[slot.last as usize].next = piece;
         slot.last = piece;
         slot.packets += 1;
-        slot.length += shape.size;
-        let is_pushed = shape.is_tcp && bytes[shape.transport + 13] & header::PSH != 0;
+        slot.length += size;
         if let Some(chain) = &mut slot.chain {
             chain.is_verified = true;
             chain.is_pushed |= is_pushed;
-            chain.next_sequence = chain.next_sequence.wrapping_add(shape.size as u32);
+            chain.next_sequence = chain.next_sequence.wrapping_add(size as u32);
             chain.next_identification = chain.next_identification.wrapping_add(1);
         }
-        if is_pushed || shape.size < chain.shape.size { Appended::Last } else { Appended::Open }
+        if is_pushed || size < longest { Appended::Last } else { Appended::Open }
     }
 }
 
@@ -366,38 +391,56 @@ fn identification(bytes: &[u8]) -> u16 {
     u16::from_be_bytes([bytes[4], bytes[5]])
 }
 
-/// Whether a packet goes on where the chain with the headers `head` ends. Both are of one flow.
-fn follows(head: &[u8], chain: &Chain, bytes: &[u8], shape: &Shape) -> bool {
-    let same = |range: Range<usize>| head.get(range.clone()) == bytes.get(range);
-    if shape.payload != chain.shape.payload || shape.size > chain.shape.size {
+/// Whether bytes are a packet that goes on where the chain with the headers `head` ends.
+fn follows(head: &[u8], chain: &Chain, bytes: &[u8]) -> bool {
+    let Shape { is_tcp, transport: at, payload, size } = chain.shape;
+    if bytes.len() <= payload || bytes.len() > payload + size {
         return false;
     }
-    let network = if chain.flow.source.is_ipv4() {
-        let may_vary = u16::from_be_bytes([bytes[6], bytes[7]]) & DONT_FRAGMENT != 0;
-        // Version and TOS; flags, TTL and protocol. The kernel counts the identification up when it splits.
-        same(0..2) && same(6..10) && (may_vary || identification(bytes) == chain.next_identification)
+    let number = |at: usize| u16::from_be_bytes([bytes[at], bytes[at + 1]]);
+    let network = if at == header::V4 {
+        let may_vary = number(6) & DONT_FRAGMENT != 0;
+        // Version and TOS; flags, TTL and protocol; addresses. The kernel counts the identification up when it splits.
+        same::<2>(head, bytes, 0)
+            && same::<4>(head, bytes, 6)
+            && same::<8>(head, bytes, 12)
+            && usize::from(number(2)) == bytes.len()
+            && (may_vary || identification(bytes) == chain.next_identification)
     } else {
-        // Version, traffic class and flow label; hop limit.
-        same(0..4) && same(6..8)
+        // Version, traffic class and flow label; next header and hop limit; addresses.
+        same::<4>(head, bytes, 0)
+            && same::<2>(head, bytes, 6)
+            && same::<32>(head, bytes, 8)
+            && header::V6 + usize::from(number(4)) == bytes.len()
     };
-    let at = shape.transport;
-    let transport = !shape.is_tcp
-        || sequence(bytes, shape) == chain.next_sequence
-            // Acknowledgement and length; window; urgent pointer and options.
-            && same(at + 8..at + 13)
+    let transport = if is_tcp {
+        sequence(bytes, &chain.shape) == chain.next_sequence
+            // Acknowledgement and length; window; urgent pointer; options.
+            && same::<5>(head, bytes, at + 8)
             && (head[at + 13] ^ bytes[at + 13]) & !header::PSH == 0
-            && same(at + 14..at + 16)
-            && same(at + 18..shape.payload);
-    network && transport
+            && same::<2>(head, bytes, at + 14)
+            && same::<2>(head, bytes, at + 18)
+            && head[at + header::TCP..payload] == bytes[at + header::TCP..payload]
+    } else {
+        // The kernel merges no datagrams without checksum.
+        usize::from(number(at + 4)) == bytes.len() - at && number(at + header::UDP_CHECKSUM) != 0
+    };
+    // The ports.
+    network && same::<4>(head, bytes, at) && transport
 }
 
-/// Whether a packet's checksums are right.
-fn is_intact(bytes: &[u8], flow: &Flow, shape: &Shape) -> bool {
-    let (network, transport) = bytes.split_at(shape.transport);
-    let pseudo =
-        checksum::pseudo_header(flow.source, flow.destination, flow.protocol, transport.len() as u32);
-    (flow.source.is_ipv6() || checksum::finish(checksum::sum(network, 0)) == 0)
-        && checksum::finish(checksum::sum(transport, pseudo)) == 0
+/// Whether both have the same `N` bytes at `at`.
+#[inline(always)]
+fn same<const N: usize>(one: &[u8], other: &[u8], at: usize) -> bool {
+    let of = |bytes: &[u8]| bytes.get(at..).and_then(|bytes| bytes.first_chunk::<N>().copied());
+    of(one) == of(other)
+}
+
+/// Whether the checksums of a packet are right that is like those of the chain.
+fn is_intact(bytes: &[u8], chain: &Chain) -> bool {
+    let (network, transport) = bytes.split_at(chain.shape.transport);
+    (chain.flow.source.is_ipv6() || checksum::finish(checksum::sum(network, 0)) == 0)
+        && checksum::finish(checksum::sum(transport, chain.pseudo + transport.len() as u64)) == 0
 }
 
 /// Makes the headers of the first packet those of all, and returns what is left to do with them. `length` is that of
@@ -416,7 +459,7 @@ fn finish(buffer: &mut [u8], chain: &Chain, length: usize) -> [u8; vnet::LENGTH]
     } else {
         network[4..6].copy_from_slice(&(covered as u16).to_be_bytes());
     }
-    let pseudo = checksum::pseudo_header(flow.source, flow.destination, flow.protocol, covered as u32);
+    let pseudo = chain.pseudo + covered as u64;
     let field = if shape.is_tcp { header::TCP_CHECKSUM } else { header::UDP_CHECKSUM };
     if shape.is_tcp {
         if chain.is_pushed {
