@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use self::handle::Request;
 pub use self::handle::{AgentHandle, ControllerStatus, Counters, LinkStatus};
+use self::handle::{Asked, Request, Requests};
 pub use self::uplink::Uplink;
 use crate::agent::check;
 use crate::agent::datapath::DatapathEvent;
@@ -39,7 +39,7 @@ pub struct Runtime {
     state: AgentState,
     platform: Platform,
     store: Arc<Store>,
-    requests: mpsc::Receiver<Request>,
+    requests: Requests,
     events: mpsc::Receiver<DatapathEvent>,
     lookups: JoinSet<Resolved>,
     uplink: Option<Uplink>,
@@ -126,7 +126,7 @@ impl Runtime {
             let timeout = tokio::time::Instant::from_std(self.poll_timeout(now()));
             tokio::select! {
                 () = &mut shutdown => break Ok(()),
-                Some(request) = self.requests.recv() => self.answer(request).await,
+                Some(request) = self.requests.first() => self.answer(request).await,
                 Some(event) = self.events.recv() => match event {
                     DatapathEvent::DeviceGone => self.state.handle_device_event(now()),
                     DatapathEvent::Ended(why) => {
@@ -160,8 +160,9 @@ impl Runtime {
     async fn answer(&mut self, request: Request) {
         // Whoever asked may have gone away meanwhile.
         match request {
-            Request::Execute(command, owner, reply) => {
-                let _ = reply.send(self.execute(&command, owner).await);
+            Request::Execute(asked) => {
+                let all = self.requests.together(asked);
+                self.execute(all).await;
             }
             Request::Tunnels(reply) => {
                 let _ = reply.send(self.tunnels());
@@ -183,26 +184,49 @@ impl Runtime {
         }
     }
 
-    async fn execute(&mut self, command: &Command, owner: Owner) -> Result<Outcome, CommandError> {
-        // The command is judged against the host as it is now. Where it cannot be read the last reading stands.
+    /// Carries out commands, each about another tunnel, with one look at the host and one write to disk.
+    async fn execute(&mut self, all: Vec<Asked>) {
+        // They are judged against the host as it is now. Where it cannot be read the last reading stands.
         if let Ok(actual) = self.platform.observe().await {
             self.state.handle_observed(actual, now());
         }
-        let change = self.state.handle_command(command, owner)?;
-        let tunnel = command.tunnel().clone();
-        if change.is_change {
-            self.save(&change.wanted).await.map_err(|error| unkept(&error))?;
-            tracing::info!(%tunnel, ?owner, "{}", match command {
-                Command::Add { .. } => "tunnel is wanted",
-                Command::Delete { .. } => "tunnel is no longer wanted",
-            });
+        let commands: Vec<(&Command, Owner)> =
+            all.iter().map(|asked| (&*asked.command, asked.owner)).collect();
+        let (change, verdicts) = self.state.handle_commands(&commands);
+        let mut unkept = None;
+        if change.is_change
+            && let Err(error) = self.save(&change.wanted).await
+        {
+            unkept = Some(not_kept(&error));
+        } else {
+            for ((command, owner), _) in
+                commands.iter().zip(&verdicts).filter(|(_, verdict)| **verdict == Ok(true))
+            {
+                tracing::info!(tunnel = %command.tunnel(), ?owner, "{}", match command {
+                    Command::Add { .. } => "tunnel is wanted",
+                    Command::Delete { .. } => "tunnel is no longer wanted",
+                });
+            }
+            self.state.commit(change, now());
+            self.settle().await;
         }
-        self.state.commit(change, now());
-        self.settle().await;
-        Ok(match self.status(&tunnel) {
-            Some(status) => Outcome::Added { status: Box::new(status), notes: self.state.notes(&tunnel) },
+        for (Asked { command, reply, .. }, verdict) in all.into_iter().zip(verdicts) {
+            let outcome = match (verdict, &unkept) {
+                (Err(error), _) => Err(error),
+                (Ok(_), Some(error)) => Err(error.clone()),
+                (Ok(_), None) => Ok(self.outcome(&command)),
+            };
+            // Whoever asked may have gone away meanwhile.
+            let _ = reply.send(outcome);
+        }
+    }
+
+    fn outcome(&mut self, command: &Command) -> Outcome {
+        let tunnel = command.tunnel();
+        match self.status(tunnel) {
+            Some(status) => Outcome::Added { status: Box::new(status), notes: self.state.notes(tunnel) },
             None => Outcome::Deleted,
-        })
+        }
     }
 
     async fn save(&self, wanted: &Wanted) -> io::Result<()> {
@@ -275,7 +299,7 @@ impl Runtime {
     async fn leave(&mut self) -> Result<usize, CommandError> {
         let change = self.state.handle_wanted(None);
         if change.is_change {
-            self.save(&change.wanted).await.map_err(|error| unkept(&error))?;
+            self.save(&change.wanted).await.map_err(|error| not_kept(&error))?;
         }
         if let Some(uplink) = &mut self.uplink {
             uplink.end(now());
@@ -374,7 +398,7 @@ fn report(status: TunnelStatus, now: Duration) -> TunnelReport {
     }
 }
 
-fn unkept(error: &io::Error) -> CommandError {
+fn not_kept(error: &io::Error) -> CommandError {
     let remedy = if error.kind() == io::ErrorKind::ReadOnlyFilesystem {
         "mount the file system of the agent's state directory for writing; nothing has changed"
     } else {

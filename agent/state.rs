@@ -126,22 +126,64 @@ impl AgentState {
     }
 
     /// Judges a command. It changes nothing: keep the change, then [`Self::commit`] it.
+    ///
+    /// # Errors
+    /// Why it is refused.
     pub fn handle_command(&self, command: &Command, owner: Owner) -> Result<Change, CommandError> {
-        let mut desired = self.desired().clone();
-        match command {
-            Command::Add { tunnel, replace } => {
-                command::add(&mut desired, tunnel, *replace, owner)?;
-                if desired != *self.desired() {
-                    // What works is not upset by what does not, not even when that could work again.
-                    desired.rank_last(|name| *name != tunnel.name && self.is_faulty(name));
-                    self.check_faults(&desired, &tunnel.name)?;
-                }
-            }
-            Command::Delete { name } => command::delete(&mut desired, name, owner)?,
-        }
-        let mut change = self.change(Wanted { desired, controller: self.wanted.controller.clone() });
-        change.tried.insert(command.tunnel().clone());
+        let (change, verdicts) = self.handle_commands(&[(command, owner)]);
+        verdicts.into_iter().try_for_each(|verdict| verdict.map(|_| ()))?;
         Ok(change)
+    }
+
+    /// Judges commands that came together, each about another tunnel. Those that get along are all accepted, whatever
+    /// their order. Returns the change that the accepted ones make, and of each whether it changes anything or why it is
+    /// refused. It changes nothing: keep the change, then [`Self::commit`] it.
+    pub fn handle_commands(
+        &self,
+        commands: &[(&Command, Owner)],
+    ) -> (Change, Vec<Result<bool, CommandError>>) {
+        let mut desired = self.desired().clone();
+        let mut verdicts = Vec::with_capacity(commands.len());
+        self.judge(&mut desired, commands, &mut verdicts);
+        let mut change = self.change(Wanted { desired, controller: self.wanted.controller.clone() });
+        let accepted = commands.iter().zip(&verdicts).filter(|(_, verdict)| verdict.is_ok());
+        change.tried.extend(accepted.map(|((command, _), _)| command.tunnel().clone()));
+        (change, verdicts)
+    }
+
+    /// Judges all commands at once, and where that makes a fault one half after the other, so that what is at fault is
+    /// refused alone: to work out what is had of a thousand tunnels takes as long for one that is new as for all.
+    fn judge(
+        &self,
+        desired: &mut Desired,
+        commands: &[(&Command, Owner)],
+        verdicts: &mut Vec<Result<bool, CommandError>>,
+    ) {
+        let mut after = desired.clone();
+        let apply = |(command, owner): &(&Command, Owner)| command::apply(&mut after, command, *owner);
+        let applied: Vec<Result<bool, CommandError>> = commands.iter().map(apply).collect();
+        let changes = commands.iter().zip(&applied).filter(|(_, applied)| **applied == Ok(true));
+        let added: BTreeSet<&TunnelName> = changes
+            .filter_map(|((command, _), _)| match command {
+                Command::Add { tunnel, .. } => Some(&tunnel.name),
+                Command::Delete { .. } => None,
+            })
+            .collect();
+        if !added.is_empty() {
+            // What works is not upset by what does not, not even when that could work again.
+            after.rank_last(|name| !added.contains(name) && self.is_faulty(name));
+            if let Err(error) = self.check_faults(&after, &added) {
+                return match commands.split_at(commands.len() / 2) {
+                    ([], _) => verdicts.push(Err(error)),
+                    (first, second) => {
+                        self.judge(desired, first, verdicts);
+                        self.judge(desired, second, verdicts);
+                    }
+                };
+            }
+        }
+        *desired = after;
+        verdicts.extend(applied);
     }
 
     /// Takes in what the controller wants; `None`: it has no say any more. What of it clashes is at fault, and nothing
@@ -164,11 +206,11 @@ impl AgentState {
         self.target.faults.contains_key(name)
     }
 
-    /// Refuses a wanted state in which `name`, or because of it another tunnel, cannot be had.
-    fn check_faults(&self, desired: &Desired, name: &TunnelName) -> Result<(), CommandError> {
+    /// Refuses a wanted state in which one of `added`, or because of them another tunnel, cannot be had.
+    fn check_faults(&self, desired: &Desired, added: &BTreeSet<&TunnelName>) -> Result<(), CommandError> {
         let after = target::build(desired, &self.facts, &self.policy);
         let is_new = |(other, fault): &(&TunnelName, &CommandError)| {
-            *other == name || self.target.faults.get(*other) != Some(*fault)
+            added.contains(*other) || self.target.faults.get(*other) != Some(*fault)
         };
         let unresolved = |fault: &CommandError| fault.kind == ErrorKind::Unavailable;
         match after.faults.iter().find(|entry| is_new(entry) && !unresolved(entry.1)) {

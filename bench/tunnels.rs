@@ -1,4 +1,4 @@
-//! How long an agent takes for many tunnels that are added one after the other.
+//! How long an agent takes for many tunnels that are added over one connection.
 
 #![allow(clippy::print_stdout, reason = "the result is for whoever runs it")]
 #![allow(clippy::disallowed_methods, reason = "real time is what is measured")]
@@ -7,12 +7,13 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::Parser;
+use tokio::task::JoinSet;
 use tunmesh::proto::host::client::connect;
 use tunmesh::proto::v1;
 use tunmesh::proto::v1::tunnel::Framing;
 use tunmesh::proto::v1::tunnel_service_client::TunnelServiceClient;
 
-/// Adds tunnels to a running agent over one connection, and prints the seconds that it took.
+/// Adds tunnels to a running agent, and prints the seconds that it took.
 #[derive(Debug, Parser)]
 #[command(name = "tunnels")]
 struct Arguments {
@@ -34,6 +35,9 @@ struct Arguments {
     /// Each has a device of its own.
     #[arg(long)]
     devices: bool,
+    /// Each is asked for when the one before is there, not all at once.
+    #[arg(long)]
+    one_by_one: bool,
     /// Cargo says so.
     #[arg(long, hide = true)]
     bench: bool,
@@ -43,11 +47,23 @@ struct Arguments {
 async fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     let channel = connect(&arguments.socket, "agent", "agent").await?;
-    let mut agent = TunnelServiceClient::new(channel);
+    let agent = TunnelServiceClient::new(channel);
     let start = Instant::now();
+    let mut first = true;
+    let mut under_way = JoinSet::new();
     for number in 0..arguments.count {
+        let mut agent = agent.clone();
         let tunnel = Some(tunnel(&arguments, number));
-        agent.add_tunnel(v1::AddTunnelRequest { tunnel, replace: false }).await?;
+        let request = v1::AddTunnelRequest { tunnel, replace: false };
+        under_way.spawn(async move { agent.add_tunnel(request).await });
+        // The first brings the device that others name.
+        if first || arguments.one_by_one {
+            under_way.join_next().await.transpose()?.transpose()?;
+        }
+        first = false;
+    }
+    while let Some(added) = under_way.join_next().await {
+        added??;
     }
     println!("{:.3}", start.elapsed().as_secs_f64());
     Ok(())

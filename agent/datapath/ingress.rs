@@ -1,97 +1,85 @@
-//! From the sockets to the devices.
+//! From a socket to the devices.
 
 use std::io;
-use std::net::{IpAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use super::Shared;
 use super::batch::Place;
 use super::stats::DropReason;
 use super::table::{Device, Table, Tunnel};
-use super::{ROUNDS, Shared};
 use crate::agent::os::clock;
-use crate::agent::os::epoll::{Epoll, Waker};
 use crate::agent::os::udp::receive::{Received, Receiver};
 use crate::agent::packet::coalesce::{Coalescer, Owner, Write};
 use crate::agent::packet::frame::{self, Frame};
 use crate::agent::packet::parse::Packet;
 use crate::agent::packet::{ecn, mss};
 
-/// The waker's number in the epoll set; sockets have theirs, from 1.
-const WAKER: u64 = 0;
-
 /// As many bytes are handed on at once: what lies longer leaves the processor's cache.
 const ENOUGH: usize = 60_000;
 
-/// The ingress thread's own.
+/// What was found of the datagram before, which holds for the next one that came the same way.
+struct Before {
+    /// Its source, the address of this host that it came to, and its TOS byte.
+    way: (SocketAddr, Option<IpAddr>, u8),
+    sender: Place,
+    /// The ends of its packet, if the device may have it.
+    admitted: Option<(IpAddr, IpAddr)>,
+    /// Whether it was a packet and nothing else, so that the next may go on where it ended.
+    goes_on: bool,
+    /// Whether the address of this host is noted as the one that the peer sends to.
+    is_local_marked: bool,
+}
+
+/// An ingress thread's own.
 pub(super) struct Ingress {
     shared: Arc<Shared>,
-    epoll: Epoll,
+    is_v4: bool,
     receiver: Receiver,
-    arrived: Vec<Option<Received>>,
     coalescer: Coalescer,
 }
 
 impl Ingress {
-    pub(super) fn new(shared: Arc<Shared>) -> io::Result<Self> {
-        Ok(Self {
-            shared,
-            epoll: Epoll::new()?,
-            receiver: Receiver::default(),
-            arrived: Vec::new(),
-            coalescer: Coalescer::default(),
-        })
+    pub(super) fn new(shared: Arc<Shared>, is_v4: bool) -> Self {
+        Self { shared, is_v4, receiver: Receiver::default(), coalescer: Coalescer::default() }
     }
 
     /// Works until the data path is stopped.
     ///
     /// # Errors
-    /// What the kernel says where descriptors cannot be watched.
-    pub(super) fn drive(&mut self, waker: &Waker) -> io::Result<()> {
-        self.epoll.add(waker, WAKER)?;
+    /// Where the socket cannot be read any more.
+    pub(super) fn drive(&mut self) -> io::Result<()> {
         let shared = Arc::clone(&self.shared);
-        let sockets: Vec<(u64, &UdpSocket)> = (WAKER + 1..).zip(shared.sockets.iter()).collect();
-        for (id, socket) in &sockets {
-            self.epoll.add(*socket, *id)?;
-        }
-        let mut ready = Vec::new();
-        while !shared.stop.load(Ordering::Acquire) {
-            self.epoll.wait(&mut ready)?;
-            let table = shared.table.load_full();
-            let now = clock::since_boot();
-            for id in &ready {
-                if *id == WAKER {
-                    waker.reset();
-                } else if let Some((_, socket)) = sockets.iter().find(|(of_socket, _)| of_socket == id) {
-                    self.drain(&table, socket, now);
-                }
+        let Some(socket) = shared.sockets.of_family(self.is_v4) else { return Ok(()) };
+        loop {
+            let received = self.receiver.receive(socket);
+            if shared.stop.load(Ordering::Acquire) {
+                return Ok(());
+            }
+            match received {
+                Ok(()) => self.forward(&shared.table.load(), clock::since_boot()),
+                Err(error) if is_of_the_socket(&error) => return Err(error),
+                // Of an earlier datagram, and told once.
+                Err(_) => {}
             }
         }
-        Ok(())
     }
 
-    fn drain(&mut self, table: &Table, socket: &UdpSocket, now: Duration) {
-        for _ in 0..ROUNDS {
-            // An error that is not "nothing there" is of an earlier datagram, and taken with the reading.
-            let Ok(is_more_likely) = self.receiver.receive(socket) else { return };
-            let mut arrived = std::mem::take(&mut self.arrived);
-            arrived.extend(self.receiver.messages());
-            let mut bytes = 0;
-            for message in arrived.drain(..) {
-                bytes += message.as_ref().map_or(0, |message| message.place.len());
-                self.take_in(table, message, now);
-                if bytes >= ENOUGH {
-                    self.hand_on(table);
-                    bytes = 0;
-                }
-            }
-            self.arrived = arrived;
-            self.hand_on(table);
-            if !is_more_likely {
-                return;
+    /// Hands on what was read; `now` is time since boot.
+    fn forward(&mut self, table: &Table, now: Duration) {
+        let (mut before, mut bytes) = (None, 0);
+        for index in 0..self.receiver.count() {
+            let message = self.receiver.message(index);
+            bytes += message.as_ref().map_or(0, |message| message.place.len());
+            self.take_in(table, message, now, &mut before);
+            if bytes >= ENOUGH {
+                self.hand_on(table);
+                bytes = 0;
             }
         }
+        self.hand_on(table);
     }
 
     /// Gives the devices what was taken in.
@@ -100,7 +88,13 @@ impl Ingress {
     }
 
     /// Takes in a datagram or train.
-    fn take_in(&mut self, table: &Table, message: Option<Received>, now: Duration) {
+    fn take_in(
+        &mut self,
+        table: &Table,
+        message: Option<Received>,
+        now: Duration,
+        before: &mut Option<Before>,
+    ) {
         let stats = &self.shared.stats;
         let Some(Received { place, segment, source, local, tos }) = message else {
             stats.count_datagrams(1);
@@ -109,9 +103,20 @@ impl Ingress {
         // A datagram may be empty, which is one.
         let datagrams = place.len().div_ceil(segment).max(1) as u64;
         stats.count_datagrams(datagrams);
-        let Some(sender) = table.sender(source) else {
+        let way = (source, local, tos);
+        if before.as_ref().is_none_or(|before| before.way != way) {
+            *before = table.sender(source).map(|sender| Before {
+                way,
+                sender,
+                admitted: None,
+                goes_on: false,
+                is_local_marked: false,
+            });
+        }
+        let Some(before) = before else {
             return stats.datagrams_dropped.count(DropReason::UnknownSender, datagrams);
         };
+        let sender = before.sender;
         let (Some(device), Some(tunnel)) = (table.devices().get(sender.device), table.tunnel(sender)) else {
             return;
         };
@@ -119,17 +124,15 @@ impl Ingress {
         let merges = device.open.tun.merges();
         let buffer = self.receiver.buffer_mut();
         let mut is_packet = false;
-        // Whether the datagram before was a packet and nothing else.
-        let mut goes_on = false;
-        // Of a train most packets are between the same two hosts, and one judgement does for all.
-        let mut admitted = None;
         let mut at = place.start;
         loop {
             let end = (at + segment).min(place.end);
-            if !(goes_on && self.coalescer.extend(buffer, at..end)) {
+            if before.goes_on && self.coalescer.extend(buffer, at..end) {
+                is_packet = true;
+            } else {
                 let Some(datagram) = buffer.get_mut(at..end) else { break };
-                let unwrapped = unwrap(device, tunnel, datagram, tos, &mut admitted);
-                goes_on = unwrapped == Ok(0);
+                let unwrapped = unwrap(device, tunnel, datagram, tos, &mut before.admitted);
+                before.goes_on = unwrapped == Ok(0);
                 match unwrapped {
                     Ok(start) => {
                         is_packet = true;
@@ -148,11 +151,17 @@ impl Ingress {
         }
         if is_packet {
             tunnel.stats.mark_received(now);
-            if let Some(local) = local {
+            if let Some(local) = local.filter(|_| !before.is_local_marked) {
                 tunnel.path.mark_local(local);
+                before.is_local_marked = true;
             }
         }
     }
+}
+
+/// Whether nothing can be read from a socket any more, so that trying again would be for ever.
+fn is_of_the_socket(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EBADF | libc::ENOTSOCK | libc::EFAULT | libc::EINVAL))
 }
 
 /// Where the packet in a datagram of `tunnel` begins, if the device may have it. `admitted` are the ends of a packet that it

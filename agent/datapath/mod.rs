@@ -1,5 +1,5 @@
-//! The packet path: two threads apart from tokio, *egress* from the devices to the sockets and *ingress* from the
-//! sockets to the devices. They share a table that is never changed, only replaced whole.
+//! The packet path: threads apart from tokio, *egress* from the devices to the sockets and an *ingress* of each socket to
+//! the devices. They share a table that is never changed, only replaced whole.
 
 mod batch;
 mod egress;
@@ -26,8 +26,6 @@ use table::Table;
 
 /// The most packets that egress takes from one device before it looks at the others.
 const BUDGET: usize = 64;
-/// The most readings of one socket before ingress looks at the other.
-const ROUNDS: usize = 4;
 /// The longest datagram, and with room in front the longest packet.
 const BUFFER: usize = 1 << 16;
 
@@ -42,7 +40,7 @@ pub enum DatapathEvent {
     PathNarrowed(IpAddr),
 }
 
-/// What both threads share.
+/// What all threads share.
 struct Shared {
     table: ArcSwap<Table>,
     sockets: SocketPair,
@@ -51,24 +49,19 @@ struct Shared {
     events: mpsc::Sender<DatapathEvent>,
 }
 
-/// A thread that waits on descriptors of its own.
-struct Worker {
-    waker: Arc<Waker>,
-    thread: Option<JoinHandle<()>>,
-}
+/// A data thread.
+struct Worker(Option<JoinHandle<()>>);
 
 impl Worker {
     /// Starts a thread that does `body`, which ends well only where it is stopped. Any other end is an event.
     fn start<F>(name: &'static str, events: &mpsc::Sender<DatapathEvent>, body: F) -> io::Result<Self>
     where
-        F: FnOnce(&Waker) -> io::Result<()> + Send + 'static,
+        F: FnOnce() -> io::Result<()> + Send + 'static,
     {
-        let waker = Arc::new(Waker::new()?);
-        let of_thread = Arc::clone(&waker);
         // Kept for the last word, which must not be lost among others.
         let place = events.clone().try_reserve_owned().map_err(io::Error::other)?;
         let thread = thread::Builder::new().name(name.to_owned()).spawn(move || {
-            let ended = catch_unwind(AssertUnwindSafe(|| body(&of_thread)));
+            let ended = catch_unwind(AssertUnwindSafe(body));
             let why = match ended {
                 Ok(Ok(())) => return,
                 Ok(Err(error)) => error.to_string(),
@@ -76,18 +69,27 @@ impl Worker {
             };
             place.send(DatapathEvent::Ended(format!("the thread {name} ended: {why}")));
         })?;
-        Ok(Self { waker, thread: Some(thread) })
+        Ok(Self(Some(thread)))
+    }
+
+    fn join(&mut self) {
+        if let Some(thread) = self.0.take() {
+            // How it ended it has said itself.
+            let _ = thread.join();
+        }
     }
 }
 
 /// The running packet path. Its threads end with it.
 pub struct Datapath {
     shared: Arc<Shared>,
-    workers: [Worker; 2],
+    /// Of egress, which waits on many descriptors.
+    waker: Arc<Waker>,
+    workers: Vec<Worker>,
 }
 
 impl Datapath {
-    /// Starts both threads with an empty table. `events` has room for more than one event of each.
+    /// Starts all threads with an empty table. `events` has room for more than one event of each.
     ///
     /// # Errors
     /// What the kernel says where a descriptor or thread cannot be had.
@@ -96,6 +98,7 @@ impl Datapath {
         stats: Arc<AgentStats>,
         events: mpsc::Sender<DatapathEvent>,
     ) -> io::Result<Self> {
+        let waker = Arc::new(Waker::new()?);
         let shared = Arc::new(Shared {
             table: ArcSwap::from_pointee(Table::default()),
             sockets,
@@ -103,37 +106,34 @@ impl Datapath {
             stop: AtomicBool::new(false),
             events: events.clone(),
         });
+        // Before the first thread, so that they end where a later one cannot be had.
+        let mut datapath =
+            Self { shared: Arc::clone(&shared), waker: Arc::clone(&waker), workers: Vec::new() };
         let mut egress = egress::Egress::new(Arc::clone(&shared))?;
-        let mut ingress = ingress::Ingress::new(Arc::clone(&shared))?;
-        let egress = Worker::start("tunmesh-egress", &events, move |waker| egress.drive(waker))?;
-        let ingress = Worker::start("tunmesh-ingress", &events, move |waker| ingress.drive(waker))?;
-        Ok(Self { shared, workers: [egress, ingress] })
+        datapath.workers.push(Worker::start("tunmesh-egress", &events, move || egress.drive(&waker))?);
+        for (name, is_v4) in [("tunmesh-in-v4", true), ("tunmesh-in-v6", false)] {
+            if shared.sockets.of_family(is_v4).is_some() {
+                let mut ingress = ingress::Ingress::new(Arc::clone(&shared), is_v4);
+                datapath.workers.push(Worker::start(name, &events, move || ingress.drive())?);
+            }
+        }
+        Ok(datapath)
     }
 
     /// Replaces the table. Packets that are under way still see the old one.
     pub fn publish(&self, table: Table) {
         self.shared.sockets.set_merging(table.takes_merged());
         self.shared.table.store(Arc::new(table));
-        self.wake();
-    }
-
-    fn wake(&self) {
-        for worker in &self.workers {
-            worker.waker.wake();
-        }
+        self.waker.wake();
     }
 }
 
 impl Drop for Datapath {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Release);
-        self.wake();
-        for worker in &mut self.workers {
-            if let Some(thread) = worker.thread.take() {
-                // How it ended it has said itself.
-                let _ = thread.join();
-            }
-        }
+        self.waker.wake();
+        self.shared.sockets.end_receiving();
+        self.workers.iter_mut().for_each(Worker::join);
     }
 }
 
@@ -141,12 +141,12 @@ impl Drop for Datapath {
 mod tests {
     use super::*;
 
-    fn ends(body: impl FnOnce(&Waker) -> io::Result<()> + Send + 'static) -> Option<DatapathEvent> {
+    fn ends(body: impl FnOnce() -> io::Result<()> + Send + 'static) -> Option<DatapathEvent> {
         // One place is taken by what does not matter here, as all others could be.
         let (sender, mut events) = mpsc::channel(2);
         let mut worker = Worker::start("tunmesh-test", &sender, body).unwrap();
         sender.try_send(DatapathEvent::DeviceGone).unwrap();
-        worker.thread.take().unwrap().join().unwrap();
+        worker.join();
         drop(sender);
         assert_eq!(events.try_recv(), Ok(DatapathEvent::DeviceGone));
         events.try_recv().ok()
@@ -158,10 +158,10 @@ mod tests {
             Some(DatapathEvent::Ended(words)) => words,
             other => panic!("{other:?}"),
         };
-        let failed = words(ends(|_| Err(io::Error::from(io::ErrorKind::PermissionDenied))));
+        let failed = words(ends(|| Err(io::Error::from(io::ErrorKind::PermissionDenied))));
         assert!(failed.contains("tunmesh-test ended: permission denied"), "{failed}");
-        let panicked = words(ends(|_| panic!("a fault of this test")));
+        let panicked = words(ends(|| panic!("a fault of this test")));
         assert!(panicked.contains("tunmesh-test ended: it panicked"), "{panicked}");
-        assert_eq!(ends(|_| Ok(())), None, "it was stopped");
+        assert_eq!(ends(|| Ok(())), None, "it was stopped");
     }
 }

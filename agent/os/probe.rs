@@ -87,6 +87,9 @@ fn try_socket(lacking: &mut BTreeMap<Offload, String>) {
         // The loopback interface may be down.
         Err(error) => return tracing::debug!(%error, "no socket to try offloads on"),
     };
+    if let Err(error) = socket.set_nonblocking(true) {
+        return tracing::debug!(%error, "no socket to try offloads on");
+    }
     if let Err(error) = set_merging(&socket, true) {
         lacking.insert(Offload::UdpGro, format!("this kernel does not know it ({error})"));
     }
@@ -131,8 +134,10 @@ fn send_a_train(socket: &UdpSocket) -> io::Result<Sent> {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Sent::Missing),
             Err(error) => return Err(error),
         }
-        let received: Vec<_> = receiver.messages().collect();
-        for message in received.into_iter().flatten().filter(|message| message.source == own) {
+        for index in 0..receiver.count() {
+            let Some(message) = receiver.message(index).filter(|message| message.source == own) else {
+                continue;
+            };
             if message.segment != LENGTH {
                 return Ok(Sent::Garbled);
             }

@@ -4,10 +4,10 @@ pub mod receive;
 pub mod send;
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 /// How much the kernel keeps for a data socket in each direction, in bytes.
 const BUFFER: libc::c_int = 16 << 20;
@@ -15,9 +15,10 @@ const BUFFER: libc::c_int = 16 << 20;
 /// What a port is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
-    /// Packets, in trains.
+    /// Packets, in trains. A thread waits for them in the socket itself: there the kernel wakes it once, where readiness
+    /// is told for every datagram.
     Data,
-    /// Control messages, one by one.
+    /// Control messages, one by one, when the socket is ready.
     Control,
 }
 
@@ -46,6 +47,14 @@ impl SocketPair {
         }
     }
 
+    /// Ends the waiting of whoever receives on the sockets, for good.
+    pub fn end_receiving(&self) {
+        for socket in self.iter() {
+            // That it is not connected is an error which changes nothing: who waits is woken (`inet_shutdown` of the kernel).
+            let _ = SockRef::from(socket).shutdown(Shutdown::Read);
+        }
+    }
+
     /// The sockets that there are.
     pub fn iter(&self) -> impl Iterator<Item = &UdpSocket> {
         self.v4.iter().chain(&self.v6)
@@ -60,7 +69,12 @@ impl SocketPair {
 
     /// The socket that reaches `destination`; `None`: the host lacks its family.
     pub fn of(&self, destination: SocketAddr) -> Option<&UdpSocket> {
-        if destination.is_ipv4() { self.v4.as_ref() } else { self.v6.as_ref() }
+        self.of_family(destination.is_ipv4())
+    }
+
+    /// The socket of IPv4, or of IPv6; `None`: the host lacks it.
+    pub fn of_family(&self, is_v4: bool) -> Option<&UdpSocket> {
+        if is_v4 { self.v4.as_ref() } else { self.v6.as_ref() }
     }
 }
 
@@ -75,7 +89,7 @@ fn bind(address: IpAddr, port: u16, purpose: Purpose) -> io::Result<UdpSocket> {
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
-    socket.set_nonblocking(true)?;
+    socket.set_nonblocking(purpose == Purpose::Control)?;
     for (force, ask) in [(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF), (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF)] {
         // Who may not administer the network gets what `net.core.[rw]mem_max` allows.
         set_value(&socket, libc::SOL_SOCKET, force, BUFFER)

@@ -11,15 +11,60 @@ use crate::proto::model::{Invalid, NodeName, Owner, TunnelStatus};
 use crate::proto::session::{Generation, ItemId};
 
 /// How many requests wait at most; more wait with their senders.
-const QUEUE: usize = 64;
+const QUEUE: usize = 1024;
 
 /// What the agent is asked for.
 pub(super) enum Request {
-    Execute(Box<Command>, Owner, oneshot::Sender<Result<Outcome, CommandError>>),
+    Execute(Asked),
     Tunnels(oneshot::Sender<Vec<TunnelStatus>>),
     Counters(oneshot::Sender<Counters>),
     Controller(oneshot::Sender<Option<ControllerStatus>>),
     Leave(oneshot::Sender<Result<usize, CommandError>>),
+}
+
+/// A command with who wants it, and who is to be told what came of it.
+pub(super) struct Asked {
+    pub(super) command: Box<Command>,
+    pub(super) owner: Owner,
+    pub(super) reply: oneshot::Sender<Result<Outcome, CommandError>>,
+}
+
+/// What the agent is asked for and has not begun.
+pub(super) struct Requests {
+    arriving: mpsc::Receiver<Request>,
+    /// What came with commands and is not to be taken with them.
+    next: Option<Request>,
+}
+
+impl Requests {
+    /// What comes first; `None`: nobody can ask any more.
+    pub(super) async fn first(&mut self) -> Option<Request> {
+        match self.next.take() {
+            Some(next) => Some(next),
+            None => self.arriving.recv().await,
+        }
+    }
+
+    /// The commands that can be carried out together with `first`: those that wait right behind it, each about another
+    /// tunnel.
+    pub(super) fn together(&mut self, first: Asked) -> Vec<Asked> {
+        let mut names = BTreeSet::from([first.command.tunnel().clone()]);
+        let mut all = vec![first];
+        while all.len() < QUEUE
+            && let Ok(request) = self.arriving.try_recv()
+        {
+            let Request::Execute(asked) = request else {
+                self.next = Some(request);
+                break;
+            };
+            if !names.insert(asked.command.tunnel().clone()) {
+                self.next = Some(Request::Execute(asked));
+                break;
+            }
+            all.push(asked);
+        }
+        all
+    }
 }
 
 /// What belongs to no tunnel, by reason.
@@ -70,9 +115,9 @@ pub struct LinkStatus {
 pub struct AgentHandle(mpsc::Sender<Request>);
 
 /// A way to an agent, and where what is asked on it arrives.
-pub(super) fn channel() -> (AgentHandle, mpsc::Receiver<Request>) {
-    let (sender, requests) = mpsc::channel(QUEUE);
-    (AgentHandle(sender), requests)
+pub(super) fn channel() -> (AgentHandle, Requests) {
+    let (sender, arriving) = mpsc::channel(QUEUE);
+    (AgentHandle(sender), Requests { arriving, next: None })
 }
 
 fn stopping() -> CommandError {
@@ -90,7 +135,8 @@ impl AgentHandle {
     /// # Errors
     /// Why the command was refused; nothing changed.
     pub async fn execute(&self, command: Command, owner: Owner) -> Result<Outcome, CommandError> {
-        self.ask(|reply| Request::Execute(Box::new(command), owner, reply)).await?
+        let command = Box::new(command);
+        self.ask(|reply| Request::Execute(Asked { command, owner, reply })).await?
     }
 
     /// All tunnels as they are, by name.

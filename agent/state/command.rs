@@ -2,16 +2,18 @@
 
 use std::collections::BTreeSet;
 
-use crate::proto::command::{CommandError, ErrorKind, Field, TunnelSpec};
+use crate::proto::command::{Command, CommandError, ErrorKind, Field, TunnelSpec};
 use crate::proto::model::{Desired, Device, Invalid, Owner, Tunnel, TunnelName};
 
-/// Puts a tunnel into the wanted state.
-pub(super) fn add(
-    desired: &mut Desired,
-    spec: &TunnelSpec,
-    replace: bool,
-    owner: Owner,
-) -> Result<(), CommandError> {
+/// Makes of the wanted state what a command wants. Returns whether that changed anything.
+pub(super) fn apply(desired: &mut Desired, command: &Command, owner: Owner) -> Result<bool, CommandError> {
+    match command {
+        Command::Add { tunnel, replace } => add(desired, tunnel, *replace, owner),
+        Command::Delete { name } => delete(desired, name, owner).map(|()| true),
+    }
+}
+
+fn add(desired: &mut Desired, spec: &TunnelSpec, replace: bool, owner: Owner) -> Result<bool, CommandError> {
     let known = desired.tunnels.get(&spec.name);
     if known.is_some_and(|known| known.owner != owner) {
         return Err(foreign_owner(Field::Name, &spec.name));
@@ -32,7 +34,7 @@ pub(super) fn add(
         .get(&spec.device)
         .is_some_and(|known| known.owner == device.owner && is_same_set(&known.addresses, &device.addresses));
     match known {
-        Some(known) if is_same(known, &tunnel) && same_device => return Ok(()),
+        Some(known) if is_same(known, &tunnel) && same_device => return Ok(false),
         Some(known) if !replace => {
             return Err(CommandError::new(
                 ErrorKind::AlreadyExists,
@@ -50,7 +52,7 @@ pub(super) fn add(
         Some(_) | None => {}
     }
     desired.set(&spec.name, tunnel, device);
-    Ok(())
+    Ok(true)
 }
 
 /// Whether two tunnels mean the same: in their lists the order says nothing.
@@ -108,7 +110,7 @@ fn device_for(
     ))
 }
 
-pub(super) fn delete(desired: &mut Desired, name: &TunnelName, owner: Owner) -> Result<(), CommandError> {
+fn delete(desired: &mut Desired, name: &TunnelName, owner: Owner) -> Result<(), CommandError> {
     match desired.tunnels.get(name) {
         None => Err(CommandError::new(
             ErrorKind::NotFound,

@@ -10,6 +10,8 @@ use std::os::fd::AsRawFd;
 const MESSAGES: usize = 32;
 /// The longest message: a datagram or a train.
 const LONGEST: usize = 1 << 16;
+/// Messages begin so far apart: at a power of two all would compete for the same lines of the processor's cache.
+const STRIDE: usize = LONGEST + 33 * 64;
 /// Words of control messages: segment size, TOS, local address.
 const CONTROL: usize = 16;
 
@@ -50,7 +52,7 @@ impl Default for Receiver {
         // SAFETY: all-zero is valid for both: null pointers, lengths of zero, integers.
         let (header, name) = unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
         Self {
-            buffer: vec![0; MESSAGES * LONGEST],
+            buffer: vec![0; MESSAGES * STRIDE],
             headers: vec![header; MESSAGES],
             vectors: Vec::with_capacity(MESSAGES),
             names: vec![name; MESSAGES],
@@ -61,18 +63,18 @@ impl Default for Receiver {
 }
 
 impl Receiver {
-    /// Reads what waits at a socket, without waiting; what was read before is gone. Returns whether as many messages came
-    /// as can be read at once.
+    /// Reads what waits at a socket; what was read before is gone. A socket that blocks is waited for until there is
+    /// something, or nobody receives on it any more.
     ///
     /// # Errors
-    /// `WouldBlock` where nothing waits, and what became of an earlier datagram.
+    /// `WouldBlock` where nothing waits at a socket that does not block, and what became of an earlier datagram.
     #[allow(unsafe_code, reason = "no crate in use receives several merged datagrams")]
-    pub fn receive(&mut self, socket: &UdpSocket) -> io::Result<bool> {
+    pub fn receive(&mut self, socket: &UdpSocket) -> io::Result<()> {
         self.count = 0;
         self.vectors.clear();
-        let places = self.buffer.chunks_exact_mut(LONGEST);
+        let places = self.buffer.chunks_exact_mut(STRIDE);
         self.vectors.extend(
-            places.map(|place| libc::iovec { iov_base: place.as_mut_ptr().cast(), iov_len: place.len() }),
+            places.map(|place| libc::iovec { iov_base: place.as_mut_ptr().cast(), iov_len: LONGEST }),
         );
         let rest = self.vectors.iter_mut().zip(&mut self.names).zip(&mut self.control);
         for (header, ((vector, name), control)) in self.headers.iter_mut().zip(rest) {
@@ -92,7 +94,7 @@ impl Receiver {
                 socket.as_raw_fd(),
                 self.headers.as_mut_ptr(),
                 MESSAGES as libc::c_uint,
-                libc::MSG_DONTWAIT,
+                libc::MSG_WAITFORONE,
                 std::ptr::null_mut(),
             )
         };
@@ -100,12 +102,12 @@ impl Receiver {
             return Err(io::Error::last_os_error());
         }
         self.count = count.unsigned_abs() as usize;
-        Ok(self.count == MESSAGES)
+        Ok(())
     }
 
-    /// What was read last. `None` for what was cut short, or is of no family that there is.
-    pub fn messages(&self) -> impl Iterator<Item = Option<Received>> {
-        (0..self.count).map(|index| self.message(index))
+    /// How many messages were read last.
+    pub fn count(&self) -> usize {
+        self.count
     }
 
     /// The buffer that the places are in.
@@ -113,16 +115,18 @@ impl Receiver {
         &mut self.buffer
     }
 
+    /// One of the messages that were read last, by its place among them. `None` for what was cut short, or is of no family
+    /// that there is.
     #[allow(unsafe_code, reason = "control messages are read with libc's macros")]
-    fn message(&self, index: usize) -> Option<Received> {
-        let header = self.headers.get(index)?;
+    pub fn message(&self, index: usize) -> Option<Received> {
+        let header = self.headers.get(..self.count)?.get(index)?;
         let inner = &header.msg_hdr;
         let length = header.msg_len as usize;
         let is_cut = inner.msg_flags & (libc::MSG_TRUNC | libc::MSG_CTRUNC) != 0;
         if is_cut || length > LONGEST {
             return None;
         }
-        let at = index * LONGEST;
+        let at = index * STRIDE;
         let mut received = Received {
             place: at..at + length,
             segment: length.max(1),

@@ -60,7 +60,8 @@ pub trait Transmit {
     /// `parts`, and the parts' bytes in `buffers`.
     ///
     /// # Errors
-    /// Why the first did not go; `InvalidInput` also where a part is not there.
+    /// Why the first did not go: `WouldBlock` where the socket is full, even where others wait on it; `InvalidInput` also
+    /// where a part is not there.
     fn send<'m>(
         &mut self,
         socket: &UdpSocket,
@@ -107,7 +108,9 @@ impl Transmit for Sender {
         // SAFETY: the headers point at addresses and buffers that are borrowed for this call, and at vectors and control
         // messages of `self`, which have not moved since; all with their true lengths. The kernel reads them, and writes
         // only the headers' `msg_len`.
-        let sent = unsafe { libc::sendmmsg(socket.as_raw_fd(), self.headers.as_mut_ptr(), count, 0) };
+        let sent = unsafe {
+            libc::sendmmsg(socket.as_raw_fd(), self.headers.as_mut_ptr(), count, libc::MSG_DONTWAIT)
+        };
         if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(sent.unsigned_abs() as usize) }
     }
 }

@@ -532,13 +532,19 @@ fn some_tunnel() -> impl Strategy<Value = TunnelSpec> {
     )
 }
 
-fn some_step() -> impl Strategy<Value = Step> {
-    let owner = || prop_oneof![4 => Just(Owner::Local), 1 => Just(Owner::Controller)];
-    let command = prop_oneof![
+fn some_owner() -> impl Strategy<Value = Owner> {
+    prop_oneof![4 => Just(Owner::Local), 1 => Just(Owner::Controller)]
+}
+
+fn some_command() -> impl Strategy<Value = Command> {
+    prop_oneof![
         6 => (some_tunnel(), any::<bool>())
             .prop_map(|(tunnel, replace)| Command::Add { tunnel: Box::new(tunnel), replace }),
         1 => (0..6).prop_map(|n| Command::Delete { name: name(&format!("t{n}")) }),
-    ];
+    ]
+}
+
+fn some_step() -> impl Strategy<Value = Step> {
     let foreign = select(vec!["eth1", "eth2", "d0", "d3"]).prop_map(str::to_owned);
     let device = || select(DEVICES.to_vec()).prop_map(str::to_owned);
     let connected =
@@ -566,7 +572,7 @@ fn some_step() -> impl Strategy<Value = Step> {
     let failing = (any::<u16>(), any::<u16>(), 1..4u32, any::<bool>())
         .prop_map(|(some, few, every, late)| Failing { kinds: some & few, every, late });
     prop_oneof![
-        12 => (command, owner()).prop_map(|(command, owner)| Step::Command(command, owner)),
+        12 => (some_command(), some_owner()).prop_map(|(command, owner)| Step::Command(command, owner)),
         4 => event.prop_map(Step::Host),
         2 => (select(HOSTS.to_vec()), answer).prop_map(|(host, answer)| Step::Names(host.to_owned(), answer)),
         3 => Just(Step::Resolve),
@@ -591,6 +597,50 @@ proptest! {
         }
         bench.converge();
         bench.remove();
+    }
+
+    #[test]
+    fn commands_that_come_together_do_as_one_after_the_other(
+        steps in vec(some_step(), 0..30),
+        mut commands in vec((some_command(), some_owner()), 1..6),
+    ) {
+        let mut names = BTreeSet::new();
+        commands.retain(|(command, _)| names.insert(command.tunnel().clone()));
+        let [mut one_by_one, mut together] = [(); 2].map(|()| {
+            let mut bench = Bench::new(true);
+            steps.iter().for_each(|step| bench.step(step));
+            bench
+        });
+        let faults = together.state.target().faults.clone();
+        let commands: Vec<_> = commands.iter().map(|(command, owner)| (command, *owner)).collect();
+        let (change, verdicts) = together.state.handle_commands(&commands);
+        prop_assert_eq!(verdicts.len(), commands.len());
+        prop_assert_eq!(change.is_change, verdicts.contains(&Ok(true)));
+        let now = one_by_one.now;
+        let all_accepted = commands.iter().all(|(command, owner)| {
+            let change = one_by_one.state.handle_command(command, *owner);
+            change.map(|change| one_by_one.state.commit(change, now)).is_ok()
+        });
+        if all_accepted {
+            prop_assert!(verdicts.iter().all(Result::is_ok), "{verdicts:?}");
+            prop_assert_eq!(&change.wanted.desired, one_by_one.state.desired());
+        }
+        together.state.commit(change, now);
+        let is_accepted = |name: &TunnelName| {
+            commands.iter().zip(&verdicts).any(|((command, _), verdict)| {
+                command.tunnel() == name && *verdict == Ok(true)
+            })
+        };
+        let deletes = commands.iter().any(|(command, _)| matches!(command, Command::Delete { .. }));
+        for (name, fault) in &together.state.target().faults {
+            // A deleted tunnel may have kept down an older one, which now claims what is its own.
+            let is_known = deletes || faults.contains_key(name) && !is_accepted(name);
+            prop_assert!(is_known || fault.kind == ErrorKind::Unavailable, "{name}: {fault:?}");
+        }
+        // What is changed is tried at once.
+        together.held.clear();
+        together.settle();
+        together.converge();
     }
 
     #[test]
