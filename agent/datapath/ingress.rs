@@ -1,7 +1,7 @@
 //! From a socket to the devices.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -12,10 +12,17 @@ use super::stats::DropReason;
 use super::table::{Device, Table, Tunnel};
 use crate::agent::os::clock;
 use crate::agent::os::udp::receive::{Received, Receiver};
+use crate::agent::os::udp::tell_place;
 use crate::agent::packet::coalesce::{Coalescer, Owner, Write};
 use crate::agent::packet::frame::{self, Frame};
 use crate::agent::packet::parse::Packet;
 use crate::agent::packet::{ecn, mss};
+
+/// From so many messages at once on a socket is busy.
+const BUSY: usize = 16;
+/// Of so many readings of a busy socket the first few ask where datagrams arrived.
+const TURNS: usize = 32;
+const ASKING: usize = 4;
 
 /// As many bytes are handed on at once: what lies longer leaves the processor's cache.
 const ENOUGH: usize = 60_000;
@@ -39,11 +46,22 @@ pub(super) struct Ingress {
     is_v4: bool,
     receiver: Receiver,
     coalescer: Coalescer,
+    /// How many readings in a row found the socket busy.
+    busy: usize,
+    /// Whether the socket tells where datagrams arrived.
+    tells_place: bool,
 }
 
 impl Ingress {
     pub(super) fn new(shared: Arc<Shared>, is_v4: bool) -> Self {
-        Self { shared, is_v4, receiver: Receiver::default(), coalescer: Coalescer::default() }
+        Self {
+            shared,
+            is_v4,
+            receiver: Receiver::default(),
+            coalescer: Coalescer::default(),
+            busy: 0,
+            tells_place: true,
+        }
     }
 
     /// Works until the data path is stopped.
@@ -59,11 +77,24 @@ impl Ingress {
                 return Ok(());
             }
             match received {
-                Ok(()) => self.forward(&shared.table.load(), clock::since_boot()),
+                Ok(()) => {
+                    self.forward(&shared.table.load(), clock::since_boot());
+                    self.ask_for_place(socket);
+                }
                 Err(error) if is_of_the_socket(&error) => return Err(error),
                 // Of an earlier datagram, and told once.
                 Err(_) => {}
             }
+        }
+    }
+
+    /// Has the socket tell where datagrams arrive. It costs each a twentieth of its way through the kernel, and hardly ever
+    /// changes: a busy socket is asked now and then.
+    fn ask_for_place(&mut self, socket: &UdpSocket) {
+        self.busy = if self.receiver.count() < BUSY { 0 } else { self.busy.wrapping_add(1) };
+        let asks = self.busy % TURNS < ASKING;
+        if asks != self.tells_place && tell_place(socket, self.is_v4, asks).is_ok() {
+            self.tells_place = asks;
         }
     }
 

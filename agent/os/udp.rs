@@ -96,7 +96,7 @@ fn bind(address: IpAddr, port: u16, purpose: Purpose) -> io::Result<UdpSocket> {
             .or_else(|_| set_value(&socket, libc::SOL_SOCKET, ask, BUFFER))?;
     }
     // Before the port is open: the kernel notes the interface of what arrives from then on.
-    tell_interface(&socket, address)?;
+    tell_place(&socket, address.is_ipv4(), true)?;
     match purpose {
         Purpose::Data => {
             tell_tos(&socket, address)?;
@@ -135,12 +135,15 @@ fn forbid_fragments(socket: &Socket, address: IpAddr) -> io::Result<()> {
     set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_DONTFRAG, true)
 }
 
-/// Makes a socket of `address`'s family tell with each datagram at which interface it arrived.
-fn tell_interface(socket: &Socket, address: IpAddr) -> io::Result<()> {
-    if address.is_ipv4() {
-        set_option(socket, libc::IPPROTO_IP, libc::IP_PKTINFO, true)
+/// Whether a socket tells with each datagram at which interface and address of this host it arrived.
+///
+/// # Errors
+/// What the kernel says; none that is known.
+pub fn tell_place(socket: &impl AsRawFd, is_v4: bool, is_on: bool) -> io::Result<()> {
+    if is_v4 {
+        set_option(socket, libc::IPPROTO_IP, libc::IP_PKTINFO, is_on)
     } else {
-        set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, true)
+        set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, is_on)
     }
 }
 

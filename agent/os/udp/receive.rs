@@ -152,7 +152,9 @@ impl Receiver {
                     }
                     (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
                         let info = data.cast::<libc::in_pktinfo>().read_unaligned();
-                        received.local = Some(Ipv4Addr::from(u32::from_be(info.ipi_spec_dst.s_addr)).into());
+                        let local = Ipv4Addr::from(u32::from_be(info.ipi_spec_dst.s_addr));
+                        // None where it was not asked for when the datagram arrived.
+                        received.local = (!local.is_unspecified()).then_some(local.into());
                     }
                     (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
                         let info = data.cast::<libc::in6_pktinfo>().read_unaligned();
