@@ -163,6 +163,34 @@ fn a_flood_of_garbage_adds_up() {
 }
 
 #[test]
+fn what_comes_with_a_flood_of_garbage_comes_through() {
+    let Pair { host, other, agent, .. } = &pair(&ONE_BY_ONE);
+    ping_ok(host, "10.0.1.2");
+    let (before, dropped_before) = kernel_datagrams(host);
+    let received = || number(&grpcurl(agent, STATUS, &json!({})).unwrap()["datagramsReceived"]);
+    let counted_before = received();
+    std::thread::scope(|scope| {
+        let garbage = scope.spawn(|| flood(other, 400));
+        transfer(other, host, "10.0.1.1", 20_000_000);
+        transfer(host, other, "10.0.1.2", 20_000_000);
+        assert_eq!(garbage.join().unwrap(), 401 * 256);
+    });
+    wait_until(SOON, "all datagrams that the kernel did not drop are received", || {
+        let (now, _) = kernel_datagrams(host);
+        received() - counted_before == now - before
+    });
+    let (_, dropped) = kernel_datagrams(host);
+    let total = grpcurl(agent, STATUS, &json!({})).unwrap();
+    let link = grpcurl(agent, GET, &json!({"name": "link"})).unwrap()["status"].clone();
+    let accounted = sum(&total["datagramsDropped"])
+        + number(&link["received"]["packets"])
+        + sum(&link["received"]["drops"]);
+    assert_eq!(number(&total["datagramsReceived"]), accounted, "{total} {link}");
+    let garbage = sum(&link["received"]["drops"]) + (dropped - dropped_before);
+    assert!(garbage >= 100_000, "{garbage} {link}");
+}
+
+#[test]
 fn a_tunnel_that_is_added_again_is_counted_anew() {
     let Pair { host, agent, .. } = &pair(&[]);
     let link = || grpcurl(agent, GET, &json!({"name": "link"})).unwrap()["status"].clone();

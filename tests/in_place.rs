@@ -8,6 +8,10 @@ use std::time::Duration;
 
 use lab::{Agent, Host, Lab, Pinger, SOON, grpcurl, ping_ok, wait_until};
 use serde_json::{Value, json};
+use tokio::task::JoinSet;
+use tunmesh::proto::host::client;
+use tunmesh::proto::v1;
+use tunmesh::proto::v1::tunnel_service_client::TunnelServiceClient;
 
 const ADD: &str = "tunmesh.v1.TunnelService/AddTunnel";
 
@@ -120,6 +124,101 @@ fn tunnels_of_a_shared_device_come_and_go_beside_one_another() {
     assert_eq!(index(&host, "mesh0"), made);
     let report = pinger.stop();
     assert!(report.sent > 20 && report.received == report.sent, "{report:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_tunnels_that_come_and_go_at_once_disturb_no_other() {
+    const MANY: u16 = 1000;
+    let lab = Lab::new();
+    let (host, other) = (lab.host("host"), lab.host("other"));
+    lab.link(&host, "172.100.1.1/24", &other, "172.100.1.2/24");
+    host.run(["ip", "route", "add", "172.101.0.0/16", "via", "172.100.1.2"]);
+    let (agent, their) = (Agent::start(&host, &[]), Agent::start(&other, &[]));
+    set(&agent, pair_tunnel("quiet", 1, 2));
+    set(&their, pair_tunnel("quiet", 2, 1));
+    set(
+        &agent,
+        json!({"name": "first", "device": "shared", "addresses": ["10.9.0.1/16"], "remote": "172.101.255.1",
+               "framing": "RAW", "allowedPrefixes": [{"prefix": "10.9.255.1/32"}]}),
+    );
+    ping_ok(&host, "10.0.1.2");
+    let pinger = Pinger::start(&host, "10.0.1.2", Duration::from_millis(10));
+    let channel = client::connect(&agent.socket(), "agent", "agent").await.unwrap();
+    let service = TunnelServiceClient::new(channel);
+    // Half of them on a device that is there, half on devices of their own.
+    let tunnel = |number: u16| {
+        let [high, low] = number.to_be_bytes();
+        let is_shared = number.is_multiple_of(2);
+        v1::Tunnel {
+            name: format!("t{number}"),
+            device: if is_shared { "shared".to_owned() } else { format!("own{number}") },
+            addresses: if is_shared { Vec::new() } else { vec![format!("10.10.{high}.{low}/32")] },
+            remote: format!("172.101.{high}.{low}"),
+            framing: v1::tunnel::Framing::Raw.into(),
+            allowed_prefixes: vec![v1::AllowedPrefix {
+                prefix: format!("10.11.{high}.{low}/32"),
+                preference: 0,
+            }],
+            ..Default::default()
+        }
+    };
+    let mut under_way = JoinSet::new();
+    for number in 0..MANY {
+        let (mut own, tunnel) = (service.clone(), tunnel(number));
+        under_way.spawn(async move {
+            own.add_tunnel(v1::AddTunnelRequest { tunnel: Some(tunnel), replace: false }).await
+        });
+        // One in ten cannot be had, and is refused alone.
+        if number.is_multiple_of(10) {
+            let mut service = service.clone();
+            let impossible = v1::Tunnel {
+                name: format!("no{number}"),
+                device: format!("no{number}"),
+                // The other's network.
+                addresses: vec!["10.0.1.77/24".to_owned()],
+                remote: "172.101.254.1".to_owned(),
+                framing: v1::tunnel::Framing::Raw.into(),
+                ..Default::default()
+            };
+            under_way.spawn(async move {
+                let request = v1::AddTunnelRequest { tunnel: Some(impossible), replace: false };
+                service.add_tunnel(request).await
+            });
+        }
+    }
+    let (mut added, mut refused) = (0, 0);
+    while let Some(answer) = under_way.join_next().await {
+        match answer.unwrap() {
+            Ok(_) => added += 1,
+            Err(status) => {
+                assert!(status.message().contains("10.0.1."), "{status:?}");
+                refused += 1;
+            }
+        }
+    }
+    assert_eq!((added, refused), (MANY, MANY / 10));
+    let devices = || host.ip_json(["link"]).as_array().unwrap().len();
+    let before = devices();
+    assert_eq!(agent.tunnel_names().len(), usize::from(MANY) + 2);
+    for number in 0..MANY {
+        let (mut service, name) = (service.clone(), format!("t{number}"));
+        under_way.spawn(async move {
+            let answer = service.delete_tunnel(v1::DeleteTunnelRequest { name }).await?;
+            Ok(answer.map(|_| v1::AddTunnelResponse::default()))
+        });
+    }
+    while let Some(answer) = under_way.join_next().await {
+        answer.unwrap().unwrap();
+    }
+    assert_eq!(devices(), before - usize::from(MANY / 2));
+    assert_eq!(agent.tunnel_names(), ["first", "quiet"]);
+    pinger.lost_nothing("while a thousand came and went");
+}
+
+/// A tunnel with a device of its own between two hosts that have addresses of the same last byte on the underlay.
+fn pair_tunnel(name: &str, own: u8, peer: u8) -> Value {
+    json!({"name": name, "addresses": [format!("10.0.1.{own}/24")], "remote": format!("172.100.1.{peer}"),
+           "framing": "RAW"})
 }
 
 #[test]
