@@ -49,7 +49,6 @@ async fn main() -> anyhow::Result<()> {
     let channel = connect(&arguments.socket, "agent", "agent").await?;
     let agent = TunnelServiceClient::new(channel);
     let start = Instant::now();
-    let mut first = true;
     let mut under_way = JoinSet::new();
     for number in 0..arguments.count {
         let mut agent = agent.clone();
@@ -57,10 +56,9 @@ async fn main() -> anyhow::Result<()> {
         let request = v1::AddTunnelRequest { tunnel, replace: false };
         under_way.spawn(async move { agent.add_tunnel(request).await });
         // The first brings the device that others name.
-        if first || arguments.one_by_one {
+        if number == 0 || arguments.one_by_one {
             under_way.join_next().await.transpose()?.transpose()?;
         }
-        first = false;
     }
     while let Some(added) = under_way.join_next().await {
         added??;

@@ -1,3 +1,4 @@
+mod bench;
 mod controller;
 mod kernel;
 mod model;
@@ -6,8 +7,8 @@ use std::collections::BTreeSet;
 
 use ipnet::IpNet;
 
+use self::bench::{Bench, Failing};
 use self::kernel::Event;
-use self::model::{Bench, Failing};
 use super::outcome::RETRY_MOST;
 use super::*;
 use crate::proto::command::{Field, TunnelSpec};

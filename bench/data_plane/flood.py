@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Measures what a flood of garbage on the data port costs a good flow beside it.
 
-A sends to B through a tunnel while C sends B datagrams of any length with any bytes, so many a second: none, to a port
-whose program does not read, and to the data port, from a stranger's address and from the peer's own. Rounds take turns;
-the table has the medians of the flow's Gbit/s, and its share of what it has beside the same flood to the other port.
+A sends to B through a tunnel while B also gets datagrams of any length with any bytes, so many a second: none, to a
+port whose program does not read, and to the data port, from a stranger's address and from the peer's own. Rounds take
+turns; the table has the medians of the flow's Gbit/s, and its share of what it has beside the same flood to the other
+port.
 """
 
 import argparse
@@ -11,7 +12,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 
 import peers
 
@@ -33,10 +33,7 @@ def measure(flood):
     try:
         peers.tunmesh()
         deaf_socket()
-        for _ in range(40):
-            if "1 received" in peers.inside("A", "ping -c1 -W1 10.9.0.2", check=False):
-                break
-            time.sleep(0.25)
+        peers.wait_for_ping("10.9.0.2")
         flooding = None
         if flood != "none":
             # A second address of A is a stranger's; from its first one garbage comes as the peer's.

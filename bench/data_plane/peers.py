@@ -396,6 +396,14 @@ def udp(target, length):
     return total.get("bits_per_second", 0) * arrived / 1e9, total.get("packets", 0) * arrived / arguments.seconds / 1e3
 
 
+def wait_for_ping(target):
+    for _ in range(40):
+        if "1 received" in inside("A", f"ping -c1 -W1 {target}", check=False):
+            return
+        time.sleep(0.25)
+    raise RuntimeError("no ping is answered")
+
+
 def processor_time():
     ticks = 0
     for daemon in daemons:
@@ -417,12 +425,7 @@ def measure(system):
     make_hosts()
     try:
         target = SYSTEMS[system]() or "10.9.0.2"
-        for _ in range(40):
-            if "1 received" in inside("A", f"ping -c1 -W1 {target}", check=False):
-                break
-            time.sleep(0.25)
-        else:
-            return {"error": "no ping is answered"}
+        wait_for_ping(target)
         before = processor_time()
         figures = {"tcp1": tcp(target)}
         figures["cpu"] = (processor_time() - before) / max(figures["tcp1"] * arguments.seconds, 1e-9)

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use proptest::sample::select;
 
-use super::model::Bench;
+use super::bench::Bench;
 use super::{add, allowed, free, net, policy, spec, start};
 use crate::agent::session::Base;
 use crate::agent::state::{AgentState, Wanted};
