@@ -18,14 +18,30 @@ use crate::agent::packet::frame::{self, Frame};
 use crate::agent::packet::parse::Packet;
 use crate::agent::packet::{ecn, mss};
 
-/// From so many messages at once on a socket is busy.
-const BUSY: usize = 16;
-/// Of so many readings of a busy socket the first few ask where datagrams arrived.
-const TURNS: usize = 32;
-const ASKING: usize = 4;
-
 /// As many bytes are handed on at once: what lies longer leaves the processor's cache.
 const ENOUGH: usize = 60_000;
+
+/// When a socket is to tell where datagrams arrive. It costs each a twentieth of its way through the kernel, and hardly
+/// ever changes: under load it is asked now and then.
+#[derive(Debug, Default)]
+struct Asking {
+    /// How many readings in a row found the socket busy.
+    busy: usize,
+}
+
+impl Asking {
+    /// From so many messages of one reading on a socket is busy.
+    const BUSY: usize = 16;
+    /// Of so many readings of a busy socket the first few ask.
+    const TURN: usize = 32;
+    const FEW: usize = 4;
+
+    /// Whether to ask, after a reading of so many messages.
+    fn next(&mut self, messages: usize) -> bool {
+        self.busy = if messages < Self::BUSY { 0 } else { self.busy.wrapping_add(1) };
+        self.busy % Self::TURN < Self::FEW
+    }
+}
 
 /// What was found of the datagram before, which holds for the next one that came the same way.
 struct Before {
@@ -46,8 +62,7 @@ pub(super) struct Ingress {
     is_v4: bool,
     receiver: Receiver,
     coalescer: Coalescer,
-    /// How many readings in a row found the socket busy.
-    busy: usize,
+    asking: Asking,
     /// Whether the socket tells where datagrams arrived.
     tells_place: bool,
 }
@@ -59,7 +74,7 @@ impl Ingress {
             is_v4,
             receiver: Receiver::default(),
             coalescer: Coalescer::default(),
-            busy: 0,
+            asking: Asking::default(),
             tells_place: true,
         }
     }
@@ -88,11 +103,9 @@ impl Ingress {
         }
     }
 
-    /// Has the socket tell where datagrams arrive. It costs each a twentieth of its way through the kernel, and hardly ever
-    /// changes: a busy socket is asked now and then.
+    /// Has the socket tell where datagrams arrive, or not.
     fn ask_for_place(&mut self, socket: &UdpSocket) {
-        self.busy = if self.receiver.count() < BUSY { 0 } else { self.busy.wrapping_add(1) };
-        let asks = self.busy % TURNS < ASKING;
+        let asks = self.asking.next(self.receiver.count());
         if asks != self.tells_place && tell_place(socket, self.is_v4, asks).is_ok() {
             self.tells_place = asks;
         }
@@ -246,5 +259,20 @@ fn deliver(table: &Table, buffer: &[u8], write: &Write<'_>) {
                 device.open.tun.refuse_merged();
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quiet_socket_always_tells_where_and_a_busy_one_now_and_then() {
+        let mut asking = Asking::default();
+        let mut of = |messages: usize| (0..1000).filter(|_| asking.next(messages)).count();
+        assert_eq!(of(1), 1000);
+        assert_eq!(of(15), 1000);
+        assert!((100..150).contains(&of(32)));
+        assert_eq!(of(1), 1000);
     }
 }
