@@ -7,6 +7,8 @@ mod lab;
 use std::net::UdpSocket;
 
 use lab::{Agent, Host, Lab, SOON, datagrams, grpcurl, ping, ping_ok, transfer, wait_until};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 const ADD: &str = "tunmesh.v1.TunnelService/AddTunnel";
@@ -188,6 +190,71 @@ fn what_comes_with_a_flood_of_garbage_comes_through() {
     assert_eq!(number(&total["datagramsReceived"]), accounted, "{total} {link}");
     let garbage = sum(&link["received"]["drops"]) + (dropped - dropped_before);
     assert!(garbage >= 100_000, "{garbage} {link}");
+}
+
+#[test]
+fn what_two_peers_sent_by_turns_is_judged_by_who_sent_it() {
+    const TURNS: u64 = 5;
+    let lab = Lab::new();
+    let (host, other) = (lab.host("host"), lab.host("other"));
+    lab.link(&host, "172.100.1.1/24", &other, "172.100.1.2/24");
+    other.address(&other.device_to(&host), "172.100.1.3/24");
+    let agent = Agent::start(&host, &[]);
+    for peer in [2, 3] {
+        let tunnel = json!({"name": format!("peer{peer}"), "device": "shared", "addresses": ["10.9.0.1/24"],
+                            "remote": format!("172.100.1.{peer}"), "framing": "RAW",
+                            "allowedPrefixes": [{"prefix": format!("10.9.0.{peer}/32")}]});
+        grpcurl(&agent, ADD, &json!({ "tunnel": tunnel })).unwrap();
+    }
+    let [two, three] =
+        [2, 3].map(|peer| other.enter(|| UdpSocket::bind(format!("172.100.1.{peer}:0")).unwrap()));
+    let receiver = host.enter(|| UdpSocket::bind("10.9.0.1:7777").unwrap());
+    receiver.set_read_timeout(Some(SOON)).unwrap();
+    let packet = |source: u8, content: &[u8]| {
+        let mut bytes = Vec::new();
+        etherparse::PacketBuilder::ipv4([10, 9, 0, source], [10, 9, 0, 1], 64)
+            .udp(7777, 7777)
+            .write(&mut bytes, content)
+            .unwrap();
+        bytes
+    };
+    let send = |socket: &UdpSocket, datagram: &[u8]| {
+        assert_eq!(socket.send_to(datagram, "172.100.1.1:5000").unwrap(), datagram.len());
+    };
+    // An agent that stands still reads all of it at once when it goes on.
+    let process = Pid::from_raw(agent.pid().try_into().unwrap());
+    kill(process, Signal::SIGSTOP).unwrap();
+    for _ in 0..TURNS {
+        send(&two, &packet(2, b"of the second"));
+        send(&two, &packet(2, b"of the second"));
+        send(&three, b"\xffgarbage");
+        // As if it were of the other's, and went on where that ended.
+        send(&three, &packet(2, b"of the third!"));
+        send(&three, &packet(3, b"of the third!"));
+        send(&three, &packet(3, b"of the third!"));
+    }
+    kill(process, Signal::SIGCONT).unwrap();
+    let mut arrived = Vec::new();
+    for _ in 0..4 * TURNS {
+        let mut buffer = [0; 64];
+        let (length, source) = receiver.recv_from(&mut buffer).unwrap();
+        arrived.push((buffer[..length].to_vec(), source.ip().to_string()));
+    }
+    let of = |content: &[u8], source: &str| {
+        arrived.iter().filter(|(bytes, from)| bytes == content && from == source).count() as u64
+    };
+    let whole = (of(b"of the second", "10.9.0.2"), of(b"of the third!", "10.9.0.3"));
+    assert_eq!(whole, (2 * TURNS, 2 * TURNS), "{arrived:?}");
+    let received =
+        |name: &str| grpcurl(&agent, GET, &json!({"name": name})).unwrap()["status"]["received"].clone();
+    let (two, three) = (received("peer2"), received("peer3"));
+    assert_eq!((number(&two["packets"]), sum(&two["drops"])), (2 * TURNS, 0), "{two}");
+    let drops = |reason: &str| number(&three["drops"][reason]);
+    assert_eq!(
+        (number(&three["packets"]), drops("framing"), drops("source_not_allowed"), sum(&three["drops"])),
+        (2 * TURNS, TURNS, TURNS, 2 * TURNS),
+        "{three}"
+    );
 }
 
 #[test]

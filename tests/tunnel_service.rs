@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 
 use lab::{Agent, GrpcError, Host, Lab, SOON, grpcurl, grpcurl_at, ping, ping_ok, wait_until};
 use serde_json::{Value, json};
+use tokio::task::JoinSet;
 use tonic::Code;
 use tunmesh::proto::host::client;
 use tunmesh::proto::v1;
@@ -544,4 +545,34 @@ async fn what_does_not_fit_into_one_answer_comes_in_several() {
     assert!(watched.iter().map(name).eq(all));
     let shown = agent.show("tunnels");
     assert!(all.iter().all(|name| shown.contains(name)), "{shown}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_adds_a_tunnel_and_who_deletes_it_at_once_are_both_answered() {
+    let Setup { agent, .. } = &setup(&[]);
+    let channel = client::connect(&agent.socket(), "agent", "agent").await.unwrap();
+    let service = TunnelServiceClient::new(channel);
+    let mut adding = JoinSet::new();
+    let mut deleting = JoinSet::new();
+    for number in 0..200 {
+        let tunnel =
+            v1::Tunnel { name: format!("both{number}"), allowed_prefixes: Vec::new(), ..long(number) };
+        let name = tunnel.name.clone();
+        let (mut add, mut delete) = (service.clone(), service.clone());
+        let request = v1::AddTunnelRequest { tunnel: Some(tunnel), replace: false };
+        adding.spawn(async move { add.add_tunnel(request).await });
+        deleting.spawn(async move { delete.delete_tunnel(v1::DeleteTunnelRequest { name }).await });
+    }
+    while let Some(added) = adding.join_next().await {
+        added.unwrap().unwrap();
+    }
+    let mut deleted = 0;
+    while let Some(answer) = deleting.join_next().await {
+        match answer.unwrap() {
+            Ok(_) => deleted += 1,
+            // It came first.
+            Err(status) => assert_eq!(status.code(), Code::NotFound),
+        }
+    }
+    assert_eq!(agent.tunnel_names().len(), 200 - deleted);
 }

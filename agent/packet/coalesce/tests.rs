@@ -384,3 +384,39 @@ fn a_damaged_packet_is_never_given_a_good_checksum() {
         }
     }
 }
+
+#[test]
+fn a_train_is_extended_only_between_the_same_hosts() {
+    // Both directions between two hosts have the same sum of addresses, and so the same checksum.
+    let [there, back] =
+        [([10, 0, 0, 1], [10, 0, 0, 2]), ([10, 0, 0, 2], [10, 0, 0, 1])].map(|(source, destination)| {
+            let header = Ipv4Header {
+                source,
+                destination,
+                dont_fragment: true,
+                time_to_live: 64,
+                ..Default::default()
+            };
+            sample::build(IpHeaders::Ipv4(header, Default::default()), Transport::Udp, &[7; 100])
+        });
+    assert!(extends(&there, &there));
+    assert!(!extends(&there, &back));
+}
+
+#[test]
+fn a_train_is_not_extended_by_what_lies_behind_a_packet() {
+    let train = stream(Sender { size: 200, ..plain(false) }, vec![Oddity::None, Oddity::Short], 1);
+    let [(_, first), (_, second)] = train.try_into().unwrap();
+    assert!(extends(&first, &second));
+    // Two bytes that make up for the length that they add.
+    assert!(!extends(&first, &[&second[..], &(!2_u16).to_be_bytes()].concat()));
+}
+
+/// Whether `second` is taken in as what goes on where `first` ended.
+fn extends(first: &[u8], second: &[u8]) -> bool {
+    let buffer = [first, second].concat();
+    let mut coalescer = Coalescer::default();
+    let owner = Owner { device: 0, tunnel: 0 };
+    coalescer.push(owner, Merges::ALL, &buffer, 0, &Packet::parse(first).unwrap());
+    coalescer.extend(&buffer, first.len()..buffer.len())
+}
