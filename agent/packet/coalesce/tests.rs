@@ -405,7 +405,7 @@ fn a_train_is_extended_only_between_the_same_hosts() {
 
 #[test]
 fn a_train_is_not_extended_by_what_lies_behind_a_packet() {
-    let train = stream(Sender { size: 200, ..plain(false) }, vec![Oddity::None, Oddity::Short], 1);
+    let train = stream(Sender { size: 200, ..plain(true) }, vec![Oddity::None, Oddity::Short], 1);
     let [(_, first), (_, second)] = train.try_into().unwrap();
     assert!(extends(&first, &second));
     // Two bytes that make up for the length that they add.
