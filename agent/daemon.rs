@@ -42,7 +42,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// How often it looks.
 const PAUSE: Duration = Duration::from_millis(50);
 /// How many events of the data path wait at most; each of them says the same.
-const EVENTS: usize = 16;
+const EVENTS: usize = 32;
 
 /// Runs until SIGTERM or SIGINT.
 ///

@@ -1,19 +1,14 @@
 //! From the devices to the sockets.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::batch::{Place, Way};
 use super::outbox::Outbox;
 use super::stats::DropReason;
 use super::table::{Device, Table, Tunnel};
-use super::{BUDGET, BUFFER, DatapathEvent, Shared};
-use crate::agent::os::clock;
-use crate::agent::os::epoll::{Epoll, Waker};
-use crate::agent::os::tun::TunDevice;
+use super::{BUDGET, BUFFER, Shared};
 use crate::agent::os::udp::send::{SEGMENTS, Sender};
 use crate::agent::packet::parse::Packet;
 use crate::agent::packet::split::{self, HEADERS, Train};
@@ -21,8 +16,6 @@ use crate::agent::packet::vnet::{self, VnetHeader};
 use crate::agent::packet::{ecn, fragment, frame, icmp, mss};
 use crate::proto::rate::{Bucket, Rate};
 
-/// The waker's number in the epoll set; devices have theirs, from 1.
-const WAKER: u64 = 0;
 /// The most ICMP answers: so many at once, and as many a second.
 const ANSWERS: Rate = Rate { burst: 200, every: Duration::from_millis(5) };
 /// Room for what is read from a device before it is sent, in bytes.
@@ -30,84 +23,36 @@ const PACKETS: usize = 768 << 10;
 /// Packets begin at multiples of this, a cache line.
 const ALIGNMENT: usize = 64;
 
-/// The egress thread's own.
+/// What reads the devices.
 pub(super) struct Egress {
     shared: Arc<Shared>,
-    epoll: Epoll,
-    watched: BTreeMap<u64, Arc<TunDevice>>,
     answers: Bucket,
     packets: Vec<u8>,
     outbox: Outbox,
-    /// Time since boot, read once for each waking.
+    /// Time since boot, read once for each turn of a device.
     now: Duration,
 }
 
 impl Egress {
-    pub(super) fn new(shared: Arc<Shared>) -> io::Result<Self> {
-        Ok(Self {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self {
             outbox: Outbox::new(Arc::clone(&shared), Sender::default()),
             shared,
-            epoll: Epoll::new()?,
-            watched: BTreeMap::new(),
             answers: Bucket::default(),
             packets: vec![0; PACKETS],
             now: Duration::ZERO,
-        })
+        }
     }
 
-    /// Works until the data path is stopped.
+    /// Sends what waits at a device, as far as its turn goes; `now` is time since boot.
     ///
     /// # Errors
-    /// What the kernel says where descriptors cannot be watched.
-    pub(super) fn drive(&mut self, waker: &Waker) -> io::Result<()> {
-        self.epoll.add(waker, WAKER)?;
-        let mut ready = Vec::new();
-        let mut table = Arc::new(Table::default());
-        while !self.shared.stop.load(Ordering::Acquire) {
-            let current = self.shared.table.load_full();
-            if !Arc::ptr_eq(&current, &table) {
-                self.watch(&current)?;
-                table = current;
-            }
-            self.epoll.wait(&mut ready)?;
-            self.now = clock::since_boot();
-            for id in &ready {
-                if *id == WAKER {
-                    waker.reset();
-                } else if let Some(position) = table.position(*id) {
-                    self.drain(&table, position);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Watches the devices of the table and no others.
-    fn watch(&mut self, table: &Table) -> io::Result<()> {
-        let wanted: BTreeMap<u64, &Arc<TunDevice>> =
-            table.devices().iter().map(|device| (device.open.id, &device.open.tun)).collect();
-        let epoll = &self.epoll;
-        self.watched.retain(|id, tun| {
-            let keep = wanted.contains_key(id);
-            if !keep {
-                // A device that failed is out of the set already.
-                let _ = epoll.remove(&**tun);
-            }
-            keep
-        });
-        for (id, tun) in wanted {
-            if !self.watched.contains_key(&id) {
-                self.epoll.add(&**tun, id)?;
-                self.watched.insert(id, Arc::clone(tun));
-            }
-        }
-        Ok(())
-    }
-
-    /// Sends what waits at a device, as far as its turn goes.
-    fn drain(&mut self, table: &Table, position: usize) {
-        let Some(device) = table.devices().get(position) else { return };
-        let mut at = 0;
+    /// Where the device cannot be read any more.
+    pub(super) fn drain(&mut self, table: &Table, position: usize, now: Duration) -> io::Result<()> {
+        let Some(device) = table.devices().get(position) else { return Ok(()) };
+        self.now = now;
+        let (mut at, mut count, mut bytes) = (0, 0, 0);
+        let mut outcome = Ok(());
         for _ in 0..BUDGET {
             if self.outbox.is_full() || at + BUFFER > PACKETS {
                 self.outbox.flush(table, &self.packets, self.now);
@@ -119,18 +64,19 @@ impl Egress {
                 Ok(length) => {
                     self.forward(table, position, header, at, length);
                     at += length.next_multiple_of(ALIGNMENT);
+                    count += 1;
+                    bytes += length;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => {
-                    // Level-triggered, a dead descriptor would be reported for ever.
-                    tracing::debug!(%error, "a device cannot be read any more");
-                    let _ = self.epoll.remove(&*device.open.tun);
-                    let _ = self.shared.events.try_send(DatapathEvent::DeviceGone);
+                    outcome = Err(error);
                     break;
                 }
             }
         }
         self.outbox.flush(table, &self.packets, self.now);
+        self.shared.load.add(count, bytes, now);
+        outcome
     }
 
     /// Forwards what was read to `at`: one packet, or one that is many.

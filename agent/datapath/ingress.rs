@@ -1,18 +1,19 @@
 //! From a socket to the devices.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::Shared;
 use super::batch::Place;
+use super::load::Load;
 use super::stats::DropReason;
 use super::table::{Device, Table, Tunnel};
 use crate::agent::os::clock;
+use crate::agent::os::udp::peer::PeerSocket;
 use crate::agent::os::udp::receive::{Received, Receiver};
-use crate::agent::os::udp::tell_place;
+use crate::agent::os::udp::{set_merging, tell_place};
 use crate::agent::packet::coalesce::{Coalescer, Owner, Write};
 use crate::agent::packet::frame::{self, Frame};
 use crate::agent::packet::parse::Packet;
@@ -20,6 +21,9 @@ use crate::agent::packet::{ecn, mss};
 
 /// As many bytes are handed on at once: what lies longer leaves the processor's cache.
 const ENOUGH: usize = 60_000;
+
+/// How many bytes come in before somebody is picked who may have a socket of its own.
+const SAMPLE: usize = 4 << 20;
 
 /// When a socket is to tell where datagrams arrive. It costs each a twentieth of its way through the kernel, and hardly
 /// ever changes: under load it is asked now and then.
@@ -56,74 +60,146 @@ struct Before {
     is_local_marked: bool,
 }
 
-/// An ingress thread's own.
+/// Where datagrams are read.
+enum Source {
+    /// The data port in one address family, and whether it tells where they arrived.
+    Port { is_v4: bool, asking: Asking, tells_place: bool },
+    /// A socket of one peer, and whether it delivers merged what arrived so.
+    Peer { socket: PeerSocket, merges: bool },
+}
+
+/// What brings what arrives at a socket to the devices.
 pub(super) struct Ingress {
     shared: Arc<Shared>,
-    is_v4: bool,
+    source: Source,
     receiver: Receiver,
     coalescer: Coalescer,
-    asking: Asking,
-    /// Whether the socket tells where datagrams arrived.
-    tells_place: bool,
+    /// What it has received of late.
+    pub(super) load: Load,
+    /// Bytes that were received since it was asked last who sends.
+    heard: usize,
+    /// Whose datagram came last, and belongs to a tunnel.
+    last: Option<SocketAddr>,
 }
 
 impl Ingress {
-    pub(super) fn new(shared: Arc<Shared>, is_v4: bool) -> Self {
+    /// Of the data port in one address family.
+    pub(super) fn of_port(shared: Arc<Shared>, is_v4: bool) -> Self {
+        Self::new(shared, Source::Port { is_v4, asking: Asking::default(), tells_place: true })
+    }
+
+    /// Of one peer, whom the port hears no more then.
+    ///
+    /// # Errors
+    /// Where it has sent nothing yet, or no socket for it alone is to be had.
+    pub(super) fn of_peer(shared: Arc<Shared>, peer: SocketAddr) -> io::Result<Self> {
+        let table = shared.table.load();
+        let tunnel = table.sender(peer).and_then(|place| table.tunnel(place));
+        let local = tunnel.and_then(|tunnel| tunnel.path.local()).ok_or(io::ErrorKind::NotFound)?;
+        let port = shared.sockets.of(peer).ok_or(io::ErrorKind::NotFound)?;
+        let socket = PeerSocket::open(port, peer, local)?;
+        Ok(Self::new(Arc::clone(&shared), Source::Peer { socket, merges: false }))
+    }
+
+    fn new(shared: Arc<Shared>, source: Source) -> Self {
         Self {
             shared,
-            is_v4,
+            source,
             receiver: Receiver::default(),
             coalescer: Coalescer::default(),
-            asking: Asking::default(),
-            tells_place: true,
+            load: Load::default(),
+            heard: 0,
+            last: None,
         }
     }
 
-    /// Works until the data path is stopped.
+    /// Leaves its peer to the port again, but for what has arrived already.
+    pub(super) fn leave(&self) {
+        match &self.source {
+            Source::Port { .. } => {}
+            Source::Peer { socket, .. } => socket.leave(),
+        }
+    }
+
+    /// Now and then, somebody who very likely sends much.
+    pub(super) fn loud_peer(&mut self) -> Option<SocketAddr> {
+        if self.heard < SAMPLE {
+            return None;
+        }
+        self.heard = 0;
+        self.last
+    }
+
+    /// Reads what waits at the socket, and hands it on. Where nothing waits and it `may_wait`, it does so for a while, or
+    /// until the data path is stopped. Returns how many messages there were.
     ///
     /// # Errors
     /// Where the socket cannot be read any more.
-    pub(super) fn drive(&mut self) -> io::Result<()> {
+    pub(super) fn pass(&mut self, may_wait: bool) -> io::Result<usize> {
         let shared = Arc::clone(&self.shared);
-        let Some(socket) = shared.sockets.of_family(self.is_v4) else { return Ok(()) };
-        loop {
-            let received = self.receiver.receive(socket);
-            if shared.stop.load(Ordering::Acquire) {
-                return Ok(());
+        let socket = match &self.source {
+            Source::Port { is_v4, .. } => shared.sockets.of_family(*is_v4),
+            Source::Peer { socket, .. } => Some(socket.socket()),
+        };
+        let Some(socket) = socket else { return Ok(0) };
+        let received = if may_wait { self.receiver.wait(socket) } else { self.receiver.take(socket) };
+        match received {
+            Ok(()) => {
+                let table = shared.table.load();
+                self.forward(&table, clock::since_boot());
+                self.adjust(&table);
+                Ok(self.receiver.count())
             }
-            match received {
-                Ok(()) => {
-                    self.forward(&shared.table.load(), clock::since_boot());
-                    self.ask_for_place(socket);
-                }
-                Err(error) if is_of_the_socket(&error) => return Err(error),
-                // Of an earlier datagram, and told once.
-                Err(_) => {}
-            }
+            Err(error) if is_of_the_socket(&error) => Err(error),
+            // Of an earlier datagram, and told once; or there is nothing.
+            Err(_) => Ok(0),
         }
     }
 
-    /// Has the socket tell where datagrams arrive, or not.
-    fn ask_for_place(&mut self, socket: &UdpSocket) {
-        let asks = self.asking.next(self.receiver.count());
-        if asks != self.tells_place && tell_place(socket, self.is_v4, asks).is_ok() {
-            self.tells_place = asks;
+    /// Has the socket tell what is to be known of what comes next.
+    fn adjust(&mut self, table: &Table) {
+        match &mut self.source {
+            Source::Port { is_v4, asking, tells_place } => {
+                let asks = asking.next(self.receiver.count());
+                if asks != *tells_place
+                    && let Some(socket) = self.shared.sockets.of_family(*is_v4)
+                    && tell_place(socket, *is_v4, asks).is_ok()
+                {
+                    *tells_place = asks;
+                }
+            }
+            Source::Peer { socket, merges } => {
+                if self.receiver.is_emptied() {
+                    // What others may have sent while it was being opened has been read.
+                    self.receiver.set_peer(socket.peer());
+                }
+                if *merges != table.takes_merged() {
+                    *merges = table.takes_merged();
+                    // Kernels before 5.0 merge none, and nothing is said.
+                    let _ = set_merging(socket.socket(), *merges);
+                }
+            }
         }
     }
 
     /// Hands on what was read; `now` is time since boot.
     fn forward(&mut self, table: &Table, now: Duration) {
-        let (mut before, mut bytes) = (None, 0);
+        let (mut before, mut all, mut handed_on) = (None, 0, 0);
         for index in 0..self.receiver.count() {
             let message = self.receiver.message(index);
-            bytes += message.as_ref().map_or(0, |message| message.place.len());
+            all += message.as_ref().map_or(0, |message| message.place.len());
             self.take_in(table, message, now, &mut before);
-            if bytes >= ENOUGH {
+            if all - handed_on >= ENOUGH {
                 self.hand_on(table);
-                bytes = 0;
+                handed_on = all;
             }
         }
         self.hand_on(table);
+        for load in [&self.shared.load, &self.load] {
+            load.add(self.receiver.count(), all, now);
+        }
+        self.heard += all;
+        self.last = before.map(|before| before.way.0).or(self.last);
     }
 
     /// Gives the devices what was taken in.

@@ -1,16 +1,19 @@
-//! The packet path: threads apart from tokio, *egress* from the devices to the sockets and an *ingress* of each socket to
-//! the devices. They share a table that is never changed, only replaced whole.
+//! The packet path, on threads apart from tokio: *egress* from the devices to the sockets, and *ingress* from the sockets
+//! to the devices. They share a table that is never changed, only replaced whole.
 
 mod batch;
 mod egress;
 mod ingress;
+mod load;
 mod outbox;
 pub mod path;
 pub mod stats;
 pub mod table;
+mod threads;
 
 use std::io;
 use std::net::IpAddr;
+use std::num::NonZero;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,13 +24,20 @@ use tokio::sync::mpsc;
 
 use crate::agent::os::epoll::Waker;
 use crate::agent::os::udp::SocketPair;
+use load::Load;
 use stats::AgentStats;
 use table::Table;
+use threads::Main;
 
 /// The most packets that egress takes from one device before it looks at the others.
 const BUDGET: usize = 64;
 /// The longest datagram, and with room in front the longest packet.
 const BUFFER: usize = 1 << 16;
+
+/// How many threads receive at most beside the one that does the rest: one for each processor, within reason.
+fn readers() -> usize {
+    thread::available_parallelism().map_or(1, NonZero::get).clamp(2, 8)
+}
 
 /// What a data thread tells the runtime.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,6 +55,7 @@ struct Shared {
     table: ArcSwap<Table>,
     sockets: SocketPair,
     stats: Arc<AgentStats>,
+    load: Load,
     stop: AtomicBool,
     events: mpsc::Sender<DatapathEvent>,
 }
@@ -83,7 +94,7 @@ impl Worker {
 /// The running packet path. Its threads end with it.
 pub struct Datapath {
     shared: Arc<Shared>,
-    /// Of egress, which waits on many descriptors.
+    /// Of the thread that waits on many descriptors.
     waker: Arc<Waker>,
     workers: Vec<Worker>,
 }
@@ -103,20 +114,19 @@ impl Datapath {
             table: ArcSwap::from_pointee(Table::default()),
             sockets,
             stats,
+            load: Load::default(),
             stop: AtomicBool::new(false),
             events: events.clone(),
         });
         // Before the first thread, so that they end where a later one cannot be had.
         let mut datapath =
             Self { shared: Arc::clone(&shared), waker: Arc::clone(&waker), workers: Vec::new() };
-        let mut egress = egress::Egress::new(Arc::clone(&shared))?;
-        datapath.workers.push(Worker::start("tunmesh-egress", &events, move || egress.drive(&waker))?);
-        for (name, is_v4) in [("tunmesh-in-v4", true), ("tunmesh-in-v6", false)] {
-            if shared.sockets.of_family(is_v4).is_some() {
-                let mut ingress = ingress::Ingress::new(Arc::clone(&shared), is_v4);
-                datapath.workers.push(Worker::start(name, &events, move || ingress.drive())?);
-            }
+        let mut main = Main::new(Arc::clone(&shared), waker)?;
+        for _ in 0..readers() {
+            let mut reader = main.reader();
+            datapath.workers.push(Worker::start("tunmesh-reader", &events, move || reader.drive())?);
         }
+        datapath.workers.push(Worker::start("tunmesh-data", &events, move || main.drive())?);
         Ok(datapath)
     }
 

@@ -1,4 +1,4 @@
-//! Counters. Each is written by one data thread and read by the runtime.
+//! Counters, which the data threads write and the runtime reads.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};

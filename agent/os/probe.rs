@@ -129,7 +129,7 @@ fn send_a_train(socket: &UdpSocket) -> io::Result<Sent> {
     let mut arrived = Vec::new();
     while arrived.len() < bytes.len() {
         wait_readable(socket, PATIENCE)?;
-        match receiver.receive(socket) {
+        match receiver.take(socket) {
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Sent::Missing),
             Err(error) => return Err(error),

@@ -1,16 +1,21 @@
 //! UDP sockets on the underlay.
 
+pub mod peer;
 pub mod receive;
 pub mod send;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
+use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 /// How much the kernel keeps for a data socket in each direction, in bytes.
 const BUFFER: libc::c_int = 16 << 20;
+
+/// How long who waits at a data socket does so before it looks for what else there is to do.
+const TURN: Duration = Duration::from_millis(100);
 
 /// What a port is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,8 +89,15 @@ fn is_absent(error: &io::Error) -> bool {
 }
 
 fn bind(address: IpAddr, port: u16, purpose: Purpose) -> io::Result<UdpSocket> {
-    let socket =
-        Socket::new(Domain::for_address(SocketAddr::new(address, port)), Type::DGRAM, Some(Protocol::UDP))?;
+    let socket = open(address, purpose)?;
+    socket.bind(&SocketAddr::new(address, port).into())?;
+    Ok(socket.into())
+}
+
+/// Opens a socket of `address`'s family, with all options.
+fn open(address: IpAddr, purpose: Purpose) -> io::Result<Socket> {
+    let domain = Domain::for_address(SocketAddr::new(address, 0));
+    let socket = Socket::new(domain, Type::DGRAM, Some(Protocol::UDP))?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
@@ -99,13 +111,13 @@ fn bind(address: IpAddr, port: u16, purpose: Purpose) -> io::Result<UdpSocket> {
     tell_place(&socket, address.is_ipv4(), true)?;
     match purpose {
         Purpose::Data => {
+            socket.set_read_timeout(Some(TURN))?;
             tell_tos(&socket, address)?;
             forbid_fragments(&socket, address)?;
         }
         Purpose::Control => {}
     }
-    socket.bind(&SocketAddr::new(address, port).into())?;
-    Ok(socket.into())
+    Ok(socket)
 }
 
 /// Whether datagrams of one sender may arrive at a socket as one message.

@@ -7,6 +7,7 @@ use tokio::sync::mpsc;
 
 use super::*;
 use crate::agent::datapath::batch::Place;
+use crate::agent::datapath::load::Load;
 use crate::agent::datapath::stats::AgentStats;
 use crate::agent::datapath::table::{Kept, OpenDevice};
 use crate::agent::os::tun::TunDevice;
@@ -100,6 +101,7 @@ fn world(answers: &[Result<usize, i32>]) -> World {
         table: ArcSwap::from_pointee(Table::default()),
         sockets: SocketPair { v4: Some(UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap()), v6: None },
         stats: Arc::new(AgentStats::default()),
+        load: Load::default(),
         stop: AtomicBool::new(false),
         events: sender,
     });

@@ -8,6 +8,8 @@ use std::os::fd::AsRawFd;
 
 /// How many messages are read at once. Where the kernel merges nothing, few cost half as much again.
 const MESSAGES: usize = 32;
+/// How many are where not one may be there: to make many places ready takes longer than the message.
+const FEW: usize = 4;
 /// The longest message: a datagram or a train.
 const LONGEST: usize = 1 << 16;
 /// Messages begin so far apart: at a power of two all would compete for the same lines of the processor's cache.
@@ -39,9 +41,11 @@ pub struct Receiver {
     control: Vec<[u64; CONTROL]>,
     /// How many messages there are.
     count: usize,
+    /// Who has sent all of them; absent: the kernel is asked.
+    peer: Option<SocketAddr>,
 }
 
-// SAFETY: the pointers inside mean something during `receive` alone, which makes them anew.
+// SAFETY: the pointers inside mean something during a reading alone, which makes them anew.
 #[allow(unsafe_code, reason = "raw pointers that are never followed from one call to the next")]
 unsafe impl Send for Receiver {}
 
@@ -58,29 +62,49 @@ impl Default for Receiver {
             names: vec![name; MESSAGES],
             control: vec![[0; CONTROL]; MESSAGES],
             count: 0,
+            peer: None,
         }
     }
 }
 
 impl Receiver {
-    /// Reads what waits at a socket; what was read before is gone. A socket that blocks is waited for until there is
-    /// something, or nobody receives on it any more.
+    /// Takes it from now on that `peer` has sent everything that is read.
+    pub fn set_peer(&mut self, peer: SocketAddr) {
+        self.peer = Some(peer);
+    }
+
+    /// Waits for messages at a socket, and reads all that there are, as far as they have room; what was read before is gone.
     ///
     /// # Errors
-    /// `WouldBlock` where nothing waits at a socket that does not block, and what became of an earlier datagram.
+    /// `WouldBlock` where there was none for as long as reading on the socket may take, or nobody receives on it any more;
+    /// and what became of an earlier datagram.
+    pub fn wait(&mut self, socket: &UdpSocket) -> io::Result<()> {
+        self.receive(socket, MESSAGES, libc::MSG_WAITFORONE)
+    }
+
+    /// Reads the first messages of those that there are; what was read before is gone.
+    ///
+    /// # Errors
+    /// `WouldBlock` where there is none, and what became of an earlier datagram.
+    pub fn take(&mut self, socket: &UdpSocket) -> io::Result<()> {
+        self.receive(socket, FEW, libc::MSG_DONTWAIT)
+    }
+
     #[allow(unsafe_code, reason = "no crate in use receives several merged datagrams")]
-    pub fn receive(&mut self, socket: &UdpSocket) -> io::Result<()> {
+    fn receive(&mut self, socket: &UdpSocket, messages: usize, flags: libc::c_int) -> io::Result<()> {
         self.count = 0;
         self.vectors.clear();
-        let places = self.buffer.chunks_exact_mut(STRIDE);
+        let places = self.buffer.chunks_exact_mut(STRIDE).take(messages);
         self.vectors.extend(
             places.map(|place| libc::iovec { iov_base: place.as_mut_ptr().cast(), iov_len: LONGEST }),
         );
         let rest = self.vectors.iter_mut().zip(&mut self.names).zip(&mut self.control);
         for (header, ((vector, name), control)) in self.headers.iter_mut().zip(rest) {
             let inner = &mut header.msg_hdr;
-            inner.msg_name = std::ptr::from_mut(name).cast();
-            inner.msg_namelen = size_of_val(name) as libc::socklen_t;
+            (inner.msg_name, inner.msg_namelen) = match self.peer {
+                Some(_) => (std::ptr::null_mut(), 0),
+                None => (std::ptr::from_mut(name).cast(), size_of_val(name) as libc::socklen_t),
+            };
             inner.msg_iov = vector;
             inner.msg_iovlen = 1;
             inner.msg_control = control.as_mut_ptr().cast();
@@ -93,8 +117,8 @@ impl Receiver {
             libc::recvmmsg(
                 socket.as_raw_fd(),
                 self.headers.as_mut_ptr(),
-                MESSAGES as libc::c_uint,
-                libc::MSG_WAITFORONE,
+                self.vectors.len() as libc::c_uint,
+                flags,
                 std::ptr::null_mut(),
             )
         };
@@ -103,6 +127,11 @@ impl Receiver {
         }
         self.count = count.unsigned_abs() as usize;
         Ok(())
+    }
+
+    /// Whether the last reading took everything that was there.
+    pub fn is_emptied(&self) -> bool {
+        self.count < self.vectors.len()
     }
 
     /// How many messages were read last.
@@ -130,7 +159,7 @@ impl Receiver {
         let mut received = Received {
             place: at..at + length,
             segment: length.max(1),
-            source: address(self.names.get(index)?)?,
+            source: self.peer.or_else(|| address(self.names.get(index)?))?,
             local: None,
             tos: 0,
         };

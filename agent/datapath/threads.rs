@@ -1,0 +1,288 @@
+//! Who does the work. While little goes on it is one thread: then an answer leaves through the thread that took in the
+//! question, and nobody else is woken. Under load readers receive: one waits in a socket, where the kernel wakes it once
+//! for many datagrams, and a peer that sends much gets a socket and a reader of its own.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, SendError, Sender, channel};
+use std::time::Duration;
+
+use super::egress::Egress;
+use super::ingress::Ingress;
+use super::table::Table;
+use super::{DatapathEvent, Shared};
+use crate::agent::os::clock;
+use crate::agent::os::epoll::{Epoll, Waker};
+use crate::agent::os::tun::TunDevice;
+
+/// The waker's number in the epoll set; devices have theirs, from 1.
+const WAKER: u64 = 0;
+/// The ports' numbers count down from here.
+const PORTS: u64 = u64::MAX;
+/// How often a socket is read at most to empty it.
+const READINGS: usize = 10_000;
+
+/// The data port in one address family.
+struct Port {
+    is_v4: bool,
+    /// Absent: a reader has it.
+    ingress: Option<Box<Ingress>>,
+}
+
+/// What a reader gives back.
+enum Returned {
+    /// A port, by its number.
+    Port(usize, Box<Ingress>),
+    /// Itself, by its number.
+    Reader(usize),
+}
+
+/// The thread that reads the devices, and the ports where no reader does.
+pub(super) struct Main {
+    shared: Arc<Shared>,
+    waker: Arc<Waker>,
+    epoll: Epoll,
+    watched: BTreeMap<u64, Arc<TunDevice>>,
+    egress: Egress,
+    ports: Vec<Port>,
+    readers: Vec<Sender<(usize, Box<Ingress>)>>,
+    /// The readers that have nothing to do.
+    free: Vec<usize>,
+    returned: Receiver<Returned>,
+    give_back: Sender<Returned>,
+}
+
+/// A thread that receives while there is much to receive.
+pub(super) struct Reader {
+    shared: Arc<Shared>,
+    waker: Arc<Waker>,
+    number: usize,
+    lent: Receiver<(usize, Box<Ingress>)>,
+    give_back: Sender<Returned>,
+}
+
+impl Main {
+    /// # Errors
+    /// What the kernel says where descriptors cannot be watched.
+    pub(super) fn new(shared: Arc<Shared>, waker: Arc<Waker>) -> io::Result<Self> {
+        let (give_back, returned) = channel();
+        let egress = Egress::new(Arc::clone(&shared));
+        let mut main = Self {
+            shared,
+            waker,
+            epoll: Epoll::new()?,
+            watched: BTreeMap::new(),
+            egress,
+            ports: Vec::new(),
+            readers: Vec::new(),
+            free: Vec::new(),
+            returned,
+            give_back,
+        };
+        main.epoll.add(&*main.waker, WAKER)?;
+        for is_v4 in [true, false] {
+            if main.shared.sockets.of_family(is_v4).is_some() {
+                let ingress = Some(Box::new(Ingress::of_port(Arc::clone(&main.shared), is_v4)));
+                main.ports.push(Port { is_v4, ingress });
+                main.watch_port(main.ports.len() - 1)?;
+            }
+        }
+        Ok(main)
+    }
+
+    /// A reader, which is to be driven by a thread of its own.
+    pub(super) fn reader(&mut self) -> Reader {
+        let (lend, lent) = channel();
+        let number = self.readers.len();
+        self.readers.push(lend);
+        self.free.push(number);
+        Reader {
+            shared: Arc::clone(&self.shared),
+            waker: Arc::clone(&self.waker),
+            number,
+            lent,
+            give_back: self.give_back.clone(),
+        }
+    }
+
+    /// Works until the data path is stopped.
+    ///
+    /// # Errors
+    /// What the kernel says where descriptors cannot be watched, or a port cannot be read any more.
+    pub(super) fn drive(&mut self) -> io::Result<()> {
+        let mut ready = Vec::new();
+        let mut table = Arc::new(Table::default());
+        while !self.shared.stop.load(Ordering::Acquire) {
+            let current = self.shared.table.load_full();
+            if !Arc::ptr_eq(&current, &table) {
+                self.watch_devices(&current)?;
+                table = current;
+            }
+            self.epoll.wait(&mut ready)?;
+            let now = clock::since_boot();
+            for id in &ready {
+                if *id == WAKER {
+                    self.waker.reset();
+                    self.take_back()?;
+                } else if let Some(position) = table.position(*id) {
+                    self.drain(&table, position, now);
+                } else if let Ok(port) = usize::try_from(PORTS - *id) {
+                    self.receive(port, now)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn drain(&mut self, table: &Table, position: usize, now: Duration) {
+        if let Err(error) = self.egress.drain(table, position, now)
+            && let Some(device) = table.devices().get(position)
+        {
+            // Level-triggered, a dead descriptor would be reported for ever.
+            tracing::debug!(%error, "a device cannot be read any more");
+            let _ = self.epoll.remove(&*device.open.tun);
+            let _ = self.shared.events.try_send(DatapathEvent::DeviceGone);
+        }
+    }
+
+    /// Receives what waits at a port, and lends it where there is much to do.
+    fn receive(&mut self, number: usize, now: Duration) -> io::Result<()> {
+        let Some(port) = self.ports.get_mut(number) else { return Ok(()) };
+        let Some(ingress) = &mut port.ingress else { return Ok(()) };
+        ingress.pass(false)?;
+        while self.shared.load.is_high(now)
+            && let Some(reader) = self.free.pop()
+        {
+            let Some(reader) = self.readers.get(reader) else { continue };
+            let Some(ingress) = port.ingress.take() else { break };
+            match reader.send((number, ingress)) {
+                Ok(()) => {
+                    let socket = self.shared.sockets.of_family(port.is_v4);
+                    return socket.map_or(Ok(()), |socket| self.epoll.remove(socket));
+                }
+                // Its thread has ended, and said so.
+                Err(SendError((_, ingress))) => port.ingress = Some(ingress),
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes what readers have given back.
+    fn take_back(&mut self) -> io::Result<()> {
+        while let Ok(returned) = self.returned.try_recv() {
+            match returned {
+                Returned::Reader(number) => self.free.push(number),
+                Returned::Port(number, ingress) => {
+                    if let Some(port) = self.ports.get_mut(number) {
+                        port.ingress = Some(ingress);
+                    }
+                    self.watch_port(number)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn watch_port(&self, number: usize) -> io::Result<()> {
+        let port = self.ports.get(number);
+        match port.and_then(|port| self.shared.sockets.of_family(port.is_v4)) {
+            Some(socket) => self.epoll.add(socket, PORTS - number as u64),
+            None => Ok(()),
+        }
+    }
+
+    /// Watches the devices of the table and no others.
+    fn watch_devices(&mut self, table: &Table) -> io::Result<()> {
+        let wanted: BTreeMap<u64, &Arc<TunDevice>> =
+            table.devices().iter().map(|device| (device.open.id, &device.open.tun)).collect();
+        let epoll = &self.epoll;
+        self.watched.retain(|id, tun| {
+            let keep = wanted.contains_key(id);
+            if !keep {
+                // A device that failed is out of the set already.
+                let _ = epoll.remove(&**tun);
+            }
+            keep
+        });
+        for (id, tun) in wanted {
+            if !self.watched.contains_key(&id) {
+                self.epoll.add(&**tun, id)?;
+                self.watched.insert(id, Arc::clone(tun));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Reader {
+    /// Works until the data path is stopped, or has no use for it any more.
+    ///
+    /// # Errors
+    /// Where a socket cannot be read any more.
+    pub(super) fn drive(&mut self) -> io::Result<()> {
+        while let Ok((number, mut port)) = self.lent.recv() {
+            let loud = self.hear_all(&mut port)?;
+            self.give_back(Returned::Port(number, port));
+            if let Some(peer) = loud {
+                self.hear_one(peer)?;
+            }
+            self.give_back(Returned::Reader(self.number));
+        }
+        Ok(())
+    }
+
+    fn give_back(&self, what: Returned) {
+        // Where nobody takes it the data path has ended.
+        let _ = self.give_back.send(what);
+        self.waker.wake();
+    }
+
+    /// Receives at a port while load is not low; less if a peer gets a socket of its own, which is returned.
+    fn hear_all(&self, port: &mut Ingress) -> io::Result<Option<Ingress>> {
+        let mut can_be_had = true;
+        while !self.is_stopped() && !self.shared.load.is_low(clock::since_boot()) {
+            port.pass(true)?;
+            if can_be_had && let Some(peer) = port.loud_peer() {
+                match Ingress::of_peer(Arc::clone(&self.shared), peer) {
+                    Ok(peer) => {
+                        empty(port)?;
+                        return Ok(Some(peer));
+                    }
+                    Err(error) => {
+                        tracing::debug!(%peer, %error, "no socket for a peer alone");
+                        can_be_had = false;
+                    }
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Receives at the socket of a peer while it sends much.
+    fn hear_one(&self, mut peer: Ingress) -> io::Result<()> {
+        while !self.is_stopped() {
+            peer.pass(true)?;
+            if peer.load.is_low(clock::since_boot()) {
+                break;
+            }
+        }
+        peer.leave();
+        empty(&mut peer)
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.shared.stop.load(Ordering::Acquire)
+    }
+}
+
+/// Receives everything that a socket has.
+fn empty(ingress: &mut Ingress) -> io::Result<()> {
+    for _ in 0..READINGS {
+        if ingress.pass(false)? == 0 {
+            break;
+        }
+    }
+    Ok(())
+}

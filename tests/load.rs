@@ -1,0 +1,167 @@
+//! How many threads and sockets an agent's packets take, and that none is lost where that changes.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a fault ends the test")]
+
+mod lab;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+
+use lab::{Agent, Host, Lab, SOON, grpcurl, ping, ping_ok, transfer, wait_until};
+use serde_json::{Value, json};
+
+const ADD: &str = "tunmesh.v1.TunnelService/AddTunnel";
+const GET: &str = "tunmesh.v1.TunnelService/GetTunnel";
+
+/// How often the threads of a name have waited since they were started.
+fn waits(agent: &Agent, thread: &str) -> u64 {
+    let of = |task: &std::path::Path| {
+        let read = |file: &str| fs::read_to_string(task.join(file)).unwrap_or_default();
+        let status = read("status");
+        let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+        (read("comm").trim() == thread).then(|| line.unwrap().trim().parse::<u64>().unwrap())
+    };
+    let tasks = fs::read_dir(format!("/proc/{}/task", agent.pid())).unwrap();
+    let all: Vec<u64> = tasks.filter_map(|task| of(&task.unwrap().path())).collect();
+    assert!(!all.is_empty(), "{thread}");
+    all.iter().sum()
+}
+
+/// The peers for which the host's agent has sockets of their own.
+fn heard_alone(host: &Host) -> BTreeSet<SocketAddr> {
+    let sockets = host.run(["ss", "-Hun", "state", "established", "sport", "=", ":5000"]);
+    let peer = |line: &str| line.split_whitespace().next_back().map(|peer| peer.parse().unwrap());
+    sockets.lines().filter_map(peer).collect()
+}
+
+fn add(agent: &Agent, name: &str, own: &str, peer: &str, remote: &str) {
+    let tunnel = json!({"name": name, "device": "mesh", "addresses": [format!("{own}/24")], "remote": remote,
+                        "framing": "RAW", "allowedPrefixes": [{"prefix": format!("{peer}/32")}]});
+    grpcurl(agent, ADD, &json!({ "tunnel": tunnel })).unwrap();
+}
+
+fn number(value: &Value) -> u64 {
+    value.as_str().map_or(0, |text| text.parse().unwrap())
+}
+
+/// Transfers, one after the other, until it is dropped.
+struct Busy {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Busy {
+    fn start(from: &Host, to: &Host, address: &'static str) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (from, to, ends) = (from.clone(), to.clone(), Arc::clone(&stop));
+        let thread = thread::spawn(move || {
+            while !ends.load(Ordering::Relaxed) {
+                transfer(&from, &to, address, 50_000_000);
+            }
+        });
+        Self { stop, thread: Some(thread) }
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let ended = self.thread.take().unwrap().join();
+        assert!(ended.is_ok() || thread::panicking(), "a transfer failed");
+    }
+}
+
+#[test]
+fn a_ping_takes_one_thread_and_a_transfer_more() {
+    let lab = Lab::new();
+    let (host, other) = (lab.host("host"), lab.host("other"));
+    lab.link(&host, "172.100.1.1/24", &other, "172.100.1.2/24");
+    let (agent, their) = (Agent::start(&host, &[]), Agent::start(&other, &[]));
+    add(&agent, "link", "10.9.0.1", "10.9.0.2", "172.100.1.2");
+    add(&their, "link", "10.9.0.2", "10.9.0.1", "172.100.1.1");
+    ping_ok(&host, "10.9.0.2");
+    let pings_take_one_thread = || {
+        let before =
+            [&agent, &their].map(|agent| (waits(agent, "tunmesh-data"), waits(agent, "tunmesh-reader")));
+        assert!(ping(&host, "10.9.0.2", &["-c", "50", "-i", "0.002"]));
+        let after =
+            [&agent, &their].map(|agent| (waits(agent, "tunmesh-data"), waits(agent, "tunmesh-reader")));
+        before.iter().zip(after).all(|(before, after)| after.0 > before.0 && after.1 == before.1)
+    };
+    assert!(pings_take_one_thread());
+    let before = waits(&agent, "tunmesh-reader");
+    let busy = Busy::start(&other, &host, "10.9.0.1");
+    wait_until(SOON, "a socket for the peer", || {
+        heard_alone(&host) == BTreeSet::from(["172.100.1.2:5000".parse().unwrap()])
+    });
+    ping_ok(&host, "10.9.0.2");
+    drop(busy);
+    assert!(waits(&agent, "tunmesh-reader") > before);
+    wait_until(SOON, "the socket is closed", || heard_alone(&host).is_empty());
+    wait_until(SOON, "pings take one thread again", pings_take_one_thread);
+}
+
+/// Peers of a host that send much at once, more than it has readers for, and one that does not.
+fn many_peers(underlay: fn(u8) -> String, family: &str) {
+    let lab = Lab::new();
+    let (router, host) = (lab.host("router"), lab.host("host"));
+    let readers = thread::available_parallelism().unwrap().get().clamp(2, 8) as u8;
+    let last = 1 + readers + 2;
+    let peers: Vec<_> = (2..=last).map(|n| (n, lab.host(&format!("peer{n}")))).collect();
+    let addresses: Vec<String> = (1..=last).map(|n| format!("{}/{family}", underlay(n))).collect();
+    let hosts = std::iter::once(&host).chain(peers.iter().map(|(_, peer)| peer));
+    let ends: Vec<_> = hosts.zip(addresses.iter().map(String::as_str)).collect();
+    lab.segment(&router, &format!("{}/{family}", underlay(254)), &ends);
+    let agent = Agent::start(&host, &[]);
+    let all: Vec<_> = peers
+        .iter()
+        .map(|(n, peer)| {
+            let their = Agent::start(peer, &[]);
+            add(&agent, &format!("to{n}"), "10.9.0.1", &format!("10.9.0.{n}"), &underlay(*n));
+            add(&their, "link", &format!("10.9.0.{n}"), "10.9.0.1", &underlay(1));
+            (n, peer, their)
+        })
+        .collect();
+    for (_, peer, _) in &all {
+        ping_ok(peer, "10.9.0.1");
+    }
+    let (quiet, loud) = all.split_last().unwrap();
+    let busy: Vec<_> = loud.iter().map(|(_, peer, _)| Busy::start(peer, &host, "10.9.0.1")).collect();
+    let mut heard = BTreeSet::new();
+    wait_until(SOON, "sockets for several peers, one after the other at least", || {
+        heard.extend(heard_alone(&host));
+        heard.len() >= 2
+    });
+    for _ in 0..5 {
+        ping_ok(quiet.1, "10.9.0.1");
+    }
+    drop(busy);
+    wait_until(SOON, "all sockets are closed", || {
+        ping_ok(quiet.1, "10.9.0.1");
+        heard_alone(&host).is_empty()
+    });
+    // Nothing was lost where sockets came and went.
+    for (n, _, their) in &all {
+        let received = || grpcurl(&agent, GET, &json!({"name": format!("to{n}")})).unwrap()["status"].clone();
+        let sent = || grpcurl(their, GET, &json!({"name": "link"})).unwrap()["status"].clone();
+        wait_until(SOON, "what a peer sent has arrived", || {
+            let (received, sent) = (received(), sent());
+            let drops = received["received"]["drops"].as_object().is_some_and(|drops| !drops.is_empty());
+            !drops && number(&received["received"]["packets"]) == number(&sent["sent"]["packets"])
+        });
+    }
+}
+
+#[test]
+fn many_loud_peers_and_a_quiet_one_are_heard_on_ipv4() {
+    many_peers(|n| format!("172.100.1.{n}"), "24");
+}
+
+#[test]
+fn many_loud_peers_and_a_quiet_one_are_heard_on_ipv6() {
+    many_peers(|n| format!("fd00::{n}"), "64");
+}
