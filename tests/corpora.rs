@@ -1,5 +1,7 @@
 //! The laws of the packet path's pure parts hold for all bytes that fuzzing has found.
 
+#![allow(clippy::expect_used, clippy::print_stdout, reason = "a fault ends the test")]
+
 use std::fs;
 use std::path::Path;
 

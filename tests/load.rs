@@ -6,7 +6,7 @@ mod lab;
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -15,6 +15,7 @@ use lab::{Agent, Host, Lab, SOON, grpcurl, ping, ping_ok, transfer, wait_until};
 use serde_json::{Value, json};
 
 const ADD: &str = "tunmesh.v1.TunnelService/AddTunnel";
+const STATUS: &str = "tunmesh.v1.TunnelService/GetStatus";
 const GET: &str = "tunmesh.v1.TunnelService/GetTunnel";
 
 /// How often the threads of a name have waited since they were started.
@@ -48,22 +49,27 @@ fn number(value: &Value) -> u64 {
     value.as_str().map_or(0, |text| text.parse().unwrap())
 }
 
-/// Transfers, one after the other, until it is dropped.
+/// Does something again and again until it is dropped.
 struct Busy {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Busy {
-    fn start(from: &Host, to: &Host, address: &'static str) -> Self {
+    fn with(mut work: impl FnMut() + Send + 'static) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let (from, to, ends) = (from.clone(), to.clone(), Arc::clone(&stop));
+        let ends = Arc::clone(&stop);
         let thread = thread::spawn(move || {
             while !ends.load(Ordering::Relaxed) {
-                transfer(&from, &to, address, 50_000_000);
+                work();
             }
         });
         Self { stop, thread: Some(thread) }
+    }
+
+    fn with_transfers(from: &Host, to: &Host, address: &'static str) -> Self {
+        let (from, to) = (from.clone(), to.clone());
+        Self::with(move || transfer(&from, &to, address, 50_000_000))
     }
 }
 
@@ -71,7 +77,7 @@ impl Drop for Busy {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         let ended = self.thread.take().unwrap().join();
-        assert!(ended.is_ok() || thread::panicking(), "a transfer failed");
+        assert!(ended.is_ok() || thread::panicking(), "its work failed");
     }
 }
 
@@ -94,7 +100,7 @@ fn a_ping_takes_one_thread_and_a_transfer_more() {
     };
     assert!(pings_take_one_thread());
     let before = waits(&agent, "tunmesh-reader");
-    let busy = Busy::start(&other, &host, "10.9.0.1");
+    let busy = Busy::with_transfers(&other, &host, "10.9.0.1");
     wait_until(SOON, "a socket for the peer", || {
         heard_alone(&host) == BTreeSet::from(["172.100.1.2:5000".parse().unwrap()])
     });
@@ -130,12 +136,9 @@ fn many_peers(underlay: fn(u8) -> String, family: &str) {
         ping_ok(peer, "10.9.0.1");
     }
     let (quiet, loud) = all.split_last().unwrap();
-    let busy: Vec<_> = loud.iter().map(|(_, peer, _)| Busy::start(peer, &host, "10.9.0.1")).collect();
-    let mut heard = BTreeSet::new();
-    wait_until(SOON, "sockets for several peers, one after the other at least", || {
-        heard.extend(heard_alone(&host));
-        heard.len() >= 2
-    });
+    let busy: Vec<_> =
+        loud.iter().map(|(_, peer, _)| Busy::with_transfers(peer, &host, "10.9.0.1")).collect();
+    wait_until(SOON, "sockets for several peers at once", || heard_alone(&host).len() >= 2);
     for _ in 0..5 {
         ping_ok(quiet.1, "10.9.0.1");
     }
@@ -164,4 +167,34 @@ fn many_loud_peers_and_a_quiet_one_are_heard_on_ipv4() {
 #[test]
 fn many_loud_peers_and_a_quiet_one_are_heard_on_ipv6() {
     many_peers(|n| format!("fd00::{n}"), "64");
+}
+
+#[test]
+fn a_flood_of_strangers_gives_nobody_a_socket() {
+    let lab = Lab::new();
+    let (router, host, other, stranger) =
+        (lab.host("router"), lab.host("host"), lab.host("other"), lab.host("stranger"));
+    let ends = [(&host, "172.100.1.1/24"), (&other, "172.100.1.2/24"), (&stranger, "172.100.1.3/24")];
+    lab.segment(&router, "172.100.1.254/24", &ends);
+    let (agent, their) = (Agent::start(&host, &[]), Agent::start(&other, &[]));
+    add(&agent, "link", "10.9.0.1", "10.9.0.2", "172.100.1.2");
+    add(&their, "link", "10.9.0.2", "10.9.0.1", "172.100.1.1");
+    ping_ok(&host, "10.9.0.2");
+    let datagrams = |agent: &Agent| {
+        let status = grpcurl(agent, STATUS, &json!({})).unwrap();
+        number(&status["datagramsDropped"]["unknown_sender"])
+    };
+    let before = waits(&agent, "tunmesh-reader");
+    let socket = stranger.enter(|| UdpSocket::bind("0.0.0.0:0").unwrap());
+    let flood = Busy::with(move || {
+        // Whether there is room is not of interest.
+        let _ = socket.send_to(&[0x45; 1_400], "172.100.1.1:5000");
+    });
+    wait_until(SOON, "20 MB of garbage", || {
+        ping_ok(&other, "10.9.0.1");
+        assert_eq!(heard_alone(&host), BTreeSet::new());
+        datagrams(&agent) > 15_000
+    });
+    drop(flood);
+    assert!(waits(&agent, "tunmesh-reader") > before, "it took a reader");
 }

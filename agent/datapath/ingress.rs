@@ -1,7 +1,7 @@
 //! From a socket to the devices.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use super::stats::DropReason;
 use super::table::{Device, Table, Tunnel};
 use crate::agent::os::clock;
 use crate::agent::os::udp::peer::PeerSocket;
-use crate::agent::os::udp::receive::{Received, Receiver};
+use crate::agent::os::udp::receive::{Reading, Received, Receiver};
 use crate::agent::os::udp::{set_merging, tell_place};
 use crate::agent::packet::coalesce::{Coalescer, Owner, Write};
 use crate::agent::packet::frame::{self, Frame};
@@ -24,6 +24,9 @@ const ENOUGH: usize = 60_000;
 
 /// How many bytes come in before somebody is picked who may have a socket of its own.
 const SAMPLE: usize = 4 << 20;
+
+/// How often a socket is read at most to empty it: a full one has as many datagrams of 1,400 bytes.
+const READINGS: usize = 500;
 
 /// When a socket is to tell where datagrams arrive. It costs each a twentieth of its way through the kernel, and hardly
 /// ever changes: under load it is asked now and then.
@@ -64,8 +67,8 @@ struct Before {
 enum Source {
     /// The data port in one address family, and whether it tells where they arrived.
     Port { is_v4: bool, asking: Asking, tells_place: bool },
-    /// A socket of one peer, and whether it delivers merged what arrived so.
-    Peer { socket: PeerSocket, merges: bool },
+    /// A socket of one peer.
+    Peer(PeerSocket),
 }
 
 /// What brings what arrives at a socket to the devices.
@@ -74,11 +77,13 @@ pub(super) struct Ingress {
     source: Source,
     receiver: Receiver,
     coalescer: Coalescer,
+    /// Whether the socket delivers as one message what arrived so.
+    merges: bool,
     /// What it has received of late.
-    pub(super) load: Load,
-    /// Bytes that were received since it was asked last who sends.
+    load: Load,
+    /// Bytes for tunnels that were received since somebody was picked.
     heard: usize,
-    /// Whose datagram came last, and belongs to a tunnel.
+    /// Who sent the last message, where it is a tunnel's.
     last: Option<SocketAddr>,
 }
 
@@ -88,7 +93,7 @@ impl Ingress {
         Self::new(shared, Source::Port { is_v4, asking: Asking::default(), tells_place: true })
     }
 
-    /// Of one peer, whom the port hears no more then.
+    /// Of one peer, whom the port hears no more then, and who is taken to send much.
     ///
     /// # Errors
     /// Where it has sent nothing yet, or no socket for it alone is to be had.
@@ -98,7 +103,9 @@ impl Ingress {
         let local = tunnel.and_then(|tunnel| tunnel.path.local()).ok_or(io::ErrorKind::NotFound)?;
         let port = shared.sockets.of(peer).ok_or(io::ErrorKind::NotFound)?;
         let socket = PeerSocket::open(port, peer, local)?;
-        Ok(Self::new(Arc::clone(&shared), Source::Peer { socket, merges: false }))
+        let ingress = Self::new(Arc::clone(&shared), Source::Peer(socket));
+        ingress.load.fill(clock::since_boot());
+        Ok(ingress)
     }
 
     fn new(shared: Arc<Shared>, source: Source) -> Self {
@@ -107,77 +114,98 @@ impl Ingress {
             source,
             receiver: Receiver::default(),
             coalescer: Coalescer::default(),
+            merges: false,
             load: Load::default(),
             heard: 0,
             last: None,
         }
     }
 
+    /// Takes it from now on that everything comes from the peer, for whom alone the socket is.
+    pub(super) fn settle(&mut self) {
+        if let Source::Peer(socket) = &self.source {
+            self.receiver.set_peer(socket.peer());
+        }
+    }
+
     /// Leaves its peer to the port again, but for what has arrived already.
     pub(super) fn leave(&self) {
-        match &self.source {
-            Source::Port { .. } => {}
-            Source::Peer { socket, .. } => socket.leave(),
+        if let Source::Peer(socket) = &self.source {
+            socket.leave();
         }
+    }
+
+    /// Whether what it reads is hardly worth a socket: little came of late, or the last of it was no tunnel's.
+    pub(super) fn is_idle(&self) -> bool {
+        self.last.is_none() || self.load.is_low(clock::since_boot())
+    }
+
+    /// Begins anew to find out who sends much.
+    pub(super) fn forget_who_sends(&mut self) {
+        (self.heard, self.last) = (0, None);
     }
 
     /// Now and then, somebody who very likely sends much.
     pub(super) fn loud_peer(&mut self) -> Option<SocketAddr> {
-        if self.heard < SAMPLE {
-            return None;
+        let loud = self.last.filter(|_| self.heard >= SAMPLE);
+        if loud.is_some() {
+            self.forget_who_sends();
         }
-        self.heard = 0;
-        self.last
+        loud
     }
 
-    /// Reads what waits at the socket, and hands it on. Where nothing waits and it `may_wait`, it does so for a while, or
-    /// until the data path is stopped. Returns how many messages there were.
+    /// Reads what waits at the socket until nothing does, as far as a full socket has it. Returns whether it came so far.
     ///
     /// # Errors
     /// Where the socket cannot be read any more.
-    pub(super) fn pass(&mut self, may_wait: bool) -> io::Result<usize> {
+    pub(super) fn empty(&mut self) -> io::Result<bool> {
+        for _ in 0..READINGS {
+            if !self.pass(Reading::Many)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Reads what waits at the socket, and hands it on. Returns whether there was anything.
+    ///
+    /// # Errors
+    /// Where the socket cannot be read any more.
+    pub(super) fn pass(&mut self, reading: Reading) -> io::Result<bool> {
         let shared = Arc::clone(&self.shared);
-        let socket = match &self.source {
-            Source::Port { is_v4, .. } => shared.sockets.of_family(*is_v4),
-            Source::Peer { socket, .. } => Some(socket.socket()),
-        };
-        let Some(socket) = socket else { return Ok(0) };
-        let received = if may_wait { self.receiver.wait(socket) } else { self.receiver.take(socket) };
-        match received {
+        let Some(socket) = socket(&self.source, &shared) else { return Ok(false) };
+        match self.receiver.read(socket, reading) {
             Ok(()) => {
                 let table = shared.table.load();
                 self.forward(&table, clock::since_boot());
                 self.adjust(&table);
-                Ok(self.receiver.count())
+                Ok(true)
             }
             Err(error) if is_of_the_socket(&error) => Err(error),
-            // Of an earlier datagram, and told once; or there is nothing.
-            Err(_) => Ok(0),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            // Of an earlier datagram, and told once.
+            Err(_) => Ok(true),
         }
     }
 
     /// Has the socket tell what is to be known of what comes next.
     fn adjust(&mut self, table: &Table) {
-        match &mut self.source {
-            Source::Port { is_v4, asking, tells_place } => {
-                let asks = asking.next(self.receiver.count());
-                if asks != *tells_place
-                    && let Some(socket) = self.shared.sockets.of_family(*is_v4)
-                    && tell_place(socket, *is_v4, asks).is_ok()
-                {
-                    *tells_place = asks;
-                }
-            }
-            Source::Peer { socket, merges } => {
-                if self.receiver.is_emptied() {
-                    // What others may have sent while it was being opened has been read.
-                    self.receiver.set_peer(socket.peer());
-                }
-                if *merges != table.takes_merged() {
-                    *merges = table.takes_merged();
-                    // Kernels before 5.0 merge none, and nothing is said.
-                    let _ = set_merging(socket.socket(), *merges);
-                }
+        // What waits as one message would lose where its datagrams end.
+        if self.merges != table.takes_merged()
+            && self.receiver.is_emptied()
+            && let Some(socket) = socket(&self.source, &self.shared)
+        {
+            self.merges = table.takes_merged();
+            // Kernels before 5.0 merge none, and nothing is said.
+            let _ = set_merging(socket, self.merges);
+        }
+        if let Source::Port { is_v4, asking, tells_place } = &mut self.source {
+            let asks = asking.next(self.receiver.count());
+            if asks != *tells_place
+                && let Some(socket) = self.shared.sockets.of_family(*is_v4)
+                && tell_place(socket, *is_v4, asks).is_ok()
+            {
+                *tells_place = asks;
             }
         }
     }
@@ -187,8 +215,12 @@ impl Ingress {
         let (mut before, mut all, mut handed_on) = (None, 0, 0);
         for index in 0..self.receiver.count() {
             let message = self.receiver.message(index);
-            all += message.as_ref().map_or(0, |message| message.place.len());
+            let length = message.as_ref().map_or(0, |message| message.place.len());
+            all += length;
             self.take_in(table, message, now, &mut before);
+            if before.is_some() {
+                self.heard += length;
+            }
             if all - handed_on >= ENOUGH {
                 self.hand_on(table);
                 handed_on = all;
@@ -198,8 +230,7 @@ impl Ingress {
         for load in [&self.shared.load, &self.load] {
             load.add(self.receiver.count(), all, now);
         }
-        self.heard += all;
-        self.last = before.map(|before| before.way.0).or(self.last);
+        self.last = before.map(|before| before.way.0);
     }
 
     /// Gives the devices what was taken in.
@@ -279,6 +310,14 @@ impl Ingress {
     }
 }
 
+/// The socket to read.
+fn socket<'s>(source: &'s Source, shared: &'s Shared) -> Option<&'s UdpSocket> {
+    match source {
+        Source::Port { is_v4, .. } => shared.sockets.of_family(*is_v4),
+        Source::Peer(socket) => Some(socket.socket()),
+    }
+}
+
 /// Whether nothing can be read from a socket any more, so that trying again would be for ever.
 fn is_of_the_socket(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EBADF | libc::ENOTSOCK | libc::EFAULT | libc::EINVAL))
@@ -340,7 +379,12 @@ fn deliver(table: &Table, buffer: &[u8], write: &Write<'_>) {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
+    use crate::agent::datapath::sample;
+    use crate::agent::os::udp::send::{Message, Part, Sender, Transmit};
+    use crate::proto::model::Offload;
 
     #[test]
     fn a_quiet_socket_always_tells_where_and_a_busy_one_now_and_then() {
@@ -350,5 +394,117 @@ mod tests {
         assert_eq!(of(15), 1000);
         assert!((100..150).contains(&of(32)));
         assert_eq!(of(1), 1000);
+    }
+
+    /// Peers on loopback with a tunnel each, and what receives from them.
+    struct World {
+        peers: Vec<UdpSocket>,
+        shared: Arc<Shared>,
+        port: Ingress,
+    }
+
+    fn world(count: usize) -> World {
+        let peers: Vec<_> = (0..count).map(|_| UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap()).collect();
+        let endpoints: Vec<_> = peers.iter().map(|peer| peer.local_addr().unwrap()).collect();
+        let (shared, _) = sample::shared(sample::table(&endpoints, &[]));
+        for endpoint in endpoints {
+            let table = shared.table.load();
+            let tunnel = table.tunnel(table.sender(endpoint).unwrap()).unwrap();
+            tunnel.path.mark_local(Ipv4Addr::LOCALHOST.into());
+        }
+        let socket = shared.sockets.v4.as_ref().unwrap();
+        socket.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+        World { port: Ingress::of_port(Arc::clone(&shared), true), peers, shared }
+    }
+
+    impl World {
+        fn of_peer(&self, peer: usize) -> Ingress {
+            Ingress::of_peer(Arc::clone(&self.shared), self.peers[peer].local_addr().unwrap()).unwrap()
+        }
+
+        fn send(&self, peer: &UdpSocket, length: usize, count: usize) {
+            let port = self.shared.sockets.v4.as_ref().unwrap().local_addr().unwrap();
+            for _ in 0..count {
+                peer.send_to(&vec![0x45; length], port).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn a_peer_keeps_its_socket_though_little_came_at_first() {
+        let world = world(1);
+        let mut own = world.of_peer(0);
+        world.send(&world.peers[0], 100, 1);
+        assert!(own.pass(Reading::Wait).unwrap());
+        assert!(!own.is_idle());
+    }
+
+    #[test]
+    fn a_socket_whose_peer_has_no_tunnel_any_more_is_idle() {
+        let world = world(1);
+        let mut own = world.of_peer(0);
+        world.shared.table.store(Arc::new(Table::default()));
+        world.send(&world.peers[0], 100, 100);
+        assert!(own.pass(Reading::Wait).unwrap());
+        assert!(own.is_idle());
+    }
+
+    #[test]
+    fn what_waits_behind_the_news_of_an_earlier_datagram_is_read() {
+        let mut world = world(1);
+        let mut own = world.of_peer(0);
+        world.send(&world.peers[0], 100, 40);
+        let peer = world.peers.remove(0);
+        let address = peer.local_addr().unwrap();
+        drop(peer);
+        // Nobody is there any more: the kernel tells the socket that is connected to it.
+        world.shared.sockets.v4.as_ref().unwrap().send_to(b"to nobody", address).unwrap();
+        assert!(own.empty().unwrap());
+        assert_eq!(world.shared.stats.datagrams(), 40);
+    }
+
+    #[test]
+    fn what_waits_as_one_message_is_read_whole_though_it_should_come_one_by_one() {
+        const TRAINS: u64 = 40;
+        let mut world = world(1);
+        let peer = world.peers[0].try_clone().unwrap();
+        world.send(&peer, 100, 1);
+        assert!(world.port.pass(Reading::Few).unwrap());
+        let destination = world.shared.sockets.v4.as_ref().unwrap().local_addr().unwrap().into();
+        let bytes = [0x45; 1_000];
+        for _ in 0..TRAINS {
+            let part = Part { buffer: 0, at: 0, length: bytes.len() as u32 };
+            let train =
+                Message { destination: &destination, source: None, segment: Some(100), tos: 0, parts: 0..1 };
+            Sender::default().send(&peer, std::iter::once(train), &[part], [&bytes, &[]]).unwrap();
+        }
+        let endpoints = [peer.local_addr().unwrap()];
+        world.shared.table.store(Arc::new(sample::table(&endpoints, &[Offload::UdpGro])));
+        assert!(world.port.empty().unwrap());
+        assert_eq!(world.shared.stats.datagrams(), 1 + 10 * TRAINS);
+        assert!(!world.port.merges);
+    }
+
+    #[test]
+    fn only_peers_of_tunnels_are_picked_and_only_while_they_send() {
+        let mut world = world(1);
+        // The peers' tunnels are their address's, whatever the port.
+        let stranger = UdpSocket::bind((Ipv4Addr::new(127, 0, 0, 2), 0)).unwrap();
+        let picked = |world: &mut World, sender: &UdpSocket, datagrams: usize| {
+            let mut picked = None;
+            for _ in 0..datagrams {
+                world.send(sender, 60_000, 1);
+                assert!(world.port.pass(Reading::Wait).unwrap());
+                picked = picked.or(world.port.loud_peer());
+            }
+            picked
+        };
+        let peer = world.peers[0].try_clone().unwrap();
+        assert_eq!(picked(&mut world, &peer, 1), None);
+        assert_eq!(picked(&mut world, &stranger, 2 * SAMPLE / 60_000), None, "strangers count for nobody");
+        assert_eq!(picked(&mut world, &peer, 1 + SAMPLE / 60_000), Some(peer.local_addr().unwrap()));
+        assert_eq!(picked(&mut world, &peer, SAMPLE / 60_000 / 2), None, "it is counted anew");
+        world.port.forget_who_sends();
+        assert_eq!(picked(&mut world, &peer, SAMPLE / 60_000 / 2 + 2), None);
     }
 }

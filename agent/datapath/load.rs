@@ -11,8 +11,8 @@ const BYTE: u64 = 16;
 const HIGH: Duration = Duration::from_millis(2);
 /// Below so much it is low: more than a few small messages leave.
 const LOW: Duration = Duration::from_micros(500);
-/// So much is kept in mind at most: a pause in a transfer is no end, and its end is soon found.
-const MEMORY: Duration = Duration::from_millis(20);
+/// As much is kept in mind once it was high, and no more: a pause in a transfer is no end, and its end is soon found.
+const MEMORY: Duration = Duration::from_millis(100);
 
 /// The work of data threads, kept as the time since boot at which it would be worked off at a moderate pace, in
 /// nanoseconds. An addition that is lost between two threads does no harm.
@@ -25,7 +25,16 @@ impl Load {
         let now = nanoseconds(now);
         let cost = (messages as u64).saturating_mul(MESSAGE).saturating_add(bytes as u64);
         let done = self.0.load(Ordering::Relaxed).max(now).saturating_add(cost.saturating_mul(BYTE));
-        self.0.store(done.min(now.saturating_add(nanoseconds(MEMORY))), Ordering::Relaxed);
+        if done > now.saturating_add(nanoseconds(HIGH)) {
+            self.fill(Duration::from_nanos(now));
+        } else {
+            self.0.store(done, Ordering::Relaxed);
+        }
+    }
+
+    /// Takes it that there is as much as can be, until it turns out otherwise.
+    pub(super) fn fill(&self, now: Duration) {
+        self.0.store(nanoseconds(now).saturating_add(nanoseconds(MEMORY)), Ordering::Relaxed);
     }
 
     /// Whether more is to be done than one thread does well.
@@ -62,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn pings_and_calls_are_no_load_and_transfers_are() {
+    fn pings_and_calls_are_low_and_transfers_high() {
         for (bytes, every, is_high) in [
             // Pings back to back, both ways; a call; 10 Mbit/s of video.
             (84, Duration::from_micros(25), false),
@@ -74,6 +83,7 @@ mod tests {
         ] {
             let (load, now) = after(bytes, every);
             assert_eq!(load.is_high(now), is_high, "{bytes} bytes every {every:?}");
+            assert_eq!(load.is_low(now), !is_high, "{bytes} bytes every {every:?}");
         }
     }
 
@@ -85,6 +95,16 @@ mod tests {
         let later = now + MEMORY;
         load.add(1, 84, later);
         assert!(load.is_low(later));
+    }
+
+    #[test]
+    fn a_burst_now_and_then_does_not_make_it_swing() {
+        // 300 Mbit/s, 160 kB at a time.
+        let (load, mut now) = after(160_000, Duration::from_micros(4_300));
+        for _ in 0..4_300 {
+            now += Duration::from_micros(1);
+            assert!(!load.is_low(now));
+        }
     }
 
     #[test]

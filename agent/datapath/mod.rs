@@ -7,6 +7,8 @@ mod ingress;
 mod load;
 mod outbox;
 pub mod path;
+#[cfg(test)]
+mod sample;
 pub mod stats;
 pub mod table;
 mod threads;
@@ -132,7 +134,6 @@ impl Datapath {
 
     /// Replaces the table. Packets that are under way still see the old one.
     pub fn publish(&self, table: Table) {
-        self.shared.sockets.set_merging(table.takes_merged());
         self.shared.table.store(Arc::new(table));
         self.waker.wake();
     }

@@ -96,7 +96,12 @@ impl<T: Transmit> Outbox<T> {
                 let segment = (entry.datagrams > 1).then_some(entry.segment as u16);
                 message(tunnel, entry.tos, segment, entry.parts.clone())
             });
-            match self.sender.send(socket, messages, self.batch.parts(), [packets, self.batch.made()]) {
+            let sent = self.sender.send(socket, messages, self.batch.parts(), [packets, self.batch.made()]);
+            if sent.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock) {
+                // It is going to wait, and others are to receive meanwhile.
+                self.shared.load.fill(now);
+            }
+            match sent {
                 Ok(sent) => {
                     for entry in run.iter().take(sent) {
                         if let Some(tunnel) = table.tunnel(entry.place) {
@@ -108,7 +113,7 @@ impl<T: Transmit> Outbox<T> {
                 Err(error) => match remedy(&error, socket, tunnel, entry.datagrams, tries) {
                     Remedy::Again => tries += 1,
                     Remedy::Singly => {
-                        tunnel.path.refuse_trains(now);
+                        let local = tunnel.path.local();
                         for datagram in self.batch.datagrams(entry) {
                             let buffers = [packets, self.batch.made()];
                             let sent =
@@ -120,6 +125,10 @@ impl<T: Transmit> Outbox<T> {
                                     tunnel.stats.sent.drops.count(reason, 1);
                                 }
                             }
+                        }
+                        // Otherwise the address was at fault.
+                        if tunnel.path.local() == local {
+                            tunnel.path.refuse_trains(now);
                         }
                         (first, tries) = (first + 1, 0);
                     }
@@ -209,13 +218,13 @@ fn remedy(error: &io::Error, socket: &UdpSocket, tunnel: &Tunnel, datagrams: usi
         Some(libc::EAGAIN) if tries == 0 && wait_writable(socket, PATIENCE).is_ok() => Remedy::Again,
         // Memory may be there again; and of an earlier datagram it may be told now that its peer was not there.
         Some(libc::ENOBUFS | libc::ECONNREFUSED) if tries == 0 => Remedy::Again,
+        // No checksums or segmentation on the way that this peer's datagrams take, or more of them than this kernel takes.
+        Some(libc::EIO | libc::EINVAL) if datagrams > 1 => Remedy::Singly,
         Some(libc::EINVAL | libc::EADDRNOTAVAIL) if tunnel.path.local().is_some() => {
             // The address may have left this host.
             tunnel.path.forget_local();
             Remedy::Again
         }
-        // No checksums or segmentation on the way that this peer's datagrams take.
-        Some(libc::EIO | libc::EINVAL) if datagrams > 1 => Remedy::Singly,
         Some(_) | None => lost,
     }
 }

@@ -16,13 +16,12 @@ use super::{DatapathEvent, Shared};
 use crate::agent::os::clock;
 use crate::agent::os::epoll::{Epoll, Waker};
 use crate::agent::os::tun::TunDevice;
+use crate::agent::os::udp::receive::Reading;
 
 /// The waker's number in the epoll set; devices have theirs, from 1.
 const WAKER: u64 = 0;
 /// The ports' numbers count down from here.
 const PORTS: u64 = u64::MAX;
-/// How often a socket is read at most to empty it.
-const READINGS: usize = 10_000;
 
 /// The data port in one address family.
 struct Port {
@@ -151,10 +150,9 @@ impl Main {
     fn receive(&mut self, number: usize, now: Duration) -> io::Result<()> {
         let Some(port) = self.ports.get_mut(number) else { return Ok(()) };
         let Some(ingress) = &mut port.ingress else { return Ok(()) };
-        ingress.pass(false)?;
-        while self.shared.load.is_high(now)
-            && let Some(reader) = self.free.pop()
-        {
+        let is_busy = self.shared.load.is_high(now);
+        ingress.pass(if is_busy { Reading::Many } else { Reading::Few })?;
+        while is_busy && let Some(reader) = self.free.pop() {
             let Some(reader) = self.readers.get(reader) else { continue };
             let Some(ingress) = port.ingress.take() else { break };
             match reader.send((number, ingress)) {
@@ -241,19 +239,17 @@ impl Reader {
 
     /// Receives at a port while load is not low; less if a peer gets a socket of its own, which is returned.
     fn hear_all(&self, port: &mut Ingress) -> io::Result<Option<Ingress>> {
-        let mut can_be_had = true;
+        port.forget_who_sends();
         while !self.is_stopped() && !self.shared.load.is_low(clock::since_boot()) {
-            port.pass(true)?;
-            if can_be_had && let Some(peer) = port.loud_peer() {
+            port.pass(Reading::Wait)?;
+            if let Some(peer) = port.loud_peer() {
                 match Ingress::of_peer(Arc::clone(&self.shared), peer) {
                     Ok(peer) => {
-                        empty(port)?;
+                        // What came first goes first.
+                        port.empty()?;
                         return Ok(Some(peer));
                     }
-                    Err(error) => {
-                        tracing::debug!(%peer, %error, "no socket for a peer alone");
-                        can_be_had = false;
-                    }
+                    Err(error) => tracing::debug!(%peer, %error, "no socket for a peer alone"),
                 }
             }
         }
@@ -262,27 +258,23 @@ impl Reader {
 
     /// Receives at the socket of a peer while it sends much.
     fn hear_one(&self, mut peer: Ingress) -> io::Result<()> {
+        // What others may have sent while it was being opened is among what waits.
+        if peer.empty()? {
+            peer.settle();
+        }
         while !self.is_stopped() {
-            peer.pass(true)?;
-            if peer.load.is_low(clock::since_boot()) {
+            peer.pass(Reading::Wait)?;
+            if peer.is_idle() {
                 break;
             }
         }
+        peer.empty()?;
         peer.leave();
-        empty(&mut peer)
+        peer.empty()?;
+        Ok(())
     }
 
     fn is_stopped(&self) -> bool {
         self.shared.stop.load(Ordering::Acquire)
     }
-}
-
-/// Receives everything that a socket has.
-fn empty(ingress: &mut Ingress) -> io::Result<()> {
-    for _ in 0..READINGS {
-        if ingress.pass(false)? == 0 {
-            break;
-        }
-    }
-    Ok(())
 }

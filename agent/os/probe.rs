@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::epoll::wait_readable;
 use super::tun::TunDevice;
-use super::udp::receive::Receiver;
+use super::udp::receive::{Reading, Receiver};
 use super::udp::send::{Message, Part, Sender, Transmit};
 use super::udp::set_merging;
 use crate::agent::packet::coalesce::Merges;
@@ -129,7 +129,7 @@ fn send_a_train(socket: &UdpSocket) -> io::Result<Sent> {
     let mut arrived = Vec::new();
     while arrived.len() < bytes.len() {
         wait_readable(socket, PATIENCE)?;
-        match receiver.take(socket) {
+        match receiver.read(socket, Reading::Many) {
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Sent::Missing),
             Err(error) => return Err(error),

@@ -5,12 +5,12 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::agent::packet::coalesce::Merges;
+use crate::agent::packet::coalesce::{Merges, SEGMENTS};
 use crate::agent::packet::vnet;
 use crate::proto::model::DeviceName;
 
-/// The most parts of one write: a header, and a packet for each that was merged.
-const PARTS: usize = 130;
+/// The most parts of one write: a header, and a part for each packet that was merged.
+const PARTS: usize = 1 + SEGMENTS as usize;
 
 /// What a device may leave to whoever reads it (`TUN_F_*` of linux/if_tun.h): checksums.
 const CHECKSUM: libc::c_ulong = 0x01;
@@ -117,7 +117,7 @@ impl TunDevice {
         length.checked_sub(vnet::LENGTH).ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
     }
 
-    /// Gives the kernel one packet, or one that is many as `header` says, in at most 129 parts.
+    /// Gives the kernel one packet, or one that is many as `header` says, in at most 64 parts.
     ///
     /// # Errors
     /// EINVAL where it is no IP packet or not what the header says; EIO where the device is down; EBADFD (77) where it is

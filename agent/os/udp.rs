@@ -65,13 +65,6 @@ impl SocketPair {
         self.v4.iter().chain(&self.v6)
     }
 
-    /// Whether datagrams of one sender may arrive as one message. Kernels before 5.0 merge none, and nothing is said.
-    pub fn set_merging(&self, is_on: bool) {
-        for socket in self.iter() {
-            let _ = set_merging(socket, is_on);
-        }
-    }
-
     /// The socket that reaches `destination`; `None`: the host lacks its family.
     pub fn of(&self, destination: SocketAddr) -> Option<&UdpSocket> {
         self.of_family(destination.is_ipv4())

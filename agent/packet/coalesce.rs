@@ -15,10 +15,9 @@ use super::parse::{DONT_FRAGMENT, FRAGMENT_OFFSET, MORE_FRAGMENTS, Packet};
 use super::vnet::{self, PartialChecksum, SegmentKind, Segmentation, VnetHeader};
 use super::{checksum, header, protocol};
 
-/// The most TCP segments of one merged packet.
-const TCP_SEGMENTS: u16 = 64;
-/// The most UDP datagrams of one merged packet; the kernel takes 128 (`UDP_MAX_SEGMENTS`).
-const UDP_SEGMENTS: u16 = 127;
+/// The most packets of one merged packet: kernels before 6.9 take no more UDP datagrams (`UDP_MAX_SEGMENTS`), and none
+/// makes more TCP segments of what it merges itself.
+pub const SEGMENTS: u16 = 64;
 /// The most bytes of one merged packet, headers included: what an IPv4 length can say.
 const LONGEST: usize = 65535;
 /// The most flows that are merged at once; of more the one that began first ends.
@@ -278,9 +277,8 @@ impl Coalescer {
         let Slot { chain: Some(chain), length, packets, .. } = &self.slots[slot] else { return Appended::No };
         let Shape { is_tcp, payload, size: longest, .. } = chain.shape;
         let Some(head) = buffer.get(chain.at..chain.at + payload) else { return Appended::No };
-        let most = if is_tcp { TCP_SEGMENTS } else { UDP_SEGMENTS };
         let size = bytes.len().saturating_sub(payload);
-        if *packets >= most || length + size > LONGEST || !follows(head, chain, bytes) {
+        if *packets >= SEGMENTS || length + size > LONGEST || !follows(head, chain, bytes) {
             return Appended::No;
         }
         if !chain.is_verified {

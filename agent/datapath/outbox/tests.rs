@@ -1,19 +1,11 @@
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr};
-use std::sync::atomic::AtomicBool;
 
-use arc_swap::ArcSwap;
 use tokio::sync::mpsc;
 
 use super::*;
 use crate::agent::datapath::batch::Place;
-use crate::agent::datapath::load::Load;
-use crate::agent::datapath::stats::AgentStats;
-use crate::agent::datapath::table::{Kept, OpenDevice};
-use crate::agent::os::tun::TunDevice;
-use crate::agent::os::udp::SocketPair;
-use crate::agent::target::{ForwardingDevice, ForwardingTunnel};
-use crate::proto::model::{AllowedPrefix, Mtu};
+use crate::agent::datapath::sample;
 
 const NOW: Duration = Duration::from_secs(1000);
 const LENGTH: usize = 100;
@@ -76,37 +68,10 @@ struct World {
 
 /// A device with tunnels to 192.0.2.1 and 192.0.2.2.
 fn world(answers: &[Result<usize, i32>]) -> World {
-    let tunnel = |peer: u8| ForwardingTunnel {
-        endpoint: (Ipv4Addr::new(192, 0, 2, peer), 5000).into(),
-        exact_port: false,
-        packet_information: false,
-        mtu: Mtu::ETHERNET,
-        tcp_mtu: Mtu::ETHERNET,
-        without: BTreeSet::new(),
-        allowed_prefixes: vec![AllowedPrefix {
-            prefix: format!("10.9.0.{peer}/32").parse().unwrap(),
-            preference: 0,
-        }],
-    };
-    let device = ForwardingDevice {
-        addresses: BTreeSet::new(),
-        without: BTreeSet::new(),
-        tunnels: [1, 2].map(|peer| (format!("t{peer}").parse().unwrap(), tunnel(peer))).into(),
-    };
-    let mut table = Table::default();
-    let open = OpenDevice { id: 1, tun: Arc::new(TunDevice::null()) };
-    table.add(open, &device, |_, _| Kept::default());
-    let (sender, events) = mpsc::channel(4);
-    let shared = Arc::new(Shared {
-        table: ArcSwap::from_pointee(Table::default()),
-        sockets: SocketPair { v4: Some(UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap()), v6: None },
-        stats: Arc::new(AgentStats::default()),
-        load: Load::default(),
-        stop: AtomicBool::new(false),
-        events: sender,
-    });
+    let endpoints = [1, 2].map(|peer| (Ipv4Addr::new(192, 0, 2, peer), 5000).into());
+    let (shared, events) = sample::shared(Table::default());
     World {
-        table,
+        table: sample::table(&endpoints, &[]),
         shared,
         events,
         kernel: Kernel { answers: answers.iter().copied().collect(), ..Kernel::default() },
@@ -210,17 +175,43 @@ fn a_moment_without_room_loses_nothing() {
 
 #[test]
 fn a_local_address_that_has_left_the_host_is_forgotten() {
-    for errno in [libc::EINVAL, libc::EADDRNOTAVAIL] {
-        let local = IpAddr::from([192, 0, 2, 99]);
-        let mut world = world(&[Err(errno)]);
+    let local = IpAddr::from([192, 0, 2, 99]);
+    // A train that is refused may be at fault itself: only then each datagram tells.
+    for (answers, refused) in [
+        (vec![Err(libc::EADDRNOTAVAIL)], vec![train(1, 2)]),
+        (vec![Err(libc::EINVAL), Err(libc::EINVAL)], vec![train(1, 2), alone(1)]),
+    ] {
+        let mut world = world(&answers);
         world.tunnel(1).path.mark_local(local);
         world.send(&[(1, 2)]);
-        assert_eq!(world.kernel.refused, [Asked { source: Some(local), ..train(1, 2) }]);
-        // The address was at fault, not the train.
-        assert_eq!(world.kernel.taken, [train(1, 2)]);
+        let refused: Vec<_> =
+            refused.into_iter().map(|asked| Asked { source: Some(local), ..asked }).collect();
+        assert_eq!(world.kernel.refused, refused);
+        assert_eq!(world.kernel.taken.iter().map(|asked| asked.bytes).sum::<usize>(), 2 * LENGTH);
+        assert!(world.kernel.taken.iter().all(|asked| asked.source.is_none()));
+        assert_eq!(world.counts(1), (2, vec![]));
         assert_eq!(world.tunnel(1).path.local(), None);
+        // The address was at fault, not the train.
         assert!(world.tunnel(1).path.takes_trains(NOW));
     }
+}
+
+#[test]
+fn a_refused_train_says_nothing_of_the_local_address() {
+    let local = IpAddr::from([192, 0, 2, 99]);
+    let mut world = world(&[Err(libc::EINVAL)]);
+    world.tunnel(1).path.mark_local(local);
+    world.send(&[(1, 2)]);
+    assert_eq!(world.kernel.taken, vec![Asked { source: Some(local), ..alone(1) }; 2]);
+    assert_eq!(world.tunnel(1).path.local(), Some(local));
+    assert!(!world.tunnel(1).path.takes_trains(NOW));
+}
+
+#[test]
+fn while_a_full_socket_is_waited_for_load_is_high() {
+    let mut world = world(&[Err(libc::EAGAIN)]);
+    world.send(&[(1, 2)]);
+    assert!(world.shared.load.is_high(NOW));
 }
 
 #[test]

@@ -19,12 +19,15 @@ pub struct PeerSocket {
 
 impl PeerSocket {
     /// Opens one beside `port`, which hears `peer` no more from then on. What others sent while it was being opened may be
-    /// in it, too. Another socket that is opened at the same time may be why it cannot be had.
+    /// in it, too.
     ///
     /// # Errors
-    /// `AddrNotAvailable` where packets to the peer do not go from `local`, where the peer sends to; and what the kernel
-    /// says.
+    /// `InvalidInput` where the peer sends from port 0, which to the kernel is any; `AddrNotAvailable` where packets to it
+    /// do not go from `local`, where it sends to; and what the kernel says.
     pub fn open(port: &UdpSocket, peer: SocketAddr, local: IpAddr) -> io::Result<Self> {
+        if peer.port() == 0 {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
         if own_address(peer)? != local {
             return Err(io::ErrorKind::AddrNotAvailable.into());
         }
@@ -58,10 +61,12 @@ fn own_address(peer: SocketAddr) -> io::Result<IpAddr> {
     Ok(UdpSocket::from(socket).local_addr()?.ip())
 }
 
-/// Binds `socket` to the port of another one, which for this moment alone it shares with sockets of the same user.
+/// Binds `socket` to the port of another one, which for this moment alone it shares with sockets of the same user. Sockets
+/// of peers share it among themselves, too; who would take the port itself still finds it taken.
 fn share_port(socket: &Socket, port: &UdpSocket) -> io::Result<()> {
     let address = port.local_addr()?;
     let port = SockRef::from(port);
+    socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
     port.set_reuse_port(true)?;
     let bound = socket.bind(&address.into());
@@ -72,7 +77,7 @@ fn share_port(socket: &Socket, port: &UdpSocket) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
+    use std::net::{Ipv4Addr, Ipv6Addr};
     use std::time::Duration;
 
     use super::*;
@@ -115,10 +120,40 @@ mod tests {
         let peer = sender();
         let _own = PeerSocket::open(port, peer.local_addr().unwrap(), Ipv4Addr::LOCALHOST.into()).unwrap();
         let number = port.local_addr().unwrap().port();
-        let second = open(Ipv4Addr::UNSPECIFIED.into(), Purpose::Data).unwrap();
-        second.set_reuse_port(true).unwrap();
-        let refused = second.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, number)).into()).unwrap_err();
-        assert_eq!(refused.kind(), io::ErrorKind::AddrInUse);
+        for (address, reuses_port) in [(false, false), (false, true), (true, false), (true, true)] {
+            let second = open(Ipv4Addr::UNSPECIFIED.into(), Purpose::Data).unwrap();
+            second.set_reuse_address(address).unwrap();
+            second.set_reuse_port(reuses_port).unwrap();
+            let refused = second.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, number)).into()).unwrap_err();
+            assert_eq!(refused.kind(), io::ErrorKind::AddrInUse, "{address} {reuses_port}");
+        }
+    }
+
+    #[test]
+    fn several_peers_have_one_each() {
+        let pair = SocketPair::bind(0, Purpose::Data).unwrap();
+        for (port, local) in [
+            (pair.v4.as_ref().unwrap(), IpAddr::from(Ipv4Addr::LOCALHOST)),
+            (pair.v6.as_ref().unwrap(), Ipv6Addr::LOCALHOST.into()),
+        ] {
+            let peers: Vec<_> = (0..4).map(|_| UdpSocket::bind((local, 0)).unwrap()).collect();
+            let open = |peer: &UdpSocket| PeerSocket::open(port, peer.local_addr().unwrap(), local).unwrap();
+            let sockets: Vec<_> = peers.iter().map(open).collect();
+            for (n, peer) in peers.iter().enumerate() {
+                peer.send_to(&[n as u8], (local, port.local_addr().unwrap().port())).unwrap();
+            }
+            for (n, socket) in sockets.iter().enumerate() {
+                assert_eq!(hears(socket.socket()), Some(vec![n as u8]), "{local}");
+            }
+        }
+    }
+
+    #[test]
+    fn is_not_had_for_what_comes_from_no_port() {
+        let pair = SocketPair::bind(0, Purpose::Data).unwrap();
+        let peer = (Ipv4Addr::LOCALHOST, 0).into();
+        let refused = PeerSocket::open(pair.v4.as_ref().unwrap(), peer, Ipv4Addr::LOCALHOST.into());
+        assert_eq!(refused.unwrap_err().kind(), io::ErrorKind::InvalidInput);
     }
 
     #[test]

@@ -17,6 +17,17 @@ const STRIDE: usize = LONGEST + 33 * 64;
 /// Words of control messages: segment size, TOS, local address.
 const CONTROL: usize = 16;
 
+/// How a socket is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reading {
+    /// A few messages of those that there are: soon done where it is one.
+    Few,
+    /// As many of those that there are as have room.
+    Many,
+    /// The same, and where there are none they are waited for, as long as reading on the socket may take.
+    Wait,
+}
+
 /// A datagram or train as it arrived.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Received {
@@ -73,21 +84,16 @@ impl Receiver {
         self.peer = Some(peer);
     }
 
-    /// Waits for messages at a socket, and reads all that there are, as far as they have room; what was read before is gone.
+    /// Reads messages of a socket; what was read before is gone.
     ///
     /// # Errors
-    /// `WouldBlock` where there was none for as long as reading on the socket may take, or nobody receives on it any more;
-    /// and what became of an earlier datagram.
-    pub fn wait(&mut self, socket: &UdpSocket) -> io::Result<()> {
-        self.receive(socket, MESSAGES, libc::MSG_WAITFORONE)
-    }
-
-    /// Reads the first messages of those that there are; what was read before is gone.
-    ///
-    /// # Errors
-    /// `WouldBlock` where there is none, and what became of an earlier datagram.
-    pub fn take(&mut self, socket: &UdpSocket) -> io::Result<()> {
-        self.receive(socket, FEW, libc::MSG_DONTWAIT)
+    /// `WouldBlock` where there are none; and what became of an earlier datagram.
+    pub fn read(&mut self, socket: &UdpSocket, reading: Reading) -> io::Result<()> {
+        match reading {
+            Reading::Few => self.receive(socket, FEW, libc::MSG_DONTWAIT),
+            Reading::Many => self.receive(socket, MESSAGES, libc::MSG_DONTWAIT),
+            Reading::Wait => self.receive(socket, MESSAGES, libc::MSG_WAITFORONE),
+        }
     }
 
     #[allow(unsafe_code, reason = "no crate in use receives several merged datagrams")]

@@ -8,8 +8,8 @@ use std::os::fd::AsRawFd;
 
 use socket2::SockAddr;
 
-/// The most datagrams of one train: of 128 that the kernel takes now, older ones counted a header more.
-pub const SEGMENTS: usize = 127;
+/// The most datagrams of one train: of 64 that every kernel takes, older ones counted a header more.
+pub const SEGMENTS: usize = 63;
 /// The most bytes of one train: the payload of the longest IPv4 datagram, 65,535 less 20 and 8.
 pub const TRAIN: usize = 65_507;
 

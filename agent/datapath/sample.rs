@@ -1,0 +1,62 @@
+//! Tables and what the data threads share, for the tests here.
+
+use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use arc_swap::ArcSwap;
+use tokio::sync::mpsc;
+
+use super::load::Load;
+use super::stats::AgentStats;
+use super::table::{Kept, OpenDevice, Table};
+use super::{DatapathEvent, Shared};
+use crate::agent::os::tun::TunDevice;
+use crate::agent::os::udp::SocketPair;
+use crate::agent::target::{ForwardingDevice, ForwardingTunnel};
+use crate::proto::model::{AllowedPrefix, Mtu, Offload};
+
+/// A device with a tunnel to each of `endpoints`, in this order, with the allowed prefixes 10.9.0.1/32 and so on, which do
+/// `without` some offloads.
+pub(super) fn table(endpoints: &[SocketAddr], without: &[Offload]) -> Table {
+    let tunnel = |number: usize, endpoint| ForwardingTunnel {
+        endpoint,
+        exact_port: false,
+        packet_information: false,
+        mtu: Mtu::ETHERNET,
+        tcp_mtu: Mtu::ETHERNET,
+        without: without.iter().copied().collect(),
+        allowed_prefixes: vec![AllowedPrefix {
+            prefix: format!("10.9.0.{number}/32").parse().unwrap(),
+            preference: 0,
+        }],
+    };
+    let device = ForwardingDevice {
+        addresses: BTreeSet::new(),
+        without: BTreeSet::new(),
+        tunnels: (1..)
+            .zip(endpoints)
+            .map(|(number, endpoint)| (format!("t{number}").parse().unwrap(), tunnel(number, *endpoint)))
+            .collect(),
+    };
+    let mut table = Table::default();
+    let open = OpenDevice { id: 1, tun: Arc::new(TunDevice::null()) };
+    table.add(open, &device, |_, _| Kept::default());
+    table
+}
+
+/// What threads share that have `table`, with a port on loopback.
+pub(super) fn shared(table: Table) -> (Arc<Shared>, mpsc::Receiver<DatapathEvent>) {
+    let (sender, events) = mpsc::channel(4);
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let shared = Arc::new(Shared {
+        table: ArcSwap::from_pointee(table),
+        sockets: SocketPair { v4: Some(socket), v6: None },
+        stats: Arc::new(AgentStats::default()),
+        load: Load::default(),
+        stop: AtomicBool::new(false),
+        events: sender,
+    });
+    (shared, events)
+}
