@@ -170,6 +170,63 @@ fn many_loud_peers_and_a_quiet_one_are_heard_on_ipv6() {
 }
 
 #[test]
+fn packets_stay_in_order_where_a_peer_gets_and_leaves_its_socket() {
+    const TURNS: usize = 20;
+    let lab = Lab::new();
+    let (host, other) = (lab.host("host"), lab.host("other"));
+    lab.link(&host, "172.100.1.1/24", &other, "172.100.1.2/24");
+    let (agent, their) = (Agent::start(&host, &[]), Agent::start(&other, &[]));
+    add(&agent, "link", "10.9.0.1", "10.9.0.2", "172.100.1.2");
+    add(&their, "link", "10.9.0.2", "10.9.0.1", "172.100.1.1");
+    ping_ok(&host, "10.9.0.2");
+    let receiver = host.enter(|| UdpSocket::bind("10.9.0.1:7000").unwrap());
+    socket2::SockRef::from(&receiver).set_recv_buffer_size(8 << 20).unwrap();
+    receiver.set_read_timeout(Some(SOON)).unwrap();
+    let sender = other.enter(|| UdpSocket::bind("10.9.0.2:7000").unwrap());
+    let counting = thread::spawn(move || {
+        let (mut buffer, mut last, mut count) = ([0; 2_048], 0, 0_u64);
+        loop {
+            let length = receiver.recv(&mut buffer).unwrap();
+            let number = u64::from_be_bytes(buffer[..8].try_into().unwrap());
+            if number == u64::MAX {
+                return count;
+            }
+            assert!(length == 1_200 && number > last, "{number} after {last}");
+            (last, count) = (number, count + 1);
+        }
+    });
+    let mut packet = [0; 1_200];
+    let mut sent = 0_u64;
+    let mut send = |number: u64| {
+        packet[..8].copy_from_slice(&number.to_be_bytes());
+        sender.send_to(&packet, "10.9.0.1:7000").unwrap();
+    };
+    for _ in 0..TURNS {
+        wait_until(SOON, "a socket for the peer", || {
+            for _ in 0..2_000 {
+                sent += 1;
+                send(sent);
+            }
+            !heard_alone(&host).is_empty()
+        });
+        // Less, but not nothing.
+        wait_until(SOON, "the socket is closed", || {
+            for _ in 0..20 {
+                sent += 1;
+                send(sent);
+            }
+            heard_alone(&host).is_empty()
+        });
+    }
+    wait_until(SOON, "the last packet arrives", || {
+        send(u64::MAX);
+        counting.is_finished()
+    });
+    let arrived = counting.join().unwrap();
+    assert!(arrived > sent / 2, "{arrived} of {sent}");
+}
+
+#[test]
 fn a_flood_of_strangers_gives_nobody_a_socket() {
     let lab = Lab::new();
     let (router, host, other, stranger) =

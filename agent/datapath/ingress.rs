@@ -104,7 +104,7 @@ impl Ingress {
         let port = shared.sockets.of(peer).ok_or(io::ErrorKind::NotFound)?;
         let socket = PeerSocket::open(port, peer, local)?;
         let ingress = Self::new(Arc::clone(&shared), Source::Peer(socket));
-        ingress.load.fill(clock::since_boot());
+        ingress.load.raise(clock::since_boot());
         Ok(ingress)
     }
 
@@ -137,7 +137,7 @@ impl Ingress {
 
     /// Whether what it reads is hardly worth a socket: little came of late, or the last of it was no tunnel's.
     pub(super) fn is_idle(&self) -> bool {
-        self.last.is_none() || self.load.is_low(clock::since_boot())
+        self.last.is_none() || !self.load.is_high(clock::since_boot())
     }
 
     /// Begins anew to find out who sends much.

@@ -7,48 +7,41 @@ use std::time::Duration;
 const MESSAGE: u64 = 1_000;
 /// The time in which a byte is worked off: what is more than 64 MB a second, or 60,000 messages, piles up.
 const BYTE: u64 = 16;
-/// From so much on, as time to work it off, load is high.
+/// From so much on, as time to work it off, load is high; what is more is not kept.
 const HIGH: Duration = Duration::from_millis(2);
-/// Below so much it is low: more than a few small messages leave.
-const LOW: Duration = Duration::from_micros(500);
-/// As much is kept in mind once it was high, and no more: a pause in a transfer is no end, and its end is soon found.
+/// For so long it is high then: a pause in a transfer is no end, and its end is soon found.
 const MEMORY: Duration = Duration::from_millis(100);
 
-/// The work of data threads, kept as the time since boot at which it would be worked off at a moderate pace, in
-/// nanoseconds. An addition that is lost between two threads does no harm.
+/// The work of data threads. What one thread adds while another does may be lost, which does no harm.
 #[derive(Debug, Default)]
-pub(super) struct Load(AtomicU64);
+pub(super) struct Load {
+    /// When what was added would be worked off at a moderate pace, in nanoseconds since boot.
+    done: AtomicU64,
+    /// Until when it is high, likewise.
+    high_until: AtomicU64,
+}
 
 impl Load {
     /// Notes that so many messages with so many bytes in all were read; `now` is time since boot.
     pub(super) fn add(&self, messages: usize, bytes: usize, now: Duration) {
-        let now = nanoseconds(now);
         let cost = (messages as u64).saturating_mul(MESSAGE).saturating_add(bytes as u64);
-        let done = self.0.load(Ordering::Relaxed).max(now).saturating_add(cost.saturating_mul(BYTE));
-        if done > now.saturating_add(nanoseconds(HIGH)) {
-            self.fill(Duration::from_nanos(now));
-        } else {
-            self.0.store(done, Ordering::Relaxed);
+        let begin = nanoseconds(now);
+        let done = self.done.load(Ordering::Relaxed).max(begin).saturating_add(cost.saturating_mul(BYTE));
+        let high = begin.saturating_add(nanoseconds(HIGH));
+        self.done.store(done.min(high), Ordering::Relaxed);
+        if done >= high {
+            self.raise(now);
         }
     }
 
-    /// Takes it that there is as much as can be, until it turns out otherwise.
-    pub(super) fn fill(&self, now: Duration) {
-        self.0.store(nanoseconds(now).saturating_add(nanoseconds(MEMORY)), Ordering::Relaxed);
+    /// Takes it to be high for now.
+    pub(super) fn raise(&self, now: Duration) {
+        self.high_until.store(nanoseconds(now).saturating_add(nanoseconds(MEMORY)), Ordering::Relaxed);
     }
 
     /// Whether more is to be done than one thread does well.
     pub(super) fn is_high(&self, now: Duration) -> bool {
-        self.left(now) > HIGH
-    }
-
-    /// Whether hardly anything is left of what was.
-    pub(super) fn is_low(&self, now: Duration) -> bool {
-        self.left(now) < LOW
-    }
-
-    fn left(&self, now: Duration) -> Duration {
-        Duration::from_nanos(self.0.load(Ordering::Relaxed)).saturating_sub(now)
+        self.high_until.load(Ordering::Relaxed) > nanoseconds(now)
     }
 }
 
@@ -71,7 +64,7 @@ mod tests {
     }
 
     #[test]
-    fn pings_and_calls_are_low_and_transfers_high() {
+    fn pings_and_calls_are_no_load_and_transfers_are() {
         for (bytes, every, is_high) in [
             // Pings back to back, both ways; a call; 10 Mbit/s of video.
             (84, Duration::from_micros(25), false),
@@ -83,18 +76,19 @@ mod tests {
         ] {
             let (load, now) = after(bytes, every);
             assert_eq!(load.is_high(now), is_high, "{bytes} bytes every {every:?}");
-            assert_eq!(load.is_low(now), !is_high, "{bytes} bytes every {every:?}");
         }
     }
 
     #[test]
     fn a_transfer_is_over_after_a_pause_however_long_it_took_and_whoever_pings() {
-        let (load, now) = after(62_500, Duration::from_micros(100));
-        assert!(load.is_high(now + MEMORY / 2), "a short pause is no end");
-        assert!(!load.is_low(now + MEMORY / 2));
-        let later = now + MEMORY;
-        load.add(1, 84, later);
-        assert!(load.is_low(later));
+        let (load, mut now) = after(62_500, Duration::from_micros(100));
+        let end = now + MEMORY;
+        while now < end {
+            assert!(load.is_high(now), "a short pause is no end");
+            load.add(1, 84, now);
+            now += Duration::from_micros(100);
+        }
+        assert!(!load.is_high(now + HIGH));
     }
 
     #[test]
@@ -103,7 +97,7 @@ mod tests {
         let (load, mut now) = after(160_000, Duration::from_micros(4_300));
         for _ in 0..4_300 {
             now += Duration::from_micros(1);
-            assert!(!load.is_low(now));
+            assert!(load.is_high(now));
         }
     }
 
@@ -113,6 +107,6 @@ mod tests {
         load.add(usize::MAX, usize::MAX, Duration::MAX);
         load.add(usize::MAX, usize::MAX, Duration::ZERO);
         assert!(load.is_high(Duration::ZERO));
-        assert!(load.is_low(Duration::MAX));
+        assert!(!load.is_high(Duration::MAX));
     }
 }

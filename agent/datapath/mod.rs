@@ -18,7 +18,7 @@ use std::net::IpAddr;
 use std::num::NonZero;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 
 use arc_swap::ArcSwap;
@@ -58,6 +58,8 @@ struct Shared {
     sockets: SocketPair,
     stats: Arc<AgentStats>,
     load: Load,
+    /// How many readers wait to be lent a port, by its number.
+    wished: [AtomicUsize; 2],
     stop: AtomicBool,
     events: mpsc::Sender<DatapathEvent>,
 }
@@ -117,6 +119,7 @@ impl Datapath {
             sockets,
             stats,
             load: Load::default(),
+            wished: Default::default(),
             stop: AtomicBool::new(false),
             events: events.clone(),
         });

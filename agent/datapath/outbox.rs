@@ -99,7 +99,7 @@ impl<T: Transmit> Outbox<T> {
             let sent = self.sender.send(socket, messages, self.batch.parts(), [packets, self.batch.made()]);
             if sent.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock) {
                 // It is going to wait, and others are to receive meanwhile.
-                self.shared.load.fill(now);
+                self.shared.load.raise(now);
             }
             match sent {
                 Ok(sent) => {

@@ -55,6 +55,7 @@ pub(super) fn shared(table: Table) -> (Arc<Shared>, mpsc::Receiver<DatapathEvent
         sockets: SocketPair { v4: Some(socket), v6: None },
         stats: Arc::new(AgentStats::default()),
         load: Load::default(),
+        wished: Default::default(),
         stop: AtomicBool::new(false),
         events: sender,
     });

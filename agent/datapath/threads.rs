@@ -5,8 +5,8 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, SendError, Sender, channel};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SendError, Sender, channel};
 use std::time::Duration;
 
 use super::egress::Egress;
@@ -23,6 +23,9 @@ const WAKER: u64 = 0;
 /// The ports' numbers count down from here.
 const PORTS: u64 = u64::MAX;
 
+/// How long a peer's socket waits while its reader waits for a port.
+const MOMENT: Duration = Duration::from_millis(1);
+
 /// The data port in one address family.
 struct Port {
     is_v4: bool,
@@ -36,6 +39,15 @@ enum Returned {
     Port(usize, Box<Ingress>),
     /// Itself, by its number.
     Reader(usize),
+    /// Nothing yet: for a moment it needs a port.
+    Wish(Wish),
+}
+
+/// A reader wants to have a port, both by their numbers.
+#[derive(Clone, Copy)]
+struct Wish {
+    reader: usize,
+    port: usize,
 }
 
 /// The thread that reads the devices, and the ports where no reader does.
@@ -49,6 +61,8 @@ pub(super) struct Main {
     readers: Vec<Sender<(usize, Box<Ingress>)>>,
     /// The readers that have nothing to do.
     free: Vec<usize>,
+    /// What readers wait for.
+    wishes: Vec<Wish>,
     returned: Receiver<Returned>,
     give_back: Sender<Returned>,
 }
@@ -77,6 +91,7 @@ impl Main {
             ports: Vec::new(),
             readers: Vec::new(),
             free: Vec::new(),
+            wishes: Vec::new(),
             returned,
             give_back,
         };
@@ -148,36 +163,58 @@ impl Main {
 
     /// Receives what waits at a port, and lends it where there is much to do.
     fn receive(&mut self, number: usize, now: Duration) -> io::Result<()> {
-        let Some(port) = self.ports.get_mut(number) else { return Ok(()) };
-        let Some(ingress) = &mut port.ingress else { return Ok(()) };
         let is_busy = self.shared.load.is_high(now);
-        ingress.pass(if is_busy { Reading::Many } else { Reading::Few })?;
-        while is_busy && let Some(reader) = self.free.pop() {
-            let Some(reader) = self.readers.get(reader) else { continue };
-            let Some(ingress) = port.ingress.take() else { break };
-            match reader.send((number, ingress)) {
-                Ok(()) => {
-                    let socket = self.shared.sockets.of_family(port.is_v4);
-                    return socket.map_or(Ok(()), |socket| self.epoll.remove(socket));
-                }
-                // Its thread has ended, and said so.
-                Err(SendError((_, ingress))) => port.ingress = Some(ingress),
-            }
+        if let Some(ingress) = self.ports.get_mut(number).and_then(|port| port.ingress.as_mut()) {
+            ingress.pass(if is_busy { Reading::Many } else { Reading::Few })?;
+        }
+        while is_busy && self.has(number) {
+            let Some(reader) = self.free.pop() else { break };
+            self.lend(Wish { reader, port: number })?;
         }
         Ok(())
     }
 
-    /// Takes what readers have given back.
+    /// Whether a port is lent to nobody.
+    fn has(&self, number: usize) -> bool {
+        self.ports.get(number).is_some_and(|port| port.ingress.is_some())
+    }
+
+    /// Lends a port; where the reader's thread has ended, and said so, it stays here.
+    fn lend(&mut self, wish: Wish) -> io::Result<()> {
+        let Some(reader) = self.readers.get(wish.reader) else { return Ok(()) };
+        let Some(port) = self.ports.get_mut(wish.port) else { return Ok(()) };
+        let Some(ingress) = port.ingress.take() else { return Ok(()) };
+        match reader.send((wish.port, ingress)) {
+            Ok(()) => {
+                let socket = self.shared.sockets.of_family(port.is_v4);
+                socket.map_or(Ok(()), |socket| self.epoll.remove(socket))
+            }
+            Err(SendError((_, ingress))) => {
+                port.ingress = Some(ingress);
+                Ok(())
+            }
+        }
+    }
+
+    /// Takes what readers have given back, and lends what they wait for.
     fn take_back(&mut self) -> io::Result<()> {
         while let Ok(returned) = self.returned.try_recv() {
             match returned {
                 Returned::Reader(number) => self.free.push(number),
+                Returned::Wish(wish) => self.wishes.push(wish),
                 Returned::Port(number, ingress) => {
                     if let Some(port) = self.ports.get_mut(number) {
                         port.ingress = Some(ingress);
                     }
                     self.watch_port(number)?;
                 }
+            }
+        }
+        for wish in std::mem::take(&mut self.wishes) {
+            if self.has(wish.port) {
+                self.lend(wish)?;
+            } else {
+                self.wishes.push(wish);
             }
         }
         Ok(())
@@ -221,10 +258,10 @@ impl Reader {
     /// Where a socket cannot be read any more.
     pub(super) fn drive(&mut self) -> io::Result<()> {
         while let Ok((number, mut port)) = self.lent.recv() {
-            let loud = self.hear_all(&mut port)?;
+            let loud = self.hear_all(&mut port, number)?;
             self.give_back(Returned::Port(number, port));
             if let Some(peer) = loud {
-                self.hear_one(peer)?;
+                self.hear_one(peer, number)?;
             }
             self.give_back(Returned::Reader(self.number));
         }
@@ -237,10 +274,12 @@ impl Reader {
         self.waker.wake();
     }
 
-    /// Receives at a port while load is not low; less if a peer gets a socket of its own, which is returned.
-    fn hear_all(&self, port: &mut Ingress) -> io::Result<Option<Ingress>> {
+    /// Receives at a port while load is high and nobody else needs it; less if a peer gets a socket of its own, which is
+    /// returned.
+    fn hear_all(&self, port: &mut Ingress, number: usize) -> io::Result<Option<Ingress>> {
         port.forget_who_sends();
-        while !self.is_stopped() && !self.shared.load.is_low(clock::since_boot()) {
+        let wished = || self.wished(number).is_some_and(|wished| wished.load(Ordering::Relaxed) > 0);
+        while !self.is_stopped() && self.shared.load.is_high(clock::since_boot()) && !wished() {
             port.pass(Reading::Wait)?;
             if let Some(peer) = port.loud_peer() {
                 match Ingress::of_peer(Arc::clone(&self.shared), peer) {
@@ -256,8 +295,8 @@ impl Reader {
         Ok(None)
     }
 
-    /// Receives at the socket of a peer while it sends much.
-    fn hear_one(&self, mut peer: Ingress) -> io::Result<()> {
+    /// Receives at the socket of a peer while it sends much, and then leaves it to the port of this number.
+    fn hear_one(&self, mut peer: Ingress, port: usize) -> io::Result<()> {
         // What others may have sent while it was being opened is among what waits.
         if peer.empty()? {
             peer.settle();
@@ -268,10 +307,30 @@ impl Reader {
                 break;
             }
         }
+        // While nobody else reads the port nothing that comes there overtakes what came before it.
+        let count = |change: fn(&AtomicUsize)| self.wished(port).map(change);
+        count(|wished| _ = wished.fetch_add(1, Ordering::Relaxed));
+        self.give_back(Returned::Wish(Wish { reader: self.number, port }));
+        let lent = loop {
+            peer.empty()?;
+            match self.lent.recv_timeout(MOMENT) {
+                Ok(lent) => break Some(lent),
+                Err(RecvTimeoutError::Timeout) if !self.is_stopped() => {}
+                Err(_) => break None,
+            }
+        };
+        count(|wished| _ = wished.fetch_sub(1, Ordering::Relaxed));
         peer.empty()?;
         peer.leave();
         peer.empty()?;
+        if let Some((number, port)) = lent {
+            self.give_back(Returned::Port(number, port));
+        }
         Ok(())
+    }
+
+    fn wished(&self, port: usize) -> Option<&AtomicUsize> {
+        self.shared.wished.get(port)
     }
 
     fn is_stopped(&self) -> bool {
