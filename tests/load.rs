@@ -45,6 +45,15 @@ fn add(agent: &Agent, name: &str, own: &str, peer: &str, remote: &str) {
     grpcurl(agent, ADD, &json!({ "tunnel": tunnel })).unwrap();
 }
 
+/// Agents of 172.100.1.1 and 172.100.1.2 with a tunnel that carries packets.
+fn joined(host: &Host, other: &Host) -> (Agent, Agent) {
+    let (agent, their) = (Agent::start(host, &[]), Agent::start(other, &[]));
+    add(&agent, "link", "10.9.0.1", "10.9.0.2", "172.100.1.2");
+    add(&their, "link", "10.9.0.2", "10.9.0.1", "172.100.1.1");
+    ping_ok(host, "10.9.0.2");
+    (agent, their)
+}
+
 fn number(value: &Value) -> u64 {
     value.as_str().map_or(0, |text| text.parse().unwrap())
 }
@@ -86,10 +95,7 @@ fn a_ping_takes_one_thread_and_a_transfer_more() {
     let lab = Lab::new();
     let (host, other) = (lab.host("host"), lab.host("other"));
     lab.link(&host, "172.100.1.1/24", &other, "172.100.1.2/24");
-    let (agent, their) = (Agent::start(&host, &[]), Agent::start(&other, &[]));
-    add(&agent, "link", "10.9.0.1", "10.9.0.2", "172.100.1.2");
-    add(&their, "link", "10.9.0.2", "10.9.0.1", "172.100.1.1");
-    ping_ok(&host, "10.9.0.2");
+    let (agent, their) = joined(&host, &other);
     let pings_take_one_thread = || {
         let before =
             [&agent, &their].map(|agent| (waits(agent, "tunmesh-data"), waits(agent, "tunmesh-reader")));
@@ -175,10 +181,7 @@ fn packets_stay_in_order_where_a_peer_gets_and_leaves_its_socket() {
     let lab = Lab::new();
     let (host, other) = (lab.host("host"), lab.host("other"));
     lab.link(&host, "172.100.1.1/24", &other, "172.100.1.2/24");
-    let (agent, their) = (Agent::start(&host, &[]), Agent::start(&other, &[]));
-    add(&agent, "link", "10.9.0.1", "10.9.0.2", "172.100.1.2");
-    add(&their, "link", "10.9.0.2", "10.9.0.1", "172.100.1.1");
-    ping_ok(&host, "10.9.0.2");
+    let _agents = joined(&host, &other);
     let receiver = host.enter(|| UdpSocket::bind("10.9.0.1:7000").unwrap());
     socket2::SockRef::from(&receiver).set_recv_buffer_size(8 << 20).unwrap();
     receiver.set_read_timeout(Some(SOON)).unwrap();
@@ -233,10 +236,7 @@ fn a_flood_of_strangers_gives_nobody_a_socket() {
         (lab.host("router"), lab.host("host"), lab.host("other"), lab.host("stranger"));
     let ends = [(&host, "172.100.1.1/24"), (&other, "172.100.1.2/24"), (&stranger, "172.100.1.3/24")];
     lab.segment(&router, "172.100.1.254/24", &ends);
-    let (agent, their) = (Agent::start(&host, &[]), Agent::start(&other, &[]));
-    add(&agent, "link", "10.9.0.1", "10.9.0.2", "172.100.1.2");
-    add(&their, "link", "10.9.0.2", "10.9.0.1", "172.100.1.1");
-    ping_ok(&host, "10.9.0.2");
+    let (agent, _their) = joined(&host, &other);
     let datagrams = |agent: &Agent| {
         let status = grpcurl(agent, STATUS, &json!({})).unwrap();
         number(&status["datagramsDropped"]["unknown_sender"])
