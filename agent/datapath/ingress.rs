@@ -85,6 +85,8 @@ pub(super) struct Ingress {
     heard: usize,
     /// Who sent the last message, where it is a tunnel's.
     last: Option<SocketAddr>,
+    /// Whether there was a packet for a device since it was asked last.
+    has_packet: bool,
 }
 
 impl Ingress {
@@ -118,6 +120,7 @@ impl Ingress {
             load: Load::default(),
             heard: 0,
             last: None,
+            has_packet: false,
         }
     }
 
@@ -138,6 +141,11 @@ impl Ingress {
     /// Whether what it reads is hardly worth a socket: little came of late, or the last of it was no tunnel's.
     pub(super) fn is_idle(&self) -> bool {
         self.last.is_none() || !self.load.is_high(clock::since_boot())
+    }
+
+    /// Whether there was a packet for a device since this was asked last.
+    pub(super) fn take_has_packet(&mut self) -> bool {
+        std::mem::take(&mut self.has_packet)
     }
 
     /// Begins anew to find out who sends much.
@@ -301,6 +309,7 @@ impl Ingress {
             }
         }
         if is_packet {
+            self.has_packet = true;
             tunnel.stats.mark_received(now);
             if let Some(local) = local.filter(|_| !before.is_local_marked) {
                 tunnel.path.mark_local(local);

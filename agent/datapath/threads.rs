@@ -7,6 +7,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SendError, Sender, channel};
+use std::thread;
 use std::time::Duration;
 
 use super::egress::Egress;
@@ -25,6 +26,9 @@ const PORTS: u64 = u64::MAX;
 
 /// How long a peer's socket waits while its reader waits for a port.
 const MOMENT: Duration = Duration::from_millis(1);
+
+/// How long garbage waits: a full socket has that of far longer.
+const PAUSE: Duration = Duration::from_micros(500);
 
 /// The data port in one address family.
 struct Port {
@@ -281,6 +285,11 @@ impl Reader {
         let wished = || self.wished(number).is_some_and(|wished| wished.load(Ordering::Relaxed) > 0);
         while !self.is_stopped() && self.shared.load.is_high(clock::since_boot()) && !wished() {
             port.pass(Reading::Wait)?;
+            if !port.take_has_packet() {
+                // Garbage alone: it is not worth to be woken for each piece of it.
+                thread::sleep(PAUSE);
+                port.empty()?;
+            }
             if let Some(peer) = port.loud_peer() {
                 match Ingress::of_peer(Arc::clone(&self.shared), peer) {
                     Ok(peer) => {
