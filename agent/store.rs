@@ -1,11 +1,11 @@
 //! The wanted state on disk, so that a restarted agent needs nobody to tell it.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::agent::state::Wanted;
+use crate::proto::host::file;
 use crate::proto::host::lock::{DirectoryError, Lock};
 
 /// The first word of the file, with the version of its format.
@@ -74,15 +74,7 @@ impl Store {
     /// # Errors
     /// Where the file system refuses; what was kept before stands.
     pub fn save(&self, wanted: &Wanted) -> io::Result<()> {
-        let path = self.directory.join(FILE);
-        let temporary = self.directory.join(format!("{FILE}.new"));
-        let mut options = OpenOptions::new();
-        let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-        file.write_all(&encode(wanted)?)?;
-        file.sync_all()?;
-        fs::rename(&temporary, &path)?;
-        // The new name is kept only with its directory.
-        File::open(&self.directory)?.sync_all()
+        file::replace(&self.directory.join(FILE), &encode(wanted)?)
     }
 }
 

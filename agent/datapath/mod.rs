@@ -158,8 +158,8 @@ mod tests {
     fn ends(body: impl FnOnce() -> io::Result<()> + Send + 'static) -> Option<DatapathEvent> {
         // One place is taken by what does not matter here, as all others could be.
         let (sender, mut events) = mpsc::channel(2);
-        let mut worker = Worker::start("tunmesh-test", &sender, body).unwrap();
         sender.try_send(DatapathEvent::DeviceGone).unwrap();
+        let mut worker = Worker::start("tunmesh-test", &sender, body).unwrap();
         worker.join();
         drop(sender);
         assert_eq!(events.try_recv(), Ok(DatapathEvent::DeviceGone));

@@ -3,6 +3,7 @@
 
 pub mod client;
 pub mod clock;
+pub mod file;
 pub mod limits;
 pub mod lock;
 pub mod log;
