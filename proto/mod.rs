@@ -10,6 +10,7 @@ pub mod legacy;
 pub mod model;
 pub mod rate;
 pub mod session;
+pub mod trust;
 
 /// The generated messages and services of `proto/tunmesh/v1`.
 #[allow(missing_docs, clippy::all, clippy::pedantic, unreachable_pub)]

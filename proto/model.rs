@@ -135,6 +135,12 @@ name_type!(
     []
 );
 name_type!(
+    /// The name of someone who operates the mesh.
+    OperatorName,
+    63,
+    []
+);
+name_type!(
     /// The name of a mesh, and by default of its device on every node.
     MeshName,
     15,

@@ -29,7 +29,7 @@ const HOST: &str = "proto/host";
 const UNSAFE: [&str; 2] = ["agent/os/", "agent/packet/checksum.rs"];
 
 /// Crates that a pure file must not name. Those of a family count with it: `tokio` is also `tokio_util`.
-const EFFECTS: [&str; 12] = [
+const EFFECTS: [&str; 14] = [
     "tokio",
     "tun",
     "socket2",
@@ -42,6 +42,8 @@ const EFFECTS: [&str; 12] = [
     "tower",
     "tempfile",
     "rand",
+    "rcgen",
+    "rustls",
 ];
 /// Crates that only the files that know protobuf may name.
 const WIRE: [&str; 3] = ["tonic", "prost", "pbjson"];
