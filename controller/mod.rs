@@ -5,6 +5,7 @@ pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod mesh;
+pub mod pki;
 pub mod plan;
 pub mod registry;
 pub mod runtime;

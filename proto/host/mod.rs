@@ -3,6 +3,7 @@
 
 pub mod client;
 pub mod clock;
+pub mod credential;
 pub mod file;
 pub mod limits;
 pub mod lock;
@@ -11,6 +12,7 @@ pub mod output;
 pub mod random;
 pub mod signals;
 pub mod socket;
+pub mod tls;
 pub mod words;
 
 use tonic_reflection::server::Builder;
