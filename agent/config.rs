@@ -6,7 +6,8 @@ use std::path::PathBuf;
 
 use ipnet::IpNet;
 
-use crate::proto::model::{Host, Invalid, NodeName, Offload, Remote, check_label, no_label};
+use super::service::controller::Introduction;
+use crate::proto::model::{NodeName, Offload, Remote};
 
 /// What an agent is started with.
 #[derive(Debug, Clone)]
@@ -36,8 +37,10 @@ pub struct Config {
 pub struct ControllerConfig {
     /// Their addresses, at least one.
     pub addresses: Vec<Remote>,
-    /// The networks in which they are dialled without encryption; elsewhere they are not dialled.
+    /// The networks in which they are dialled without encryption, as long as this agent has not joined.
     pub insecure: Vec<IpNet>,
+    /// What is known of them before it has.
+    pub introduction: Introduction,
     /// The node that this agent is.
     pub node: NodeName,
     /// What it says of itself.
@@ -47,50 +50,26 @@ pub struct ControllerConfig {
 }
 
 impl ControllerConfig {
-    /// What is weaker than the defaults while the agent follows a controller, in words.
-    pub fn weakened(&self) -> String {
-        let prefixes: Vec<String> = self.insecure.iter().map(ToString::to_string).collect();
-        format!(
-            "--insecure: the controller is followed over {} without encryption or proof of who it is: whoever is in \
-             the path steers this agent",
-            prefixes.join(", ")
-        )
-    }
-
-    /// Refuses what can never be dialled. Host names are looked at when they are dialled.
-    ///
-    /// # Errors
-    /// What is wrong, in words.
-    pub fn check(&self) -> Result<(), String> {
-        if self.insecure.is_empty() {
-            return Err(
-                "encryption of the control channel is not available in this version: name the networks in \
-                        which it may be plain text with --insecure CIDR"
-                    .to_owned(),
-            );
+    /// What is weaker than the defaults while the agent follows a controller, each asked for by name, in words.
+    pub fn weakened(&self, has_joined: bool) -> Vec<String> {
+        let list =
+            |prefixes: &[IpNet]| prefixes.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        let mut weakened = Vec::new();
+        if !self.insecure.is_empty() && !has_joined {
+            weakened.push(format!(
+                "--insecure: the controller is followed over {} without encryption or proof of who it is: whoever is in \
+                 the path steers this agent",
+                list(&self.insecure)
+            ));
         }
-        for controller in &self.addresses {
-            if let Host::Address(address) = controller.host
-                && !self.insecure.iter().any(|network| network.contains(&address))
-            {
-                return Err(format!(
-                    "--controller {controller} is in none of the networks of --insecure, and encryption of the \
-                     control channel is not available in this version"
-                ));
-            }
+        if !self.introduction.approve_any.is_empty() && !has_joined {
+            weakened.push(format!(
+                "--approve-any: whoever answers first in {} is believed to be the controller",
+                list(&self.introduction.approve_any)
+            ));
         }
-        Ok(())
+        weakened
     }
-}
-
-/// Parses a label: `role=web`.
-///
-/// # Errors
-/// What is wrong with it.
-pub fn parse_label(text: &str) -> Result<(String, String), Invalid> {
-    let (key, value) = text.split_once('=').ok_or_else(no_label)?;
-    check_label(key, value)?;
-    Ok((key.to_owned(), value.to_owned()))
 }
 
 impl Config {

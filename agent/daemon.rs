@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::agent::config::{Config, ControllerConfig};
+use crate::agent::credentials::Credentials;
 use crate::agent::datapath::Datapath;
 use crate::agent::datapath::stats::AgentStats;
 use crate::agent::os::netlink::Netlink;
@@ -18,7 +19,7 @@ use crate::agent::os::udp::{Purpose, SocketPair};
 use crate::agent::os::{preflight, probe};
 use crate::agent::platform::Platform;
 use crate::agent::runtime::{Runtime, Uplink};
-use crate::agent::service::controller::Dialler;
+use crate::agent::service::controller::{Dialler, Way};
 use crate::agent::service::legacy::Legacy;
 use crate::agent::service::listen::{bind_tcp, serve};
 use crate::agent::service::local::{Facts, Local};
@@ -51,6 +52,7 @@ const EVENTS: usize = 32;
 pub async fn run(config: Config) -> anyhow::Result<()> {
     preflight::check()?;
     limits::raise_open_files();
+    limits::keep_memory_private();
     let stop = CancellationToken::new();
     signals::stop_on(&stop)?;
     let store = patiently(|| Store::open(&config.state_dir), DirectoryError::holder).await?;
@@ -70,7 +72,10 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         None => None,
     };
     let socket = SocketFile::bind(&config.socket)?;
-    let insecure = config.controller.as_ref().map(ControllerConfig::weakened);
+    let credentials = Arc::new(Credentials::open(&config.state_dir)?);
+    let has_joined = credentials.has_joined();
+    let insecure: Vec<String> =
+        config.controller.iter().flat_map(|controller| controller.weakened(has_joined)).collect();
     for words in config.weakened().iter().chain(&insecure) {
         tracing::warn!("{words}");
     }
@@ -94,10 +99,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         without: without.clone(),
     };
     let state = AgentState::new(policy, load(&store)?, clock::now());
-    let (mut runtime, agent) = Runtime::new(state, platform, store, device_events);
+    let (mut runtime, agent) = Runtime::new(state, platform, store, Arc::clone(&credentials), device_events);
     runtime.restore().await.context("the interfaces of this host cannot be read")?;
     match (&config.controller, runtime.base().cloned()) {
-        (Some(controller), base) => runtime.follow(uplink(controller, config.data_port, base)?),
+        (Some(controller), base) => {
+            runtime.follow(uplink(controller, config.data_port, base, Arc::clone(&credentials))?);
+        }
         (None, Some(base)) => tracing::warn!(
             generation = %base.generation,
             store = base.store_id,
@@ -151,7 +158,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 }
 
 #[allow(clippy::disallowed_methods, reason = "a session begins with the agent")]
-fn uplink(config: &ControllerConfig, data_port: u16, base: Option<Base>) -> anyhow::Result<Uplink> {
+fn uplink(
+    config: &ControllerConfig,
+    data_port: u16,
+    base: Option<Base>,
+    credentials: Arc<Credentials>,
+) -> anyhow::Result<Uplink> {
     let random = random::bits().context("this host has no random numbers")?;
     let identity = Identity {
         node: config.node.clone(),
@@ -161,7 +173,14 @@ fn uplink(config: &ControllerConfig, data_port: u16, base: Option<Base>) -> anyh
         version: env!("CARGO_PKG_VERSION").to_owned(),
         run_id: RunId::new(random),
     };
-    let dialler = Dialler::new(config.addresses.clone(), config.insecure.clone());
+    let way = Way {
+        node: config.node.clone(),
+        credentials,
+        introduction: config.introduction.clone(),
+        insecure: config.insecure.clone(),
+        share: random as u16,
+    };
+    let dialler = Dialler::new(config.addresses.clone(), way);
     let seed = u64::try_from(random >> 64).unwrap_or_default();
     Ok(Uplink::new(identity, dialler, base, seed, clock::now()))
 }

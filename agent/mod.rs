@@ -3,6 +3,7 @@
 pub mod check;
 pub mod cli;
 pub mod config;
+pub mod credentials;
 pub mod daemon;
 pub mod datapath;
 pub mod os;

@@ -17,6 +17,7 @@ pub use self::handle::{AgentHandle, ControllerStatus, Counters, LinkStatus};
 use self::handle::{Asked, Request, Requests};
 pub use self::uplink::Uplink;
 use crate::agent::check;
+use crate::agent::credentials::Credentials;
 use crate::agent::datapath::DatapathEvent;
 use crate::agent::os::clock;
 use crate::agent::platform::Platform;
@@ -26,6 +27,7 @@ use crate::agent::state::{AgentState, OpResult, Wanted};
 use crate::agent::store::Store;
 use crate::proto::command::{Command, CommandError, ErrorKind, Field, Outcome};
 use crate::proto::host::clock::{now, since_epoch};
+use crate::proto::host::credential::CredentialError;
 use crate::proto::model::{Invalid, Owner, TunnelName, TunnelState, TunnelStatus};
 use crate::proto::session::{ItemId, TunnelReport};
 
@@ -39,6 +41,7 @@ pub struct Runtime {
     state: AgentState,
     platform: Platform,
     store: Arc<Store>,
+    credentials: Arc<Credentials>,
     requests: Requests,
     events: mpsc::Receiver<DatapathEvent>,
     lookups: JoinSet<Resolved>,
@@ -74,6 +77,7 @@ impl Runtime {
         state: AgentState,
         platform: Platform,
         store: Store,
+        credentials: Arc<Credentials>,
         events: mpsc::Receiver<DatapathEvent>,
     ) -> (Self, AgentHandle) {
         let (handle, requests) = handle::channel();
@@ -81,6 +85,7 @@ impl Runtime {
             state,
             platform,
             store: Arc::new(store),
+            credentials,
             requests,
             events,
             lookups: JoinSet::new(),
@@ -297,6 +302,12 @@ impl Runtime {
     }
 
     async fn leave(&mut self) -> Result<usize, CommandError> {
+        self.credentials.forget().map_err(|error| match error {
+            CredentialError::Io(error) => not_kept(&error),
+            other @ (CredentialError::Malformed(_) | CredentialError::Crypto(_)) => {
+                not_kept(&io::Error::other(other))
+            }
+        })?;
         let change = self.state.handle_wanted(None);
         if change.is_change {
             self.save(&change.wanted).await.map_err(|error| not_kept(&error))?;

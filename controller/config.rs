@@ -16,18 +16,29 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// The networks from which agents may come in plain text.
     pub insecure: Vec<IpNet>,
+    /// The networks in which every host that asks may join.
+    pub approve_any: Vec<IpNet>,
 }
 
 impl Config {
     /// The settings that are weaker than the defaults, each asked for by name, in words.
     pub fn weakened(&self) -> Vec<String> {
-        if self.insecure.is_empty() {
-            return Vec::new();
+        let list =
+            |prefixes: &[IpNet]| prefixes.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        let mut weakened = Vec::new();
+        if !self.insecure.is_empty() {
+            weakened.push(format!(
+                "--insecure: whoever can send from {} can be any node that has not joined otherwise, and whoever can read \
+                 there reads what nodes are told",
+                list(&self.insecure)
+            ));
         }
-        let prefixes: Vec<String> = self.insecure.iter().map(ToString::to_string).collect();
-        vec![format!(
-            "--insecure: whoever can send from {} can be any node, and read what nodes are told",
-            prefixes.join(", ")
-        )]
+        if !self.approve_any.is_empty() {
+            weakened.push(format!(
+                "--approve-any: whoever can send from {} can join, under any name that nobody has yet",
+                list(&self.approve_any)
+            ));
+        }
+        weakened
     }
 }

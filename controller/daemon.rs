@@ -11,11 +11,13 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::config::Config;
+use super::credentials::{self, Credentials};
 use super::runtime::{self, Runtime};
 use super::service::Facts;
 use super::service::accept::Gate;
 use super::service::admin::Admin;
 use super::service::control::Control;
+use super::service::enrolment::Enroller;
 use super::service::listen;
 use super::store::Store;
 use super::store::sqlite::SqliteStore;
@@ -37,12 +39,16 @@ const DRAIN: Duration = Duration::from_secs(5);
 /// What is missing or taken, in words.
 pub async fn run(config: Config) -> anyhow::Result<()> {
     let open_files = limits::raise_open_files();
+    limits::keep_memory_private();
     let stop = CancellationToken::new();
     signals::stop_on(&stop)?;
     let directory = config.state_dir.clone();
     // First of all: it keeps out a second controller, with words that say so.
     let store = tokio::task::spawn_blocking(move || SqliteStore::open(&directory)).await??;
     let store: Arc<dyn Store> = Arc::new(store);
+    let directory = config.state_dir.join(credentials::DIRECTORY);
+    let open = move || Credentials::open(&directory, clock::since_epoch());
+    let credentials = Arc::new(tokio::task::spawn_blocking(open).await??);
     let mut listeners = Vec::new();
     for address in &config.listen {
         listeners.push(bind(*address).await?);
@@ -56,15 +62,24 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let (controller, requests) = runtime::channel();
     let mut services = JoinSet::new();
     let listening = facts.listen.join(", ");
-    let admin = Admin::new(controller.clone(), facts, stop.clone());
-    let (health, operators) = listen::operators(admin, socket, stop.clone()).await?;
+    let admin = Admin::new(controller.clone(), facts, Arc::clone(&credentials), stop.clone());
+    let (health, operators) = listen::local(admin.clone(), controller.clone(), socket, stop.clone()).await?;
     services.spawn(operators);
     let (stored, start) = load(store.as_ref()).await?;
     let revision = stored.revision;
     let runtime = Runtime::new(stored, start, store, requests);
-    let (control, gate) = (Control::new(controller), Gate::new(&config.insecure, connections(open_files)));
+    let gate = Gate::new(&config.insecure, connections(open_files), credentials.handshakes());
+    let enroller = Enroller::new(controller.clone(), Arc::clone(&credentials), &config.approve_any);
+    services.spawn(Arc::clone(&credentials).keep(stop.clone()));
+    let control = Control::new(controller.clone());
     for listener in listeners {
-        services.spawn(listen::agents(control.clone(), gate.clone(), listener, stop.clone()));
+        let served = listen::Served {
+            control: control.clone(),
+            enroller: enroller.clone(),
+            admin: admin.clone(),
+            controller: controller.clone(),
+        };
+        services.spawn(listen::dialled(served, gate.clone(), listener, stop.clone()));
     }
     health.set(true).await;
     tracing::info!(
@@ -72,6 +87,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         socket = %config.socket.display(),
         revision,
         "controller is ready"
+    );
+    // Where it is reached only its operator knows.
+    tracing::info!(
+        "a host joins with `agent --controller ADDRESS --token TOKEN`: ADDRESS is this host's, a TOKEN is what `controller \
+         token create` prints"
     );
 
     let running = runtime.run(stop.clone().cancelled_owned());

@@ -3,6 +3,7 @@
 pub mod alloc;
 pub mod cli;
 pub mod config;
+pub mod credentials;
 pub mod daemon;
 pub mod mesh;
 pub mod pki;
@@ -13,3 +14,4 @@ pub mod service;
 pub mod state;
 pub mod store;
 pub mod stored;
+pub mod trust;

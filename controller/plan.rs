@@ -51,6 +51,8 @@ pub struct Wanted {
     pub allocations: BTreeMap<MeshName, Allocations>,
     /// The nodes that have ever been there.
     pub nodes: BTreeMap<NodeName, NodeRecord>,
+    /// Nodes that were removed: they are members of nothing until they join again.
+    pub removed: BTreeSet<NodeName>,
 }
 
 /// A node as one of a mesh.
@@ -78,6 +80,7 @@ impl Wanted {
         let mut members: BTreeSet<NodeName> = mesh.nodes.keys().cloned().collect();
         let room = NODES.saturating_sub(members.len());
         members.extend(self.selected(mesh).into_iter().take(room).cloned());
+        members.retain(|node| !self.removed.contains(node));
         members
     }
 
@@ -262,6 +265,12 @@ pub fn plan(
         operations,
         weakened: versions[1].is_some_and(is_plain).then_some(plain).into_iter().collect(),
     }
+}
+
+/// The nodes that lose more than half, and more than three, of their tunnels.
+pub fn losers(before: &Wanted, after: &Wanted) -> BTreeSet<NodeName> {
+    let views = before.views();
+    mass_removals(&views, &Operations::between(&views, &after.views()))
 }
 
 /// The nodes that lose more than half, and more than three, of the tunnels that they have in `before`.

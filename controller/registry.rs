@@ -9,8 +9,10 @@ use crate::proto::rate::Bucket;
 use crate::proto::session::{
     Digest, Forwarding, Generation, Hello, ItemId, Items, Report, RunId, TunnelReport,
 };
+use crate::proto::trust::KeyId;
 
 pub mod admission;
+pub mod petitions;
 pub mod seats;
 pub mod source;
 
@@ -55,6 +57,16 @@ pub struct Path {
     pub local: IpAddr,
 }
 
+/// Who is at the other end of a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Origin {
+    /// From where to where.
+    pub path: Path,
+    /// The key by which its certificate shows it to be the node that it says it is; absent: it only says so, in a
+    /// network in which that is enough.
+    pub key: Option<KeyId>,
+}
+
 /// What a session has been sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Push {
@@ -71,8 +83,8 @@ pub struct Push {
 pub struct Session {
     /// Its stream.
     pub connection: Connection,
-    /// From where to where.
-    pub path: Path,
+    /// Who is at its other end.
+    pub origin: Origin,
     /// Which of the node's sessions it is.
     pub epoch: u64,
     /// The agent's process.
@@ -122,8 +134,8 @@ impl Session {
 pub struct Challenger {
     /// Its stream.
     pub connection: Connection,
-    /// From where to where.
-    pub path: Path,
+    /// Who is at its other end.
+    pub origin: Origin,
     /// What it said.
     pub hello: Hello,
     /// The number that the session is to answer.

@@ -1,5 +1,6 @@
 //! The one task that owns the controller's state: it reads the clock, performs effects, and answers.
 
+mod changes;
 mod orders;
 
 use std::collections::BTreeMap;
@@ -17,15 +18,21 @@ use tokio_util::sync::CancellationToken;
 
 use crate::controller::mesh::Mesh;
 use crate::controller::plan::{Plan, PlanHash};
+use crate::controller::registry::Origin;
+use crate::controller::registry::petitions::TooMany;
 use crate::controller::state::{
     Connection, ControllerState, Convergence, Effect, Event, NodeTunnels, Refusal, Snapshot,
 };
 use crate::controller::store::{Change, Store, StoreError};
 use crate::controller::stored::Stored;
+use crate::controller::trust::{Denial, Draft, Proof, Trust};
 use crate::proto::host::clock::{now, since_epoch};
 use crate::proto::model::{MeshName, NodeName};
 use crate::proto::session::{AgentMessage, ControllerMessage, Hello};
+use crate::proto::trust::{Code, CodeHead, KeyId};
 
+pub use changes::ChangeError;
+use changes::{Asked, Change as TrustChange, Changes};
 pub use orders::{Applied, OrderError};
 use orders::{Order, Orders};
 
@@ -56,10 +63,8 @@ pub enum Outgoing {
 /// An agent's stream.
 #[derive(Debug)]
 pub struct Link {
-    /// Where the agent dials from.
-    pub source: IpAddr,
-    /// The controller's address that it has dialled.
-    pub local: IpAddr,
+    /// Who is at its other end.
+    pub origin: Origin,
     /// What goes out. It should hold [`BEHIND`].
     pub outgoing: mpsc::Sender<Outgoing>,
     /// Cancelled once nothing that comes in is heeded any more.
@@ -75,7 +80,18 @@ enum Request {
     Closed(Connection),
     Look(Look),
     Order(Order, oneshot::Sender<Result<Applied, OrderError>>),
+    Change(Box<dyn TrustChange>),
+    Petition(Box<Asking>, oneshot::Sender<Result<Duration, TooMany>>),
+    Refused(Option<NodeName>, String),
     Report(NodeName, oneshot::Sender<()>),
+}
+
+/// A host that asks to join.
+struct Asking {
+    node: NodeName,
+    key: KeyId,
+    source: IpAddr,
+    code: CodeHead,
 }
 
 /// The controller ends, and answers no more.
@@ -97,6 +113,7 @@ pub struct Progress {
 pub struct ControllerHandle {
     requests: mpsc::Sender<Request>,
     progress: watch::Receiver<Progress>,
+    trust: watch::Receiver<Arc<Trust>>,
     connections: Arc<AtomicU64>,
 }
 
@@ -171,6 +188,74 @@ impl ControllerHandle {
         answer.await.map_err(|_| Stopping)?
     }
 
+    /// Changes who may join or who may steer. When this returns well the store has it, and [`Self::trust`] says it.
+    /// `judge` makes it so in a draft, and may be called again with another; it gets the wall time.
+    ///
+    /// # Errors
+    /// Why it was refused; nothing changed.
+    pub async fn change<T: Send + 'static>(
+        &self,
+        judge: impl FnMut(&mut Draft, Duration) -> Result<T, Denial> + Send + 'static,
+    ) -> Result<T, ChangeError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Request::Change(Box::new(Asked::new(judge, reply)))).await?;
+        answer.await.map_err(|_| Stopping)?
+    }
+
+    /// Has a host wait for an operator. Returns when it is to ask again.
+    ///
+    /// # Errors
+    /// Where too many wait, or the controller is stopping.
+    pub async fn petition(
+        &self,
+        node: NodeName,
+        key: KeyId,
+        source: IpAddr,
+        code: CodeHead,
+    ) -> Result<Duration, ChangeError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Request::Petition(Box::new(Asking { node, key, source, code }), reply)).await?;
+        let too_many =
+            |TooMany| ChangeError::Refused(Denial::TooMany("too many hosts wait for approval; try later"));
+        answer.await.map_err(|_| Stopping)?.map_err(too_many)
+    }
+
+    /// Lets a host in that shows this code to whoever sees `root`: one that waits, or has been let in with another word.
+    ///
+    /// # Errors
+    /// Where none does, or it cannot be stored.
+    pub async fn approve(
+        &self,
+        node: NodeName,
+        code: Code,
+        root: KeyId,
+        labels: BTreeMap<String, String>,
+        by: String,
+    ) -> Result<(), ChangeError> {
+        let (asked, head) = (node.clone(), code.head);
+        let waiting = self.look(move |state, _, _| {
+            let known = state.stored().trust.identities.get(&asked).map(|known| known.key);
+            let known = known.filter(|key| CodeHead::of(key, &root) == head);
+            state.petition(&asked, head).map(|petition| petition.key).or(known)
+        });
+        let Some(key) = waiting.await? else {
+            return Err(ChangeError::Refused(Denial::UnknownCode(node)));
+        };
+        let proof = Proof::Approval { by, word: *code.word.as_bytes(), labels };
+        self.change(move |draft, wall| draft.enrol(&node, key, proof.clone(), wall)).await.map(drop)
+    }
+
+    /// Takes note that somebody was refused. Where too much is to be noted, it is not.
+    pub fn refused(&self, node: Option<NodeName>, words: String) {
+        tracing::info!(node = node.as_ref().map(NodeName::as_str), %words, "access was refused");
+        let _ = self.requests.try_send(Request::Refused(node, words));
+    }
+
+    /// Who may join and who may steer, as it is stored.
+    pub fn trust(&self) -> Arc<Trust> {
+        self.trust.borrow().clone()
+    }
+
     /// The tunnels of a node as they are now, or as last reported where it does not say within a second; `None`:
     /// there is no such node.
     pub async fn node_tunnels(&self, node: NodeName) -> Result<Option<NodeTunnels>, Stopping> {
@@ -207,14 +292,17 @@ impl ControllerHandle {
 pub struct Requests {
     requests: mpsc::Receiver<Request>,
     progress: watch::Sender<Progress>,
+    trust: watch::Sender<Arc<Trust>>,
 }
 
 /// A handle, before there is anything behind it: what it is asked waits.
 pub fn channel() -> (ControllerHandle, Requests) {
     let (sender, requests) = mpsc::channel(QUEUE);
     let (progress, seen) = watch::channel(Progress::default());
+    let (trust, trusted) = watch::channel(Arc::default());
     let connections = Arc::new(AtomicU64::new(1));
-    (ControllerHandle { requests: sender, progress: seen, connections }, Requests { requests, progress })
+    let handle = ControllerHandle { requests: sender, progress: seen, trust: trusted, connections };
+    (handle, Requests { requests, progress, trust })
 }
 
 /// What an answered watch or read brings.
@@ -222,7 +310,7 @@ enum News {
     Change(Change),
     /// The watch has ended.
     Missed,
-    Reread(Stored),
+    Reread(Box<Stored>),
 }
 
 /// The state with everything that acts for it.
@@ -236,6 +324,7 @@ pub struct Runtime {
     rereads: JoinSet<Stored>,
     commits: JoinSet<Result<u64, StoreError>>,
     orders: Orders,
+    trust_changes: Changes,
     /// Who waits for a report with this number, or a later one.
     reports: Vec<(NodeName, u64, oneshot::Sender<()>)>,
 }
@@ -243,10 +332,12 @@ pub struct Runtime {
 impl Runtime {
     /// A runtime for what `store` holds, on the start with this number.
     pub fn new(stored: Stored, start: u64, store: Arc<dyn Store>, requests: Requests) -> Self {
+        requests.trust.send_replace(Arc::clone(&stored.trust));
         let changes = Some(store.watch(stored.revision));
         Self {
             state: ControllerState::new(stored, start, now(), since_epoch()),
             orders: Orders::new(Arc::clone(&store)),
+            trust_changes: Changes::new(Arc::clone(&store)),
             store,
             requests,
             links: BTreeMap::new(),
@@ -283,6 +374,11 @@ impl Runtime {
                     }
                     self.orders.settle(step);
                 }
+                Some(commit) = self.trust_changes.next() => {
+                    if let Some(reason) = self.trust_changes.settle(commit) {
+                        self.state.handle_store_failure(reason, now(), since_epoch());
+                    }
+                }
                 () = tokio::time::sleep_until(timeout) => self.state.handle_timeout(now(), since_epoch()),
             }
             self.settle();
@@ -295,9 +391,9 @@ impl Runtime {
         let (now, wall) = (now(), since_epoch());
         match request {
             Request::Connected(connection, link, hello) => {
-                let (source, local) = (link.source, link.local);
+                let origin = link.origin;
                 self.links.insert(connection, *link);
-                self.state.handle_connected(connection, source, local, *hello, now, wall);
+                self.state.handle_connected(connection, origin, *hello, now, wall);
             }
             Request::Message(connection, message) => {
                 self.state.handle_message(connection, message, now, wall);
@@ -308,6 +404,13 @@ impl Runtime {
             }
             Request::Look(look) => look(&self.state, now, wall),
             Request::Order(order, reply) => self.orders.take_in(order, reply),
+            Request::Change(change) => self.trust_changes.take_in(change),
+            Request::Petition(asking, reply) => {
+                let Asking { node, key, source, code } = *asking;
+                // Whoever asked may have gone away meanwhile.
+                let _ = reply.send(self.state.handle_petition(&node, key, source, code, now, wall));
+            }
+            Request::Refused(node, words) => self.state.handle_refused(node.as_ref(), words, now, wall),
             Request::Report(node, reply) => {
                 if let Some(request) = self.state.request_report(&node) {
                     self.reports.push((node, request, reply));
@@ -328,7 +431,7 @@ impl Runtime {
             }
             News::Reread(stored) => {
                 self.changes = Some(self.store.watch(stored.revision));
-                self.state.handle_reload(stored, now(), since_epoch());
+                self.state.handle_reload(*stored, now(), since_epoch());
             }
         }
     }
@@ -337,6 +440,14 @@ impl Runtime {
     fn settle(&mut self) {
         self.perform();
         self.orders.handle_state(&self.state, since_epoch());
+        // First what is answered is true for all who look.
+        let trust = &self.state.stored().trust;
+        self.requests.trust.send_if_modified(|told| {
+            let is_news = !Arc::ptr_eq(told, trust);
+            told.clone_from(trust);
+            is_news
+        });
+        self.trust_changes.handle_state(&self.state, since_epoch());
         let state = &self.state;
         self.reports.retain(|(node, request, reply)| !reply.is_closed() && state.answered(node) < *request);
         let progress = Progress { convergence: state.progress(), last_event: state.last_event() };
@@ -352,7 +463,7 @@ impl Runtime {
                 }
                 Effect::Close(connection, refusal) => {
                     if let Some(link) = self.links.remove(&connection) {
-                        tracing::debug!(source = %link.source, %refusal, "a session ends");
+                        tracing::debug!(source = %link.origin.path.source, %refusal, "a session ends");
                         // Where no more can be sent, the end without a reason has to do.
                         let _ = link.outgoing.try_send(Outgoing::End(refusal));
                         link.ended.cancel();
@@ -369,7 +480,7 @@ impl Runtime {
     fn send(&mut self, connection: Connection, outgoing: Outgoing) {
         let Some(link) = self.links.get(&connection) else { return };
         if link.outgoing.try_send(outgoing).is_err() {
-            tracing::debug!(source = %link.source, "an agent does not read what it is sent; its session ends");
+            tracing::debug!(source = %link.origin.path.source, "an agent does not read what it is sent; its session ends");
             if let Some(link) = self.links.remove(&connection) {
                 link.ended.cancel();
             }
@@ -383,7 +494,7 @@ async fn news(changes: &mut Option<ReceiverStream<Change>>, rereads: &mut JoinSe
         Some(changes) => changes.next().await.map_or(News::Missed, News::Change),
         None => loop {
             match rereads.join_next().await {
-                Some(Ok(stored)) => return News::Reread(stored),
+                Some(Ok(stored)) => return News::Reread(Box::new(stored)),
                 Some(Err(_)) => return News::Missed,
                 None => std::future::pending().await,
             }

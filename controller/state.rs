@@ -12,11 +12,13 @@ use std::time::{Duration, Instant};
 use super::mesh::Mesh;
 use super::registry::Registry;
 use super::registry::admission::Admission;
+use super::registry::petitions::Petitions;
 use super::store::transaction::Transaction;
 use super::stored::Stored;
 use crate::proto::model::{MeshName, NodeName};
 use crate::proto::session::{ControllerMessage, Digest, Generation, Items};
 
+mod access;
 mod changes;
 mod events;
 mod messages;
@@ -99,6 +101,29 @@ pub enum Refusal {
     /// The controller ends.
     #[error("the controller ends")]
     Restarting,
+    /// The node has not joined with the key that it shows, or was removed.
+    #[error(
+        "node {0}: it has not joined here with this key, or was removed; run `agent leave` on it, then let it join \
+         with a token or by approval"
+    )]
+    NotJoined(NodeName),
+    /// The node has joined, and whoever says that it is it shows no key.
+    #[error(
+        "node {0}: it has joined with a key of its own, and nothing shows that this is it; start its agent without \
+         --insecure, or give this host another name with --name"
+    )]
+    Unproven(NodeName),
+    /// It says that it is another node than its certificate does.
+    #[error("node {claims}: this agent's certificate is that of {is}; start it with --name {is}")]
+    Foreign {
+        /// The node that it is.
+        is: NodeName,
+        /// The node that it says it is.
+        claims: NodeName,
+    },
+    /// Its certificate has expired.
+    #[error("the certificate of this agent has expired; it renews it by itself")]
+    Expired,
 }
 
 /// What a node is to have.
@@ -157,6 +182,8 @@ pub struct ControllerState {
     /// How many epochs, pings and requests there were.
     counter: u64,
     refusals: Refusals,
+    petitions: Petitions,
+    told: access::Told,
     looked_at: Instant,
     /// When addresses were given last, or none had to be.
     allocated_at: Instant,
@@ -183,6 +210,8 @@ impl ControllerState {
             start,
             counter: 0,
             refusals: Refusals::default(),
+            petitions: Petitions::default(),
+            told: access::Told::default(),
             looked_at: now,
             allocated_at: now,
             progress: 0,

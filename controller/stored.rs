@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::sync::Arc;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -10,8 +11,10 @@ use super::alloc::Allocations;
 use super::mesh::Mesh;
 use super::plan::{NodeRecord, Wanted};
 use super::store::transaction::{Change, Condition, Entry, Transaction, Write};
-use crate::proto::model::{MeshName, NodeName};
+use super::trust::{Draft, Identity, Item, Operator, Token, Trust};
+use crate::proto::model::{MeshName, NodeName, OperatorName};
 use crate::proto::session::{Generation, Have};
+use crate::proto::trust::TokenId;
 
 /// The version of keys and encodings that this release reads and writes.
 const SCHEMA: u64 = 1;
@@ -31,6 +34,21 @@ enum Key {
     Allocations(MeshName),
     Node(NodeName),
     Consent(NodeName),
+    Token(TokenId),
+    Identity(NodeName),
+    Removed(NodeName),
+    Operator(OperatorName),
+}
+
+impl From<&Item> for Key {
+    fn from(item: &Item) -> Self {
+        match item.clone() {
+            Item::Token(id) => Self::Token(id),
+            Item::Identity(node) => Self::Identity(node),
+            Item::Removed(node) => Self::Removed(node),
+            Item::Operator(name) => Self::Operator(name),
+        }
+    }
 }
 
 impl fmt::Display for Key {
@@ -46,6 +64,10 @@ impl fmt::Display for Key {
             Self::Allocations(name) => write!(f, "/allocations/{name}"),
             Self::Node(name) => write!(f, "/nodes/{name}"),
             Self::Consent(name) => write!(f, "/consents/{name}"),
+            Self::Token(id) => write!(f, "/tokens/{id}"),
+            Self::Identity(name) => write!(f, "/identities/{name}"),
+            Self::Removed(name) => write!(f, "/removed/{name}"),
+            Self::Operator(name) => write!(f, "/operators/{name}"),
         }
     }
 }
@@ -68,6 +90,10 @@ impl Key {
             ("allocations", rest) => Some(name(rest).map(Self::Allocations)),
             ("nodes", rest) => Some(name(rest).map(Self::Node)),
             ("consents", rest) => Some(name(rest).map(Self::Consent)),
+            ("tokens", rest) => Some(name(rest).map(Self::Token)),
+            ("identities", rest) => Some(name(rest).map(Self::Identity)),
+            ("removed", rest) => Some(name(rest).map(Self::Removed)),
+            ("operators", rest) => Some(name(rest).map(Self::Operator)),
             _ => None,
         }
     }
@@ -82,6 +108,8 @@ pub struct Stored {
     pub incarnation: u64,
     /// All that is wanted.
     pub wanted: Wanted,
+    /// Who may join and who may steer.
+    pub trust: Arc<Trust>,
     /// Up to which revision each node's removals have been consented to.
     pub consents: BTreeMap<NodeName, u64>,
     /// The revision.
@@ -114,6 +142,10 @@ pub struct Touched {
     pub joined: BTreeSet<NodeName>,
     /// Nodes whose removals were consented to.
     pub consents: BTreeSet<NodeName>,
+    /// Nodes whose identity came, went or was renewed, and whether they had one before.
+    pub identities: BTreeMap<NodeName, bool>,
+    /// Whether anything may be wanted otherwise of a node.
+    pub wanted: bool,
 }
 
 impl Stored {
@@ -257,6 +289,7 @@ impl Stored {
         touched: &mut Touched,
     ) -> Result<(), String> {
         let content = value.map(|(content, _)| content.as_slice());
+        touched.wanted |= !matches!(key, Key::Token(_) | Key::Identity(_) | Key::Operator(_));
         match key {
             Key::StoreId => self.store_id = content.map(read_text).transpose()?.unwrap_or_default(),
             Key::Incarnation => self.incarnation = content.map_or(Ok(0), read_number)?,
@@ -296,9 +329,83 @@ impl Stored {
                 };
                 touched.consents.insert(name);
             }
+            Key::Token(id) => {
+                let token = content.map(read_json::<Token>).transpose();
+                put(&mut Arc::make_mut(&mut self.trust).tokens, id, token)?;
+            }
+            Key::Identity(name) => {
+                let had = self.trust.identities.contains_key(&name);
+                touched.identities.insert(name.clone(), had);
+                let identity = content.map(read_json::<Identity>).transpose();
+                let trust = Arc::make_mut(&mut self.trust);
+                match identity.is_err() {
+                    true => trust.damaged.insert(name.clone()),
+                    false => trust.damaged.remove(&name),
+                };
+                put(&mut trust.identities, name, identity)?;
+            }
+            Key::Operator(name) => {
+                let operator = content.map(read_json::<Operator>).transpose();
+                put(&mut Arc::make_mut(&mut self.trust).operators, name, operator)?;
+            }
+            Key::Removed(name) => {
+                for removed in [&mut Arc::make_mut(&mut self.trust).removed, &mut self.wanted.removed] {
+                    match content {
+                        Some(_) => removed.insert(name.clone()),
+                        None => removed.remove(&name),
+                    };
+                }
+            }
         }
         Ok(())
     }
+
+    /// What makes a draft real; `None`: all of it is stored.
+    pub fn transaction_of(&self, draft: &Draft) -> Option<Transaction> {
+        if draft.touched.is_empty() {
+            return None;
+        }
+        let trust = &draft.trust;
+        let write = |item: &Item| {
+            let key = Key::from(item);
+            let put = match item {
+                Item::Token(id) => trust.tokens.get(id).map(|token| json(&key, token)),
+                Item::Identity(node) => trust.identities.get(node).map(|identity| json(&key, identity)),
+                Item::Operator(name) => trust.operators.get(name).map(|operator| json(&key, operator)),
+                Item::Removed(node) => {
+                    trust.removed.get(node).map(|_| Write::Put(key.to_string(), Vec::new()))
+                }
+            };
+            put.unwrap_or_else(|| Write::Delete(key.to_string()))
+        };
+        // A node that was removed says nothing of itself any more.
+        let silenced = draft.touched.iter().filter_map(|item| match item {
+            // Also where what it said is still on its way here.
+            Item::Removed(node) if trust.removed.contains(node) => {
+                Some(Write::Delete(Key::Node(node.clone()).to_string()))
+            }
+            Item::Removed(_) | Item::Token(_) | Item::Identity(_) | Item::Operator(_) => None,
+        });
+        Some(Transaction {
+            conditions: draft.touched.iter().map(|item| self.unchanged(&Key::from(item))).collect(),
+            writes: draft
+                .touched
+                .iter()
+                .map(write)
+                .chain(silenced)
+                .chain(draft.consents.iter().map(put_consent))
+                .collect(),
+        })
+    }
+}
+
+/// Sets or removes what a key has; what cannot be read is as if it were absent.
+fn put<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: Result<Option<V>, String>) -> Result<(), String> {
+    map.remove(&key);
+    if let Some(value) = value? {
+        map.insert(key, value);
+    }
+    Ok(())
 }
 
 /// Sets a mesh.

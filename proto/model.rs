@@ -164,7 +164,17 @@ pub fn check_label(key: &str, value: &str) -> Result<(), Invalid> {
     if key.is_empty() || !is_word(key) || !is_word(value) { Err(no_label()) } else { Ok(()) }
 }
 
-pub(crate) fn no_label() -> Invalid {
+/// Parses a label: `role=web`.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn parse_label(text: &str) -> Result<(String, String), Invalid> {
+    let (key, value) = text.split_once('=').ok_or_else(no_label)?;
+    check_label(key, value)?;
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+fn no_label() -> Invalid {
     const FORM: &str =
         "write a label as role=web, in at most 63 letters, digits, '.', '_', '-' and '/' on each side";
     Invalid::new("is not a label", FORM)

@@ -11,6 +11,8 @@ use sha2::{Digest as _, Sha256};
 
 use super::model::{DeviceName, Invalid, NodeName, Owner, Remote, TunnelName, TunnelState};
 
+/// Where controllers listen, TCP, unless their address says otherwise.
+pub const CONTROLLER_PORT: u16 = 7443;
 /// The version of the protocol that this release speaks. Versions only ever add.
 pub const PROTOCOL_VERSION: u32 = 1;
 

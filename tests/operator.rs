@@ -156,10 +156,13 @@ fn wrong_use_is_exit_code_2_and_what_cannot_be_done_is_1() {
     for (command, words) in [
         (vec!["plan"], "--file"),
         (vec!["nodes", "-o", "xml"], "--output"),
-        (vec!["apply", "-f", "x", "--wait", "5"], "as 90s, 5m or 1h"),
+        (vec!["apply", "-f", "x", "--wait", "5"], "as 90s, 5m, 1h or 7d"),
         (vec!["apply", "-f", "x", "--plan", "xyz"], "as 4-25e281cac04d"),
         (vec!["tunnels"], "<NODE>"),
-        (vec!["serve"], "--insecure CIDR"),
+        (vec!["serve", "--insecure", "nowhere"], "--insecure"),
+        (vec!["admin", "create", "anna", "--role", "root"], "use viewer, operator or admin"),
+        (vec!["nodes", "--server", "172.100.1.254"], "--identity"),
+        (vec!["token", "create", "--name", "a b"], "with * for any characters"),
     ] {
         let failed = ends_with(2, &controller, &command);
         assert!(failed.stderr.contains(words), "{failed}");
@@ -403,14 +406,19 @@ fn lists_go_on_after_a_name() {
 
 #[test]
 fn what_cannot_be_meant_is_wrong_use_of_both_programs() {
-    for (program, arguments) in [
-        (env!("CARGO_BIN_EXE_controller"), &["serve"][..]),
-        (env!("CARGO_BIN_EXE_agent"), &["--controller", "172.100.1.1", "--name", "n1"]),
+    let agent = env!("CARGO_BIN_EXE_agent");
+    let misnamed =
+        ["legacy", "-s", "127.0.0.1", "-o", "add", "-n", "a b", "-t", "10.0.0.1", "-r", "172.100.1.2"];
+    for (program, arguments, said) in [
+        (env!("CARGO_BIN_EXE_controller"), &misnamed[..], "--name \"a b\" has the character"),
+        (agent, &["--data-port", "5001"][..], "--data-port and --control-port are both 5001"),
+        (agent, &["--controller", "172.100.1.1", "--token", "tm1.x"], "--token is no token"),
+        (agent, &["--controller", "172.100.1.1", "--token-file", "/no/such"], "--token-file /no/such"),
     ] {
         let ended = Command::new(program).args(arguments).output().unwrap();
         let words = String::from_utf8(ended.stderr).unwrap();
         assert_eq!(ended.status.code(), Some(2), "{program}: {words}");
-        assert!(words.starts_with("error: ") && words.contains("--insecure CIDR"), "{program}: {words}");
+        assert!(words.starts_with("error: ") && words.contains(said), "{program}: {words}");
         assert!(words.contains("Usage: ") && words.contains("try '--help'"), "{program}: {words}");
     }
 }

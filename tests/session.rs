@@ -347,11 +347,9 @@ fn a_local_tunnel_keeps_its_name_until_it_is_gone() {
 }
 
 #[test]
-fn a_controller_is_followed_in_plain_text_only_where_that_is_allowed() {
+fn a_controller_is_followed_in_plain_text_only_where_that_was_asked_for() {
     let (_lab, host, other) = hosts();
     for (arguments, words) in [
-        (vec!["--controller", "172.100.1.9"], "with --insecure CIDR"),
-        (vec!["--controller", "172.100.2.9", "--insecure", "172.100.1.0/24"], "172.100.2.9 is in none"),
         (
             vec!["--controller", "172.100.1.9,x y", "--insecure", "172.100.1.0/24"],
             "neither an address nor a host",
@@ -372,9 +370,9 @@ fn a_controller_is_followed_in_plain_text_only_where_that_is_allowed() {
     wait_until(SOON, "its status says why", || {
         agent.session()["trouble"]
             .as_str()
-            .is_some_and(|trouble| trouble.contains("in none of the networks of --insecure"))
+            .is_some_and(|trouble| trouble.contains("handshake") || trouble.contains("speaks no TLS"))
     });
-    assert!(!controller.is_dialled_within(Duration::from_secs(1)));
+    assert!(!controller.is_dialled_within(Duration::from_secs(1)), "it is told nothing in plain text");
     drop(agent);
 
     // What covers the controller's address would cut it off.

@@ -3,16 +3,18 @@
 mod show;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use ipnet::IpNet;
 
-use crate::agent::config::{self, Config, ControllerConfig};
+use crate::agent::config::{Config, ControllerConfig};
+use crate::agent::service::controller::Introduction;
 use crate::proto::host::log::{self, LogFormat};
 use crate::proto::host::output::Format;
-use crate::proto::model::{ACCEPTED, Invalid, NodeName, Offload, Remote, parse_prefix};
+use crate::proto::model::{ACCEPTED, Invalid, NodeName, Offload, Remote, parse_label, parse_prefix};
+use crate::proto::trust::{JoinToken, KeyId};
 
 /// Joins this host to others by UDP tunnels over tun devices.
 #[derive(Debug, Parser)]
@@ -28,8 +30,9 @@ const EXAMPLES: &str = "\
 Examples:
   agent                                run, steered over its socket and the legacy port of this host
   agent --legacy-allow 172.100.0.0/16  let other hosts steer it over the legacy port
-  agent --controller 172.100.0.1 --insecure 172.100.0.0/16
-                                       follow a controller, which may be there later
+  agent --controller 172.100.0.1 --token-file join.token
+                                       join the mesh of a controller, which may be there later
+  agent --controller 172.100.0.1       the same without a token, once an operator has approved it
   agent status                         what the running agent does
   agent check                          what is missing on this host, and how to mend it";
 
@@ -92,11 +95,29 @@ struct ControllerArgs {
     #[arg(long, env = "TUNMESH_NAME", value_name = "NAME")]
     name: Option<NodeName>,
     /// What the node says of itself, as role=web; may be repeated
-    #[arg(long, env = "TUNMESH_LABEL", value_name = "KEY=VALUE", value_delimiter = ',', value_parser = config::parse_label)]
+    #[arg(long, env = "TUNMESH_LABEL", value_name = "KEY=VALUE", value_delimiter = ',', value_parser = parse_label)]
     label: Vec<(String, String)>,
     /// Where others reach this node's data port; the address that its session comes from unless given
     #[arg(long, env = "TUNMESH_ENDPOINT", value_name = "ADDR")]
     endpoint: Option<Remote>,
+    /// Token with which this host joins, as `controller token create` prints it; better in --token-file or TUNMESH_TOKEN
+    #[arg(
+        long,
+        env = "TUNMESH_TOKEN",
+        value_name = "TOKEN",
+        hide_env_values = true,
+        conflicts_with = "token_file"
+    )]
+    token: Option<String>,
+    /// File with the token
+    #[arg(long, env = "TUNMESH_TOKEN_FILE", value_name = "PATH")]
+    token_file: Option<PathBuf>,
+    /// The controller's root, as `controller ca show` prints it, where no token names it
+    #[arg(long, env = "TUNMESH_PIN", value_name = "PIN", conflicts_with_all = ["token", "token_file"])]
+    pin: Option<KeyId>,
+    /// Networks in which whoever answers first is believed to be the controller; may be repeated
+    #[arg(long, env = "TUNMESH_APPROVE_ANY", value_name = "CIDR", value_delimiter = ',', value_parser = parse_prefix)]
+    approve_any: Vec<IpNet>,
     /// Networks in which the controller is followed in plain text; may be repeated
     #[arg(long, env = "TUNMESH_INSECURE", value_name = "CIDR", value_delimiter = ',', value_parser = parse_prefix)]
     insecure: Vec<IpNet>,
@@ -107,16 +128,31 @@ impl ControllerArgs {
         if self.controller.is_empty() {
             return Ok(None);
         }
-        let config = ControllerConfig {
+        let token = match (self.token, self.token_file) {
+            (Some(token), _) => Some(parse_token(&token, "--token")?),
+            (None, Some(path)) => Some(read_token(&path)?),
+            (None, None) => None,
+        };
+        Ok(Some(ControllerConfig {
             addresses: self.controller,
             insecure: self.insecure,
+            introduction: Introduction { token, pin: self.pin, approve_any: self.approve_any },
             node: self.name.map_or_else(host_name, Ok)?,
             labels: self.label.into_iter().collect(),
             endpoint: self.endpoint,
-        };
-        config.check()?;
-        Ok(Some(config))
+        }))
     }
+}
+
+fn read_token(path: &Path) -> Result<JoinToken, String> {
+    let text =
+        std::fs::read_to_string(path).map_err(|error| format!("--token-file {}: {error}", path.display()))?;
+    parse_token(&text, &format!("--token-file {}", path.display()))
+}
+
+/// The token in a text that came with `flag`. The words have no part of it.
+fn parse_token(text: &str, flag: &str) -> Result<JoinToken, String> {
+    text.parse().map_err(|fault: Invalid| format!("{flag} {fault}"))
 }
 
 /// The host's name as a node's.

@@ -1,32 +1,33 @@
 //! The way to a controller: dials, and turns what crosses the wire into events. No type of the wire goes further.
 
+mod way;
+
 use std::collections::BTreeSet;
 use std::error::Error;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::stream::FuturesUnordered;
-use hyper_util::rt::TokioIo;
-use ipnet::IpNet;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::task::JoinSet;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Endpoint;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
 use crate::agent::session::{Trouble, TroubleKind};
 use crate::proto::convert::session::controller_message;
+use crate::proto::host::client::over;
 use crate::proto::model::{Host, Remote};
-use crate::proto::session::{AgentMessage, ControllerMessage};
+use crate::proto::session::{AgentMessage, CONTROLLER_PORT, ControllerMessage};
 use crate::proto::v1;
 use crate::proto::v1::agent_control_client::AgentControlClient;
 
-/// Where controllers listen, unless their address says otherwise.
-const PORT: u16 = 7443;
+pub use way::{Introduction, Way};
+
 /// How many events wait at most; a controller that says more waits.
 const EVENTS: usize = 16;
 /// How many messages wait at most; more are too many.
@@ -98,22 +99,21 @@ pub struct Full;
 /// Dials controllers.
 pub struct Dialler {
     controllers: Vec<Remote>,
-    insecure: Vec<IpNet>,
+    way: Arc<Way>,
     /// Where each of them is, as far as it is known.
     known: Vec<BTreeSet<IpAddr>>,
     attempts: JoinSet<()>,
 }
 
 impl Dialler {
-    /// One that dials `controllers`, and connects to them without encryption where they are inside `insecure`, nowhere
-    /// else.
-    pub fn new(controllers: Vec<Remote>, insecure: Vec<IpNet>) -> Self {
+    /// One that dials `controllers` in this way.
+    pub fn new(controllers: Vec<Remote>, way: Way) -> Self {
         let known = controllers.iter().map(|controller| match controller.host {
             Host::Address(address) => BTreeSet::from([address]),
             Host::Name(_) => BTreeSet::new(),
         });
         let known = known.collect();
-        Self { controllers, insecure, known, attempts: JoinSet::new() }
+        Self { controllers, way: Arc::new(way), known, attempts: JoinSet::new() }
     }
 
     /// Who is dialled.
@@ -139,7 +139,7 @@ impl Dialler {
         let (messages, message_receiver) = mpsc::channel(MESSAGES);
         while self.attempts.try_join_next().is_some() {}
         if let Some(controller) = self.controllers.get(controller).cloned() {
-            self.attempts.spawn(live(controller, self.insecure.clone(), event_sender, message_receiver));
+            self.attempts.spawn(live(controller, Arc::clone(&self.way), event_sender, message_receiver));
         }
         Connection { events, messages }
     }
@@ -157,6 +157,16 @@ struct End {
 }
 
 impl End {
+    /// Whether the controller has refused something, in words of its own.
+    fn is_refusal(&self) -> bool {
+        matches!(self.why.kind, TroubleKind::Refused(_))
+    }
+
+    /// Whether the controller does not know who this agent is.
+    fn is_unauthenticated(&self) -> bool {
+        self.why.kind == TroubleKind::Refused(Code::Unauthenticated.into())
+    }
+
     fn new(kind: TroubleKind, words: impl Into<String>) -> Self {
         Self { why: Trouble::new(kind, words), retry_after: None }
     }
@@ -179,7 +189,7 @@ impl From<Status> for End {
 /// A connection from its first packet to its last.
 async fn live(
     controller: Remote,
-    insecure: Vec<IpNet>,
+    way: Arc<Way>,
     events: mpsc::Sender<Event>,
     messages: mpsc::Receiver<AgentMessage>,
 ) {
@@ -190,7 +200,7 @@ async fn live(
     };
     let end = tokio::select! {
         () = let_go => return,
-        Err(end) = converse(&controller, &insecure, &events, messages) => end,
+        Err(end) = converse(&controller, &way, &events, messages) => end,
     };
     let End { why, retry_after } = end;
     // Whoever let go needs no reason.
@@ -199,32 +209,58 @@ async fn live(
 
 async fn converse(
     controller: &Remote,
-    insecure: &[IpNet],
+    way: &Way,
     events: &mpsc::Sender<Event>,
     messages: mpsc::Receiver<AgentMessage>,
 ) -> Result<std::convert::Infallible, End> {
-    let stream = connect(controller, insecure, events).await?;
-    let local = stream.local_addr().map_err(|error| End::new(TroubleKind::Ended, error.to_string()))?;
-    let local = local.ip().to_canonical();
-    let mut stream = Some(TokioIo::new(stream));
-    let connector = tower::service_fn(move |_| {
-        let stream = stream.take().ok_or_else(|| std::io::Error::other("the connection is gone"));
-        std::future::ready(stream)
-    });
-    let endpoint = Endpoint::from_static("http://controller.tunmesh");
-    let channel =
-        endpoint.connect_with_connector(connector).await.map_err(|error| unanswered(&error, local))?;
-    let mut client = AgentControlClient::new(channel).max_decoding_message_size(LONGEST);
+    if let Some(fault) = way.credentials.fault() {
+        let words = format!(
+            "{fault}; mend the file, or run `agent leave`, start the agent again, and let it join anew"
+        );
+        return Err(End::new(TroubleKind::Unjoined, words));
+    }
+    let mut stream = connect(controller, events).await?;
+    let is_plain = way.is_plain(&stream);
+    if !is_plain && !way.credentials.has_joined() {
+        way.join(stream).await?;
+        // Who one is, is shown when a connection begins.
+        stream = connect(controller, events).await?;
+    }
+    let local = local(&stream)?;
+    let channel = match is_plain {
+        true => over(stream).await.map_err(|error| unanswered(&error, local))?,
+        false => way.open(stream).await?.0,
+    };
+    let mut client = AgentControlClient::new(channel.clone()).max_decoding_message_size(LONGEST);
     // Where nobody listens any more it is read on, so that the last words get out.
     let _ = events.send(Event::Connected).await;
     let outbound = ReceiverStream::new(messages).map(v1::AgentMessage::from);
     let answer = client.session(outbound).await.map_err(|status| match status.source() {
-        Some(cause) => unanswered(cause, local),
-        // What the controller says itself has no other cause.
-        None => status.into(),
+        Some(cause) if is_plain => unanswered(cause, local),
+        Some(_) | None => status.into(),
     });
-    let mut inbound = answer?.into_inner();
-    while let Some(message) = inbound.message().await? {
+    let mut inbound = match answer {
+        Ok(answer) => answer.into_inner(),
+        Err(end) if !is_plain && end.is_unauthenticated() => return Err(way.renewed(channel, end).await),
+        Err(end) => return Err(end),
+    };
+    let mut renewal = std::pin::pin!(way.keep_renewed(channel.clone(), is_plain));
+    loop {
+        let message = tokio::select! {
+            () = &mut renewal => continue,
+            message = inbound.message() => message,
+        };
+        let message = match message {
+            Ok(Some(message)) => message,
+            Ok(None) => return Err(End::new(TroubleKind::Ended, "the controller ended the session")),
+            Err(status) => {
+                let end = End::from(status);
+                return Err(match !is_plain && end.is_unauthenticated() {
+                    true => way.renewed(channel, end).await,
+                    false => end,
+                });
+            }
+        };
         match controller_message(message) {
             Ok(Some(message)) => {
                 let _ = events.send(Event::Message(message)).await;
@@ -238,7 +274,11 @@ async fn converse(
             }
         }
     }
-    Err(End::new(TroubleKind::Ended, "the controller ended the session"))
+}
+
+fn local(stream: &TcpStream) -> Result<IpAddr, End> {
+    let local = stream.local_addr().map_err(|error| End::new(TroubleKind::Ended, error.to_string()))?;
+    Ok(local.ip().to_canonical())
 }
 
 /// That there was no answer on a connection from `local`. A controller that may not speak to it closes it at once, and
@@ -252,13 +292,9 @@ fn unanswered(cause: &dyn Error, local: IpAddr) -> End {
     End::new(TroubleKind::Unanswered, words)
 }
 
-/// A TCP connection to one of the controller's addresses, in plain text and therefore only inside `insecure`.
-async fn connect(
-    controller: &Remote,
-    insecure: &[IpNet],
-    events: &mpsc::Sender<Event>,
-) -> Result<TcpStream, End> {
-    let port = controller.port.unwrap_or(PORT);
+/// A TCP connection to one of the controller's addresses.
+async fn connect(controller: &Remote, events: &mpsc::Sender<Event>) -> Result<TcpStream, End> {
+    let port = controller.port.unwrap_or(CONTROLLER_PORT);
     let addresses: BTreeSet<IpAddr> = match &controller.host {
         Host::Address(address) => BTreeSet::from([*address]),
         Host::Name(name) => {
@@ -269,19 +305,8 @@ async fn connect(
             found.map(|address| address.ip().to_canonical()).collect()
         }
     };
-    let (inside, outside): (BTreeSet<IpAddr>, BTreeSet<IpAddr>) =
-        addresses.into_iter().partition(|address| insecure.iter().any(|network| network.contains(address)));
-    if inside.is_empty() {
-        let outside: Vec<String> = outside.iter().map(ToString::to_string).collect();
-        let words = format!(
-            "{} is in none of the networks of --insecure, and encryption of the control channel is not available in \
-             this version",
-            outside.join(", ")
-        );
-        return Err(End::new(TroubleKind::Forbidden, words));
-    }
-    let _ = events.send(Event::Resolved(inside.clone())).await;
-    let attempts = (0..).zip(inside).map(|(place, address)| async move {
+    let _ = events.send(Event::Resolved(addresses.clone())).await;
+    let attempts = (0..).zip(addresses).map(|(place, address)| async move {
         tokio::time::sleep(NEXT * place).await;
         let stream = TcpStream::connect(SocketAddr::new(address, port)).await;
         stream.map_err(|error| End::new(TroubleKind::Unreachable, format!("{address} port {port}: {error}")))

@@ -34,7 +34,7 @@ pub struct Facts {
     /// Weaker settings that were asked for by name.
     pub weakened: Vec<String>,
     /// What is weaker as well for as long as a controller is followed.
-    pub insecure: Option<String>,
+    pub insecure: Vec<String>,
     /// What can be done for many packets at once, and what was switched off for all tunnels.
     pub offloads: Vec<OffloadState>,
 }
@@ -44,7 +44,7 @@ impl Facts {
     fn weakened_now(&self, controller: Option<&ControllerStatus>) -> Vec<String> {
         let link = controller.and_then(|controller| controller.link.as_ref());
         let follows = link.is_some_and(|link| link.state != LinkState::Ended);
-        self.weakened.iter().chain(self.insecure.as_ref().filter(|_| follows)).cloned().collect()
+        self.weakened.iter().chain(self.insecure.iter().filter(|_| follows)).cloned().collect()
     }
 }
 

@@ -21,8 +21,12 @@ impl Trouble {
 /// The kinds of trouble: where an operator would look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TroubleKind {
-    /// It may not be dialled without encryption.
-    Forbidden,
+    /// It is not the one that this agent believes, or its certificate does not hold at this time.
+    Unbelieved,
+    /// It lets this host in once an operator has approved that.
+    Unapproved,
+    /// The agent has no token, its own is none, or its certificate cannot be kept.
+    Unjoined,
     /// Its name does not resolve, or nobody takes a connection there.
     Unreachable,
     /// It took a connection and closed it before it answered.

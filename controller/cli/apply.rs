@@ -52,8 +52,8 @@ pub(super) struct ApplyArgs {
     ask: AskArgs,
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
-    let wrong = || "is no span of time; write a number and a unit, as 90s, 5m or 1h".to_owned();
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || "is no span of time; write a number and a unit, as 90s, 5m, 1h or 7d".to_owned();
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
     let number: u64 = number.parse().map_err(|_| wrong())?;
@@ -61,6 +61,7 @@ fn duration(text: &str) -> Result<Duration, String> {
         "s" => 1,
         "m" => 60,
         "h" => 3600,
+        "d" => 86_400,
         _ => return Err(wrong()),
     };
     number.checked_mul(unit).filter(|seconds| *seconds > 0).map(Duration::from_secs).ok_or_else(wrong)
@@ -134,7 +135,7 @@ mod tests {
             assert_eq!(duration(text), Ok(Duration::from_secs(seconds)));
         }
         for text in
-            ["", "30", "s", "-1s", "1.5s", "0s", "1d", "99999999999999999999s", "9999999999999999999h"]
+            ["", "30", "s", "-1s", "1.5s", "0s", "1w", "99999999999999999999s", "9999999999999999999h"]
         {
             assert!(duration(text).is_err(), "{text}");
         }

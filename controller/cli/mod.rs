@@ -10,18 +10,23 @@ use tonic::transport::Channel;
 use crate::proto::host::client;
 use crate::proto::host::log::{self, LogFormat};
 use crate::proto::host::output::{self, Format};
+use crate::proto::model::Remote;
 use crate::proto::v1::mesh_admin_client::MeshAdminClient;
 
+mod admin;
 mod apply;
+mod ca;
 mod converge;
 mod error;
 mod events;
 pub mod legacy;
 mod mesh;
+mod node;
 mod nodes;
 mod operations;
 mod serve;
 mod status;
+mod token;
 
 pub use error::Error;
 
@@ -37,10 +42,11 @@ const EXAMPLES: &str = "\
 Exit code: 0 done, 1 failed, 2 wrong use. `plan` has 3 where there are changes.
 
 Examples:
-  controller serve --insecure 172.100.0.0/16   run the controller of a trusted network
-  controller plan -f mesh.yaml                 what applying the file would do
-  controller apply -f mesh.yaml --wait         do it, and wait until every node has it
-  controller nodes                             the nodes and how far they are";
+  controller serve                       run the controller
+  controller token create --name 'web-*' a token with which one host joins within an hour
+  controller plan -f mesh.yaml           what applying the file would do
+  controller apply -f mesh.yaml --wait   do it, and wait until every node has it
+  controller nodes                       the nodes and how far they are";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -62,6 +68,18 @@ enum Ask {
     Nodes(nodes::NodesArgs),
     Tunnels(nodes::TunnelsArgs),
     Events(events::Args),
+    /// Say which hosts may join
+    #[command(subcommand)]
+    Token(token::Command),
+    /// Let a host join, or take a node out
+    #[command(subcommand)]
+    Node(node::Command),
+    /// Say who may steer from elsewhere
+    #[command(subcommand)]
+    Admin(admin::Command),
+    /// Show or change by what agents know the controller
+    #[command(subcommand)]
+    Ca(ca::Command),
 }
 
 /// Where a controller hears its operators.
@@ -82,6 +100,12 @@ struct SocketArgs {
 struct AskArgs {
     #[command(flatten)]
     socket: SocketArgs,
+    /// A controller elsewhere, instead of the one on this host: an address or host name, port 7443 where it names none
+    #[arg(long, env = "TUNMESH_SERVER", value_name = "ADDR", requires = "identity")]
+    server: Option<Remote>,
+    /// Who asks it: a file of `controller admin create`
+    #[arg(long, env = "TUNMESH_IDENTITY", value_name = "PATH", requires = "server")]
+    identity: Option<PathBuf>,
     /// How the answer is written
     #[arg(short, long, value_name = "FORMAT", default_value = "table")]
     output: Format,
@@ -89,7 +113,12 @@ struct AskArgs {
 
 impl AskArgs {
     async fn connect(&self) -> Result<MeshAdminClient<Channel>, Error> {
-        let channel = client::connect(&self.socket.socket, "controller", "controller serve").await?;
+        let channel = match (&self.server, &self.identity) {
+            (Some(server), Some(identity)) => client::dial(server, identity).await?,
+            (Some(_) | None, _) => {
+                client::connect(&self.socket.socket, "controller", "controller serve").await?
+            }
+        };
         Ok(MeshAdminClient::new(channel))
     }
 
@@ -134,6 +163,10 @@ impl Ask {
             Self::Nodes(args) => args.run().await,
             Self::Tunnels(args) => args.run().await,
             Self::Events(args) => args.run().await,
+            Self::Token(command) => command.run().await,
+            Self::Node(command) => command.run().await,
+            Self::Admin(command) => command.run().await,
+            Self::Ca(command) => command.run().await,
         }
         .map(|()| ExitCode::SUCCESS)
     }

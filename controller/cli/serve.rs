@@ -36,6 +36,9 @@ pub(super) struct Args {
     /// Networks from which agents may come in plain text, unauthenticated; may be repeated
     #[arg(long, env = "TUNMESH_CONTROLLER_INSECURE", value_name = "CIDR", value_delimiter = ',', value_parser = parse_prefix)]
     insecure: Vec<IpNet>,
+    /// Networks in which every host that asks may join, without a token or approval; may be repeated
+    #[arg(long, env = "TUNMESH_CONTROLLER_APPROVE_ANY", value_name = "CIDR", value_delimiter = ',', value_parser = parse_prefix)]
+    approve_any: Vec<IpNet>,
     /// How log lines are written
     #[arg(long, env = "TUNMESH_LOG_FORMAT", value_name = "FORMAT", default_value = "text")]
     log_format: LogFormat,
@@ -44,19 +47,13 @@ pub(super) struct Args {
 impl Args {
     /// Runs until SIGTERM or SIGINT.
     pub(super) fn run(self) -> Result<(), Error> {
-        if self.insecure.is_empty() {
-            return Err(Error::Usage(
-                "encryption of the control channel is not available in this version: name the networks in which it \
-                 may be plain text with --insecure CIDR"
-                    .to_owned(),
-            ));
-        }
         log::init(self.log_format);
         let config = Config {
             listen: self.listen,
             socket: self.socket.socket,
             state_dir: self.state_dir,
             insecure: self.insecure,
+            approve_any: self.approve_any,
         };
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         let ended = runtime.block_on(daemon::run(config));

@@ -39,6 +39,15 @@ fn table(status: &v1::GetControllerStatusResponse) -> String {
     if status.more_problems > 0 {
         rows.push(("problem", format!("and {} more", status.more_problems)));
     }
+    rows.extend(status.waiting.iter().map(|host| {
+        let v1::WaitingHost { node, source, code, .. } = host;
+        let words =
+            format!("{node} at {source}, code {code}: compare, then `controller node approve {node} CODE`");
+        ("asks to join", words)
+    }));
+    if status.more_waiting > 0 {
+        rows.push(("asks to join", format!("and {} more", status.more_waiting)));
+    }
     rows.extend(status.weakened.iter().map(|words| ("weakened", words.clone())));
     columns(&[], rows.into_iter().map(|(name, words)| vec![name.to_owned(), words]))
 }
@@ -65,6 +74,13 @@ mod tests {
             store_id: "s1".to_owned(),
             meshes: 4,
             converged: 7,
+            waiting: vec![v1::WaitingHost {
+                node: "minion-9".to_owned(),
+                source: "172.100.1.9".to_owned(),
+                code: "7K3M-92QD".to_owned(),
+                waits: None,
+            }],
+            more_waiting: 3,
             ..Default::default()
         });
         let rows: Vec<Vec<&str>> =
@@ -81,6 +97,8 @@ mod tests {
             "2 live, 0 stale, 1 offline",
             "minion-2: tunnel prod.minion-1: no route",
             "and 12 more",
+            "minion-9 at 172.100.1.9, code 7K3M-92QD",
+            "and 3 more",
             "--insecure",
         ] {
             assert!(text.contains(words), "{text}");

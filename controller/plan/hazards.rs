@@ -34,6 +34,10 @@ impl Wanted {
         for (node, member) in &parts {
             not_joined(&mut hazards, mesh, node, member);
         }
+        let removed = mesh.nodes.keys().filter(|node| self.removed.contains(*node));
+        hazards.extend(removed.map(|node| {
+            warning(node, format!("{node} was removed, and has no tunnels until it joins again"))
+        }));
         not_accepted(&mut hazards, mesh, &parts);
         hazards.extend(self.too_many(mesh).map(|message| Hazard { is_error: false, node: None, message }));
         hazards

@@ -1,5 +1,8 @@
-//! Who may connect in plain text, how often, and for how long without a session.
+//! Who connects, how often, and for how long without a session.
 
+mod transport;
+
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
@@ -12,16 +15,28 @@ use futures_util::Stream;
 use ipnet::IpNet;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, Sleep};
 use tonic::transport::server::Connected;
 
 use crate::controller::registry::seats::Seats;
 use crate::controller::registry::source::Source;
+use crate::proto::host::clock;
+use crate::proto::host::tls::{Shown, Unbelieved};
 use crate::proto::rate::{Bucket, Rate};
+
+pub use transport::Handshakes;
+use transport::Transport;
 
 /// How long a connection may be there before an agent has said Hello on it, and up to twice as long after its last
 /// session, which has something to hear then.
 const SILENCE: Duration = Duration::from_secs(5);
+/// How long a handshake may take.
+const HANDSHAKE: Duration = Duration::from_secs(3);
+/// How many connections a source may begin: each handshake costs a signature and more.
+const BEGUN: Rate = Rate { burst: 1_000, every: Duration::from_micros(2_500) };
+/// How long it is known how many a source has begun; longer than it takes to have as many as ever again.
+const KNOWN: Duration = Duration::from_secs(5);
 /// How many streams one connection may begin. An agent needs one, and dials anew for the next.
 const STREAMS: Rate = Rate { burst: 10, every: Duration::from_secs(1) };
 /// How often one log line about refused connections is written.
@@ -33,8 +48,30 @@ const EXHAUSTED: Duration = Duration::from_millis(100);
 #[derive(Debug, Clone)]
 pub struct Gate {
     insecure: Arc<[IpNet]>,
+    handshakes: Arc<Handshakes>,
     seats: Arc<Mutex<Seats>>,
+    begun: Arc<Mutex<Begun>>,
     refused: Arc<Mutex<Refused>>,
+}
+
+/// How many connections sources have begun of late.
+#[derive(Debug, Default)]
+struct Begun {
+    sources: BTreeMap<Source, (Bucket, std::time::Instant)>,
+    forgot_at: Option<std::time::Instant>,
+}
+
+impl Begun {
+    /// Whether a source may begin one more.
+    fn take(&mut self, source: Source, now: std::time::Instant) -> bool {
+        if self.forgot_at.is_none_or(|forgot| now >= forgot + KNOWN) {
+            self.forgot_at = Some(now);
+            self.sources.retain(|_, (_, last)| *last + KNOWN > now);
+        }
+        let (bucket, last) = self.sources.entry(source).or_insert((Bucket::default(), now));
+        *last = now;
+        bucket.take(BEGUN, now).is_ok()
+    }
 }
 
 /// Refused connections since the last log line about them.
@@ -45,49 +82,79 @@ struct Refused {
 }
 
 impl Gate {
-    /// A gate for the networks in which the control channel may be plain text, and for `most` connections.
-    pub fn new(insecure: &[IpNet], most: usize) -> Self {
+    /// A gate for `most` connections, which are plain text only from the networks `insecure`.
+    pub fn new(insecure: &[IpNet], most: usize, handshakes: Arc<Handshakes>) -> Self {
         Self {
             insecure: insecure.into(),
+            handshakes,
             seats: Arc::new(Mutex::new(Seats::new(most))),
+            begun: Arc::default(),
             refused: Arc::default(),
         }
     }
 
     /// The connections of `listener` that may stay.
     pub fn connections(self, listener: TcpListener) -> impl Stream<Item = io::Result<Accepted>> {
-        futures_util::stream::unfold((self, listener), |(gate, listener)| async move {
+        let begun = (self, listener, JoinSet::new());
+        futures_util::stream::unfold(begun, |(gate, listener, mut handshakes)| async move {
             let accepted = loop {
-                match listener.accept().await {
-                    Ok((stream, peer)) => match gate.admit(stream, peer) {
-                        Ok(accepted) => break accepted,
-                        Err(why) => gate.log(peer, &why),
-                    },
-                    Err(error) => {
-                        tracing::warn!(%error, "no connection can be taken");
-                        tokio::time::sleep(EXHAUSTED).await;
+                // A handshake that hangs holds nobody else up.
+                tokio::select! {
+                    Some(shaken) = handshakes.join_next() => {
+                        if let Ok(Some(accepted)) = shaken {
+                            break accepted;
+                        }
                     }
+                    connected = listener.accept() => match connected {
+                        Ok((stream, peer)) => match gate.seat(&stream, peer) {
+                            Ok((seat, local)) => {
+                                handshakes.spawn(gate.clone().shake(stream, peer, local, seat));
+                            }
+                            Err(why) => gate.log(peer, &why),
+                        },
+                        Err(error) => {
+                            tracing::warn!(%error, "no connection can be taken");
+                            tokio::time::sleep(EXHAUSTED).await;
+                        }
+                    },
                 }
             };
-            Some((Ok(accepted), (gate, listener)))
+            Some((Ok(accepted), (gate, listener, handshakes)))
         })
     }
 
-    fn admit(&self, stream: TcpStream, peer: SocketAddr) -> Result<Accepted, String> {
-        let source = peer.ip().to_canonical();
-        if !self.insecure.iter().any(|network| network.contains(&source)) {
-            return Err("it is in none of the networks of --insecure".to_owned());
+    /// Takes a seat for a connection. Returns the address that it has dialled as well.
+    fn seat(&self, stream: &TcpStream, peer: SocketAddr) -> Result<(Seat, IpAddr), String> {
+        let source = Source::from(peer.ip());
+        if !self.begun.lock().unwrap_or_else(PoisonError::into_inner).take(source, clock::now()) {
+            return Err("it begins too many of late".to_owned());
         }
         // A stream whose other end is gone already has no address, and no agent.
         let local = stream.local_addr().map_err(|error| error.to_string())?.ip().to_canonical();
         stream.set_nodelay(true).map_err(|error| error.to_string())?;
         let mut seats = self.seats.lock().unwrap_or_else(PoisonError::into_inner);
-        seats
-            .take(source.into())
-            .map_err(|has| format!("it has {has}, and no more are left for all others"))?;
-        let seat = Seat { source: source.into(), seats: Arc::clone(&self.seats) };
-        let peer = Peer { source, local, sessions: Arc::default() };
-        Ok(Accepted { stream, peer, patience: Box::pin(tokio::time::sleep(SILENCE)), _seat: seat })
+        seats.take(source).map_err(|has| format!("it has {has}, and no more are left for all others"))?;
+        Ok((Seat { source, seats: Arc::clone(&self.seats) }, local))
+    }
+
+    /// Brings a connection to where it can be served; `None`: it may not stay.
+    async fn shake(self, stream: TcpStream, peer: SocketAddr, local: IpAddr, seat: Seat) -> Option<Accepted> {
+        let source = peer.ip().to_canonical();
+        let may_be_plain = self.insecure.iter().any(|network| network.contains(&source));
+        let opened = tokio::time::timeout(HANDSHAKE, self.handshakes.open(stream, may_be_plain)).await;
+        let opened =
+            opened.unwrap_or_else(|_| Err("it did not come to an end with its handshake".to_owned()));
+        match opened {
+            Ok((stream, shown)) => {
+                let peer = Peer { source, local, shown, sessions: Arc::default() };
+                let patience = Box::pin(tokio::time::sleep(SILENCE));
+                Some(Accepted { stream, peer, patience, _seat: seat })
+            }
+            Err(why) => {
+                self.log(peer, &why);
+                None
+            }
+        }
     }
 
     #[allow(clippy::disallowed_methods, reason = "the log is limited by time")]
@@ -122,6 +189,8 @@ pub struct Peer {
     pub source: IpAddr,
     /// The controller's address that it has dialled.
     pub local: IpAddr,
+    /// Whom its certificate shows it to be; absent: it speaks plain text, in a network in which it may.
+    pub shown: Option<Result<Shown, Unbelieved>>,
     sessions: Arc<Sessions>,
 }
 
@@ -136,10 +205,10 @@ struct Sessions {
 }
 
 impl Peer {
-    /// One whose connection is another's concern.
+    /// One whose connection is another's concern, in plain text.
     #[cfg(test)]
     pub(super) fn new(source: IpAddr, local: IpAddr) -> Self {
-        Self { source, local, sessions: Arc::default() }
+        Self { source, local, shown: None, sessions: Arc::default() }
     }
 
     /// Begins a stream.
@@ -179,7 +248,7 @@ impl Drop for Greeted {
 /// A connection. One that stays without a session fails after a while, which ends it.
 #[derive(Debug)]
 pub struct Accepted {
-    stream: TcpStream,
+    stream: Transport,
     peer: Peer,
     /// When it is looked next whether there is a session.
     patience: Pin<Box<Sleep>>,

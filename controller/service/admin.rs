@@ -1,5 +1,7 @@
 //! MeshAdmin: convert, ask the controller, convert back.
 
+mod joining;
+mod operators;
 mod plan;
 mod wire;
 
@@ -14,12 +16,18 @@ use tokio_util::task::TaskTracker;
 use tonic::{Code, Request, Response, Status};
 
 use super::Facts;
+use super::accept::{Greeted, Peer};
+use super::enrolment::{not_changed, unsigned, wire_certificate};
+use crate::controller::credentials::Credentials;
 use crate::controller::mesh::{self, Mesh};
 use crate::controller::runtime::{Applied, ControllerHandle, OrderError, Stopping};
+use crate::controller::state::ControllerState;
 use crate::proto::convert::room::page;
 use crate::proto::convert::timestamp;
-use crate::proto::model::{Invalid, MeshName, NodeName};
+use crate::proto::host::clock::since_epoch;
+use crate::proto::model::{Invalid, MeshName, NodeName, OperatorName};
 use crate::proto::session::Generation;
+use crate::proto::trust::TokenId;
 use crate::proto::v1;
 use crate::proto::v1::mesh_admin_server::MeshAdmin;
 
@@ -31,6 +39,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 pub struct Admin {
     controller: ControllerHandle,
     facts: Arc<Facts>,
+    credentials: Arc<Credentials>,
     watches: TaskTracker,
     /// Whose mesh file is read.
     reading: Arc<Semaphore>,
@@ -38,22 +47,33 @@ pub struct Admin {
 }
 
 impl Admin {
-    /// A service for `controller`; it and its watches end with `stop`.
-    pub fn new(controller: ControllerHandle, facts: Facts, stop: CancellationToken) -> Self {
+    /// A service for `controller`, which is known by `credentials`; it and its watches end with `stop`.
+    pub fn new(
+        controller: ControllerHandle,
+        facts: Facts,
+        credentials: Arc<Credentials>,
+        stop: CancellationToken,
+    ) -> Self {
         let (facts, reading) = (Arc::new(facts), Arc::new(Semaphore::new(1)));
-        Self { controller, facts, watches: TaskTracker::new(), reading, stop }
+        Self { controller, facts, credentials, watches: TaskTracker::new(), reading, stop }
     }
 
-    /// Runs a watch until it, its reader or the controller ends.
-    fn watch<T, W>(&self, watch: impl FnOnce(Self, mpsc::Sender<Result<T, Status>>) -> W) -> Watch<T>
+    /// Runs a watch until it, its reader or the controller ends. As long it keeps the connection of `request`.
+    fn watch<T, W, R>(
+        &self,
+        request: &Request<R>,
+        watch: impl FnOnce(Self, mpsc::Sender<Result<T, Status>>) -> W,
+    ) -> Watch<T>
     where
         T: Send + 'static,
         W: Future<Output = Result<(), Status>> + Send + 'static,
     {
         let (sender, receiver) = mpsc::channel(1);
         let stop = self.stop.clone();
+        let stays = stay(request);
         let watch = watch(self.clone(), sender.clone());
         self.watches.spawn(async move {
+            let _stays = stays;
             tokio::select! {
                 () = stop.cancelled() => {}
                 () = sender.closed() => {}
@@ -88,6 +108,11 @@ impl Admin {
     }
 }
 
+/// Keeps the connection of a request, where it is one of those that end without a session, for as long as this lives.
+fn stay<R>(request: &Request<R>) -> Option<Greeted> {
+    request.extensions().get::<Peer>().map(Peer::greet)
+}
+
 type Watch<T> = Response<ReceiverStream<Result<T, Status>>>;
 
 impl From<Stopping> for Status {
@@ -117,6 +142,7 @@ fn parsed<T: FromStr<Err = Invalid>>(field: &str, text: &str) -> Result<T, Statu
 #[tonic::async_trait]
 impl MeshAdmin for Admin {
     async fn plan(&self, request: Request<v1::PlanRequest>) -> Result<Response<v1::PlanResponse>, Status> {
+        let _stays = stay(&request);
         let v1::PlanRequest { file, allow_removals } = request.into_inner();
         let plan = self.controller.plan(self.parse(file).await?).await.map_err(refused)?;
         let unconsented = (!allow_removals && !plan.mass_removals.is_empty())
@@ -127,6 +153,7 @@ impl MeshAdmin for Admin {
     }
 
     async fn apply(&self, request: Request<v1::ApplyRequest>) -> Result<Response<v1::ApplyResponse>, Status> {
+        let _stays = stay(&request);
         let v1::ApplyRequest { file, plan, allow_removals } = request.into_inner();
         let hash = (!plan.is_empty()).then(|| parsed("plan", &plan)).transpose()?;
         let applied = self.controller.apply(self.parse(file).await?, hash, allow_removals).await;
@@ -154,6 +181,7 @@ impl MeshAdmin for Admin {
         &self,
         request: Request<v1::DeleteMeshRequest>,
     ) -> Result<Response<v1::DeleteMeshResponse>, Status> {
+        let _stays = stay(&request);
         let request = request.into_inner();
         let mesh: MeshName = parsed("name", &request.name)?;
         let deleted = self.controller.delete_mesh(mesh, request.allow_removals).await;
@@ -168,7 +196,9 @@ impl MeshAdmin for Admin {
         &self,
         _: Request<v1::GetControllerStatusRequest>,
     ) -> Result<Response<v1::GetControllerStatusResponse>, Status> {
-        let status = self.controller.look(|state, now, _| state.status(now)).await?;
+        let look = |state: &ControllerState, now, _| (state.status(now), state.petitions(now), now);
+        let (status, petitions, now) = self.controller.look(look).await?;
+        let (waiting, more_waiting) = joining::waiting(&petitions, now);
         let facts = &self.facts;
         Ok(Response::new(v1::GetControllerStatusResponse {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -176,6 +206,8 @@ impl MeshAdmin for Admin {
             listen: facts.listen.clone(),
             store: facts.store.clone(),
             weakened: facts.weakened.clone(),
+            waiting,
+            more_waiting,
             ..wire::status(status)
         }))
     }
@@ -204,14 +236,103 @@ impl MeshAdmin for Admin {
         Ok(Response::new(wire::node_tunnels(tunnels, &after)))
     }
 
+    async fn create_token(
+        &self,
+        request: Request<v1::CreateTokenRequest>,
+    ) -> Result<Response<v1::CreateTokenResponse>, Status> {
+        self.make_token(request).await
+    }
+
+    async fn list_tokens(
+        &self,
+        request: Request<v1::ListTokensRequest>,
+    ) -> Result<Response<v1::ListTokensResponse>, Status> {
+        let after = request.into_inner().after;
+        let trust = self.controller.trust();
+        let rest: Vec<_> = trust.tokens.iter().filter(|(id, _)| *id.as_str() > *after).collect();
+        let (tokens, more) = page(rest.into_iter().map(|(id, token)| joining::token(id, token)));
+        Ok(Response::new(v1::ListTokensResponse { tokens, more }))
+    }
+
+    async fn revoke_token(
+        &self,
+        request: Request<v1::RevokeTokenRequest>,
+    ) -> Result<Response<v1::RevokeTokenResponse>, Status> {
+        let id: TokenId = parsed("id", &request.into_inner().id)?;
+        let revoked = self.controller.change(move |draft, _| draft.revoke_token(&id)).await;
+        revoked.map_err(not_changed)?;
+        Ok(Response::new(v1::RevokeTokenResponse {}))
+    }
+
+    async fn approve_node(
+        &self,
+        request: Request<v1::ApproveNodeRequest>,
+    ) -> Result<Response<v1::ApproveNodeResponse>, Status> {
+        self.let_in(request).await
+    }
+
+    async fn remove_node(
+        &self,
+        request: Request<v1::RemoveNodeRequest>,
+    ) -> Result<Response<v1::RemoveNodeResponse>, Status> {
+        self.take_out(request).await
+    }
+
+    async fn create_operator(
+        &self,
+        request: Request<v1::CreateOperatorRequest>,
+    ) -> Result<Response<v1::CreateOperatorResponse>, Status> {
+        self.make_operator(request).await
+    }
+
+    async fn list_operators(
+        &self,
+        request: Request<v1::ListOperatorsRequest>,
+    ) -> Result<Response<v1::ListOperatorsResponse>, Status> {
+        let after = request.into_inner().after;
+        let trust = self.controller.trust();
+        let rest: Vec<_> = trust.operators.iter().filter(|(name, _)| *name.as_str() > *after).collect();
+        let (operators, more) = page(rest.into_iter().map(|(name, known)| operators::operator(name, known)));
+        Ok(Response::new(v1::ListOperatorsResponse { operators, more }))
+    }
+
+    async fn remove_operator(
+        &self,
+        request: Request<v1::RemoveOperatorRequest>,
+    ) -> Result<Response<v1::RemoveOperatorResponse>, Status> {
+        let name: OperatorName = parsed("name", &request.into_inner().name)?;
+        let removed = self.controller.change(move |draft, _| draft.remove_operator(&name)).await;
+        removed.map_err(not_changed)?;
+        Ok(Response::new(v1::RemoveOperatorResponse {}))
+    }
+
+    async fn get_authority(
+        &self,
+        _: Request<v1::GetAuthorityRequest>,
+    ) -> Result<Response<v1::GetAuthorityResponse>, Status> {
+        Ok(Response::new(wire::authority(&self.credentials.authority())))
+    }
+
+    async fn rotate_root(
+        &self,
+        _: Request<v1::RotateRootRequest>,
+    ) -> Result<Response<v1::RotateRootResponse>, Status> {
+        let credentials = Arc::clone(&self.credentials);
+        let rotated = tokio::task::spawn_blocking(move || credentials.rotate(since_epoch())).await;
+        rotated.map_err(|_| Stopping)?.map_err(|error| unsigned(&error))?;
+        tracing::info!("the next root is made; the last one is believed for 45 days more");
+        let authority = Some(wire::authority(&self.credentials.authority()));
+        Ok(Response::new(v1::RotateRootResponse { authority }))
+    }
+
     type WatchEventsStream = ReceiverStream<Result<v1::Event, Status>>;
 
     async fn watch_events(
         &self,
         request: Request<v1::WatchEventsRequest>,
     ) -> Result<Watch<v1::Event>, Status> {
-        let v1::WatchEventsRequest { follow, mut after } = request.into_inner();
-        Ok(self.watch(move |service, sender| async move {
+        let v1::WatchEventsRequest { follow, mut after } = *request.get_ref();
+        Ok(self.watch(&request, move |service, sender| async move {
             let mut progress = service.controller.progress();
             loop {
                 for event in service.controller.events_after(after).await? {
@@ -234,11 +355,11 @@ impl MeshAdmin for Admin {
         &self,
         request: Request<v1::WatchConvergenceRequest>,
     ) -> Result<Watch<v1::Convergence>, Status> {
-        let wanted: Generation = match request.into_inner().generation {
+        let wanted: Generation = match request.get_ref().generation {
             Some(generation) => generation.into(),
             None => self.controller.look(|state, _, _| state.stored().generation()).await?,
         };
-        Ok(self.watch(move |service, sender| async move {
+        Ok(self.watch(&request, move |service, sender| async move {
             let mut progress = service.controller.progress();
             loop {
                 progress.mark_unchanged();

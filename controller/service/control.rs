@@ -13,6 +13,7 @@ use tonic::{Code, Request, Response, Status, Streaming};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use super::accept::Peer;
+use crate::controller::registry::{Origin, Path};
 use crate::controller::runtime::{BEHIND, ControllerHandle, Link, Outgoing};
 use crate::controller::state::{Refusal, Snapshot};
 use crate::proto::convert;
@@ -21,6 +22,7 @@ use crate::proto::rate::{Bucket, Rate};
 use crate::proto::session::{
     AgentMessage, ControllerMessage, Digest, Generation, Hello, Item, Items, SnapshotChunk, SnapshotEnd,
 };
+use crate::proto::trust::Caller;
 use crate::proto::v1;
 use crate::proto::v1::agent_control_server::AgentControl;
 
@@ -63,8 +65,14 @@ impl AgentControl for Control {
         let (outgoing, waiting) = mpsc::channel(BEHIND);
         let ended = CancellationToken::new();
         let outbound = Outbound { waiting, chunks: None, _reader: ended.clone().drop_guard() };
-        let link = Link { source: peer.source, local: peer.local, outgoing, ended };
-        self.readers.spawn(read(self.controller.clone(), peer, link, request.into_inner()));
+        let shown = peer.shown.as_ref().and_then(|shown| shown.as_ref().ok());
+        let origin = Origin {
+            path: Path { source: peer.source, local: peer.local },
+            key: shown.map(|shown| shown.key),
+        };
+        let link = Link { origin, outgoing, ended };
+        let caller = request.extensions().get::<Caller>().cloned();
+        self.readers.spawn(read(self.controller.clone(), peer, caller, link, request.into_inner()));
         Ok(Response::new(outbound))
     }
 }
@@ -73,13 +81,17 @@ impl AgentControl for Control {
 async fn read(
     controller: ControllerHandle,
     peer: Peer,
+    caller: Option<Caller>,
     link: Link,
     mut messages: Streaming<v1::AgentMessage>,
 ) {
     let ended = link.ended.clone();
-    let hello = match first_words(&mut messages).await {
+    let hello = match first_words(&mut messages).await.and_then(|hello| of_caller(hello, caller.as_ref())) {
         Ok(hello) => hello,
         Err(refusal) => {
+            if let Refusal::Foreign { is, .. } = &refusal {
+                controller.refused(Some(is.clone()), format!("a session from {}: {refusal}", peer.source));
+            }
             // Whoever is gone does not hear it.
             let _ = link.outgoing.send(Outgoing::End(refusal)).await;
             return;
@@ -126,6 +138,17 @@ async fn read(
     let _ = controller.closed(connection).await;
 }
 
+/// The first words, where whoever says them is the node that they are of.
+fn of_caller(hello: Hello, caller: Option<&Caller>) -> Result<Hello, Refusal> {
+    match caller {
+        Some(Caller::Agent(node)) if *node != hello.node => {
+            Err(Refusal::Foreign { is: node.clone(), claims: hello.node })
+        }
+        Some(Caller::Agent(_) | Caller::Claimant) => Ok(hello),
+        Some(Caller::Stranger(_) | Caller::Operator(..)) | None => Err(Refusal::NotJoined(hello.node)),
+    }
+}
+
 async fn first_words(messages: &mut Streaming<v1::AgentMessage>) -> Result<Hello, Refusal> {
     let invalid = |why: &str| Refusal::Invalid(why.to_owned());
     let first = tokio::time::timeout(HELLO, messages.message()).await;
@@ -160,6 +183,8 @@ fn refused(refusal: &Refusal) -> Status {
         Refusal::Invalid(_) => Code::InvalidArgument,
         Refusal::Goodbye => Code::Ok,
         Refusal::Restarting => Code::Unavailable,
+        Refusal::NotJoined(_) | Refusal::Unproven(_) | Refusal::Foreign { .. } => Code::PermissionDenied,
+        Refusal::Expired => Code::Unauthenticated,
     };
     let details = match refusal {
         Refusal::TooMany { retry_after } => ErrorDetails::with_retry_info(Some(*retry_after)),
@@ -169,7 +194,11 @@ fn refused(refusal: &Refusal) -> Status {
         | Refusal::NotAcknowledged
         | Refusal::Invalid(_)
         | Refusal::Goodbye
-        | Refusal::Restarting => ErrorDetails::new(),
+        | Refusal::Restarting
+        | Refusal::NotJoined(_)
+        | Refusal::Unproven(_)
+        | Refusal::Foreign { .. }
+        | Refusal::Expired => ErrorDetails::new(),
     };
     Status::with_error_details(code, refusal.to_string(), details)
 }

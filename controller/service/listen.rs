@@ -1,4 +1,4 @@
-//! Where the controller is heard: by agents over TCP, by operators on a Unix socket.
+//! Where the controller is heard: over TCP, and by the operators of its own host on a Unix socket.
 
 use std::time::Duration;
 
@@ -9,10 +9,15 @@ use tonic_health::server::HealthReporter;
 
 use super::accept::Gate;
 use super::admin::Admin;
+use super::callers::{Dialled, Local};
 use super::control::Control;
+use super::enrolment::Enroller;
+use crate::controller::runtime::ControllerHandle;
+use crate::proto::host::access::Access;
 use crate::proto::host::reflection;
 use crate::proto::host::socket::SocketFile;
 use crate::proto::v1::agent_control_server::AgentControlServer;
+use crate::proto::v1::enrolment_server::EnrolmentServer;
 use crate::proto::v1::mesh_admin_server::MeshAdminServer;
 
 /// What reflection shows, and what health is asked for.
@@ -23,26 +28,50 @@ const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from
 const LONGEST: usize = 4 << 20;
 /// The longest message of an operator in bytes: a mesh file may have 4 MiB, which its parser has words for.
 const LONGEST_ORDER: usize = 8 << 20;
-/// How many streams one connection of an agent may have; it needs one.
+/// The longest request to join in bytes: a request for a certificate, and a token.
+const LONGEST_REQUEST: usize = 16 << 10;
+/// The most bytes of a request's headers.
+const HEADERS: u32 = 16 << 10;
+/// How many streams one connection may have; an agent needs one.
 const STREAMS: u32 = 4;
 
-/// Serves agents until `stop`.
+/// What those are served who dial.
+#[derive(Debug, Clone)]
+pub struct Served {
+    /// For agents.
+    pub control: Control,
+    /// For hosts without an identity, or with an old one.
+    pub enroller: Enroller,
+    /// For operators.
+    pub admin: Admin,
+    /// By which callers are known.
+    pub controller: ControllerHandle,
+}
+
+/// Serves those who dial, until `stop`.
 ///
 /// # Errors
 /// Where the listener fails.
-pub async fn agents(
-    control: Control,
+pub async fn dialled(
+    served: Served,
     gate: Gate,
     listener: TcpListener,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let (interval, timeout) = KEEPALIVE;
+    let Served { control, enroller, admin, controller } = served;
     let connections = Box::pin(gate.connections(listener));
     Server::builder()
         .http2_keepalive_interval(Some(interval))
         .http2_keepalive_timeout(Some(timeout))
+        .http2_max_header_list_size(Some(HEADERS))
         .max_concurrent_streams(STREAMS)
+        .layer(Access(Dialled(controller)))
         .add_service(AgentControlServer::new(control).max_decoding_message_size(LONGEST))
+        .add_service(EnrolmentServer::new(enroller).max_decoding_message_size(LONGEST_REQUEST))
+        .add_service(MeshAdminServer::new(admin).max_decoding_message_size(LONGEST_ORDER))
+        .add_service(reflection(SERVICE).build_v1()?)
+        .add_service(reflection(SERVICE).build_v1alpha()?)
         .serve_with_incoming_shutdown(connections, stop.cancelled_owned())
         .await?;
     Ok(())
@@ -65,12 +94,13 @@ impl Health {
     }
 }
 
-/// Serves operators until `stop`. Health says that the controller is not ready.
+/// Serves operators on the socket until `stop`. Health says that the controller is not ready.
 ///
 /// # Errors
 /// Where the services cannot be made.
-pub async fn operators(
+pub async fn local(
     admin: Admin,
+    controller: ControllerHandle,
     mut socket: SocketFile,
     stop: CancellationToken,
 ) -> anyhow::Result<(Health, impl Future<Output = anyhow::Result<()>>)> {
@@ -78,6 +108,7 @@ pub async fn operators(
     let health = Health(reporter);
     health.set(false).await;
     let router = Server::builder()
+        .layer(Access(Local(controller)))
         .add_service(MeshAdminServer::new(admin).max_decoding_message_size(LONGEST_ORDER))
         .add_service(service)
         .add_service(reflection(SERVICE).build_v1()?)

@@ -2,7 +2,9 @@
 
 pub mod accept;
 pub mod admin;
+pub mod callers;
 pub mod control;
+pub mod enrolment;
 pub mod listen;
 
 use std::time::Duration;

@@ -18,7 +18,7 @@ pub(super) struct Controller {
     pub(super) stop: CancellationToken,
     /// What works for it, and for the test.
     pub(super) tasks: JoinSet<()>,
-    pub(super) _directory: TempDir,
+    pub(super) directory: TempDir,
 }
 
 pub(super) async fn controller() -> Controller {
@@ -32,5 +32,5 @@ pub(super) async fn controller() -> Controller {
     let mut tasks = JoinSet::new();
     let stop = CancellationToken::new();
     tasks.spawn(runtime.run(stop.clone().cancelled_owned()));
-    Controller { handle, stop, tasks, _directory: directory }
+    Controller { handle, stop, tasks, directory }
 }

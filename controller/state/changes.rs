@@ -34,8 +34,26 @@ impl ControllerState {
         for node in &touched.joined {
             self.events.node(wall, EventKind::NodeJoined, node, "");
         }
+        for (node, had) in &touched.identities {
+            match (had, self.stored.trust.identities.get(node)) {
+                (false, Some(identity)) => {
+                    let message = identity.via.to_string();
+                    self.petitions.end(&identity.key);
+                    self.events.node(wall, EventKind::NodeEnrolled, node, message);
+                }
+                (true, None) => {
+                    self.forget_record(node);
+                    self.events.node(wall, EventKind::NodeRemoved, node, "");
+                }
+                (true, Some(_)) | (false, None) => {}
+            }
+        }
+        let nodes = touched.identities.into_keys().collect();
+        self.end_unproven(&nodes, now, wall);
         self.pending.consents.extend(touched.consents);
-        self.collect(now);
+        if touched.wanted {
+            self.collect(now);
+        }
         self.pump_records(now, wall);
     }
 
@@ -44,6 +62,8 @@ impl ControllerState {
         self.stored = Arc::new(stored);
         self.history = Arc::default();
         self.pending.consents.extend(self.stored.consents.keys().cloned());
+        let nodes = self.registry.live_sessions().into_iter().collect();
+        self.end_unproven(&nodes, now, wall);
         self.collect(now);
         self.pump_records(now, wall);
     }

@@ -21,6 +21,14 @@ pub enum EventKind {
     ControllerStarted,
     /// A node was there for the first time.
     NodeJoined,
+    /// A node has got an identity.
+    NodeEnrolled,
+    /// A node was taken out, and its identity from it.
+    NodeRemoved,
+    /// A host asks to join, and an operator is to compare codes.
+    ApprovalWanted,
+    /// Somebody was refused what they asked for.
+    AccessRefused,
     /// A node is there.
     NodeLive,
     /// A node has been silent for a while.
@@ -63,6 +71,10 @@ impl EventKind {
         match self {
             Self::ControllerStarted => "controller-started",
             Self::NodeJoined => "node-joined",
+            Self::NodeEnrolled => "node-enrolled",
+            Self::NodeRemoved => "node-removed",
+            Self::ApprovalWanted => "approval-wanted",
+            Self::AccessRefused => "access-refused",
             Self::NodeLive => "node-live",
             Self::NodeStale => "node-stale",
             Self::NodeOffline => "node-offline",

@@ -120,7 +120,7 @@ impl ControllerState {
         let Some(node) = self.registry.node_mut(name) else { return };
         let challenger = node.challenger.as_ref();
         let namesake = challenger.filter(|challenger| Some(challenger.ping) == heartbeat.answers);
-        let Some(source) = namesake.map(|namesake| namesake.path.source.to_canonical()) else { return };
+        let Some(source) = namesake.map(|namesake| namesake.origin.path.source) else { return };
         if node.handle_namesake(source, now) {
             let message = format!(
                 "an agent at {source} has its name, and it is alive: give each host a name of its own with --name"

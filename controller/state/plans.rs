@@ -124,6 +124,15 @@ impl Basis {
         Ok((plan, transaction))
     }
 
+    /// The nodes that lose more than half, and more than three, of their tunnels where `node` is taken out.
+    pub fn losers_of(&self, node: &NodeName) -> BTreeSet<NodeName> {
+        let mut after = self.stored.wanted.clone();
+        after.removed.insert(node.clone());
+        let mut losers = plan::losers(&self.stored.wanted, &after);
+        losers.remove(node);
+        losers
+    }
+
     /// The plan, and its writes without any consent.
     fn judge(&self, mesh: Mesh, wall: Duration) -> (Plan, Transaction) {
         let name = mesh.name.clone();

@@ -119,6 +119,12 @@ impl ControllerState {
         }
     }
 
+    /// What a node that was removed said last is not stored any more.
+    pub(super) fn forget_record(&mut self, node: &NodeName) {
+        self.records.waiting.nodes.remove(node);
+        self.records.held.remove(node);
+    }
+
     /// Has stored what was held until now.
     fn release_held(&mut self, now: Instant) {
         for (node, (_, record)) in self.records.held.extract_if(.., |_, (at, _)| *at <= now) {

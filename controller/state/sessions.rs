@@ -5,11 +5,12 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use super::{ControllerState, Effect, EventKind, Refusal};
-use crate::controller::registry::{Challenger, Connection, FENCE, Path, Session, WATCHDOG};
+use crate::controller::registry::{Challenger, Connection, FENCE, Origin, Path, Session, WATCHDOG};
 use crate::proto::model::{Host, NodeName, Remote, is_underlay_address};
 use crate::proto::session::{
     ControllerMessage, Generation, Have, Heartbeat, Hello, PROTOCOL_VERSION, Welcome,
 };
+use crate::proto::trust::KeyId;
 
 /// How often a store can have been restored since the copy that is restored now was made. An incarnation has 64 bits,
 /// and nobody must be able to use them up.
@@ -22,32 +23,31 @@ const REFUSALS: Duration = Duration::from_secs(10);
 const RETURN: Duration = Duration::from_secs(2);
 
 impl ControllerState {
-    /// Takes in the first words of an agent on a new stream, from `source` to the controller's address `local`.
+    /// Takes in the first words of an agent on a new stream.
     pub fn handle_connected(
         &mut self,
         connection: Connection,
-        source: IpAddr,
-        local: IpAddr,
+        origin: Origin,
         hello: Hello,
         now: Instant,
         wall: Duration,
     ) {
         let node = hello.node.clone();
-        let path = Path { source: source.to_canonical(), local: local.to_canonical() };
-        if let Err(refusal) = self.check(&hello, path, now, wall) {
+        if let Err(refusal) = self.check(&hello, origin, now, wall) {
             self.effects.push_back(Effect::Close(connection, refusal));
             return;
         }
         let known = self.registry.node_or_new(&node);
         // A process that was copied as it ran, with a virtual machine, is two of one number.
-        let is_same =
-            |session: &Session| session.run_id == hello.run_id && session.path.source == path.source;
+        let is_same = |session: &Session| {
+            session.run_id == hello.run_id && session.origin.path.source == origin.path.source
+        };
         let rival = known.session.as_ref().filter(|session| !is_same(session));
         let Some(rival) = rival.map(|session| session.connection) else {
             // A process that comes again is alive.
             self.end_challenger(&node, Refusal::AlreadyConnected);
             self.end_session(&node, Refusal::Superseded);
-            self.welcome(connection, path, hello, now, wall);
+            self.welcome(connection, origin, hello, now, wall);
             return;
         };
         // The time that the session has is not prolonged by a third process.
@@ -60,13 +60,19 @@ impl ControllerState {
         }
         self.registry.bind(connection, &node);
         if let Some(known) = self.registry.node_mut(&node) {
-            known.challenger = Some(Challenger { connection, path, hello, ping, deadline });
+            known.challenger = Some(Challenger { connection, origin, hello, ping, deadline });
         }
         self.registry.reschedule(&node);
     }
 
     /// Whether a session may begin.
-    fn check(&mut self, hello: &Hello, path: Path, now: Instant, wall: Duration) -> Result<(), Refusal> {
+    fn check(&mut self, hello: &Hello, origin: Origin, now: Instant, wall: Duration) -> Result<(), Refusal> {
+        let proven = self.check_identity(&hello.node, origin.key, wall);
+        if let Err(refusal @ (Refusal::NotJoined(_) | Refusal::Unproven(_))) = &proven {
+            let message = format!("a session from {}: {refusal}", origin.path.source);
+            self.handle_refused(Some(&hello.node), message, now, wall);
+        }
+        proven?;
         let ours = hello.have.as_ref().filter(|have| have.store_id == self.stored.store_id);
         let known = self.stored.generation().incarnation;
         if let Some(have) = ours.filter(|have| have.generation.incarnation > known.saturating_add(RESTORED)) {
@@ -79,7 +85,7 @@ impl ControllerState {
         if !self.stored.wanted.nodes.contains_key(&hello.node) && self.recorded_nodes() >= NODES {
             return Err(Refusal::Invalid(format!("node: there are {NODES} nodes, and no more are taken on")));
         }
-        self.admission.admit(path.source, now).map_err(|retry_after| {
+        self.admission.admit(origin.path.source, now).map_err(|retry_after| {
             self.refusals.count += 1;
             let is_due = self.refusals.told_at.is_none_or(|told| now >= told + REFUSALS);
             if is_due {
@@ -92,8 +98,49 @@ impl ControllerState {
         })
     }
 
+    /// Whether whoever has shown this key may be the node, or may say so without.
+    fn check_identity(&self, node: &NodeName, key: Option<KeyId>, wall: Duration) -> Result<(), Refusal> {
+        let trust = &self.stored.trust;
+        let known = trust.identities.get(node);
+        match (key, known) {
+            (Some(key), Some(known)) if known.key == key => match wall < known.expires {
+                true => Ok(()),
+                false => Err(Refusal::Expired),
+            },
+            (Some(_), _) => Err(Refusal::NotJoined(node.clone())),
+            (None, Some(_)) => Err(Refusal::Unproven(node.clone())),
+            (None, None) if trust.damaged.contains(node) => Err(Refusal::Unproven(node.clone())),
+            (None, None) if trust.removed.contains(node) => Err(Refusal::NotJoined(node.clone())),
+            (None, None) => Ok(()),
+        }
+    }
+
+    /// Ends the sessions of nodes that have joined no more, and of those that show another key than they joined with.
+    pub(super) fn end_unproven(&mut self, nodes: &BTreeSet<NodeName>, now: Instant, wall: Duration) {
+        for name in nodes {
+            let Some(node) = self.registry.node(name) else { continue };
+            let refused = |origin: Origin| self.check_identity(name, origin.key, wall).err();
+            let challenger = node.challenger.as_ref().and_then(|challenger| refused(challenger.origin));
+            let session = node.session.as_ref().and_then(|session| refused(session.origin));
+            if let Some(refusal) = challenger {
+                self.end_challenger(name, refusal);
+            }
+            if let Some(refusal) = session {
+                self.end_session(name, refusal);
+                self.let_challenger_in(name, now, wall);
+            }
+        }
+    }
+
     /// Begins a session. The node has none.
-    fn welcome(&mut self, connection: Connection, path: Path, hello: Hello, now: Instant, wall: Duration) {
+    fn welcome(
+        &mut self,
+        connection: Connection,
+        origin: Origin,
+        hello: Hello,
+        now: Instant,
+        wall: Duration,
+    ) {
         let epoch = self.start << 32 | self.next_number();
         let have = hello.have.filter(|have| have.store_id == self.stored.store_id);
         let known = self.stored.generation();
@@ -113,12 +160,15 @@ impl ControllerState {
                 self.tell(&hello.node, EventKind::StoreRestored, message, now, wall);
             }
         }
-        let endpoint = hello.endpoint.or_else(|| self.origin(&hello.node, path.source));
-        self.record(&hello.node, hello.labels, endpoint, hello.data_port, now);
+        let endpoint = hello.endpoint.or_else(|| self.found_at(&hello.node, origin.path.source));
+        // What a node says that it is, it is only where nothing else says it.
+        let identity = self.stored.trust.identities.get(&hello.node).filter(|_| origin.key.is_some());
+        let labels = identity.and_then(|identity| identity.labels.clone()).unwrap_or(hello.labels);
+        self.record(&hello.node, labels, endpoint, hello.data_port, now);
 
         let mut session = Session {
             connection,
-            path,
+            origin,
             epoch,
             run_id: hello.run_id,
             floor,
@@ -160,7 +210,7 @@ impl ControllerState {
 
     /// Where a node is that does not say so: where its session comes from. One that comes through a mesh says nothing
     /// about the underlay; then what was known before.
-    fn origin(&self, node: &NodeName, source: IpAddr) -> Option<Remote> {
+    fn found_at(&self, node: &NodeName, source: IpAddr) -> Option<Remote> {
         if self.stored.wanted.is_in_overlay(source) {
             return self.recorded(node)?.endpoint.clone();
         }
@@ -176,7 +226,7 @@ impl ControllerState {
 
     /// The sessions' paths.
     pub(super) fn paths(&self) -> impl Iterator<Item = (&NodeName, Path)> {
-        self.registry.nodes().filter_map(|(name, node)| Some((name, node.session.as_ref()?.path)))
+        self.registry.nodes().filter_map(|(name, node)| Some((name, node.session.as_ref()?.origin.path)))
     }
 
     /// Takes in that a stream has ended.
@@ -223,8 +273,14 @@ impl ControllerState {
             self.let_challenger_in(name, now, wall);
             return;
         }
+        let expired = node.session.as_ref().and_then(|session| {
+            let identity = session.origin.key.and(self.stored.trust.identities.get(name))?;
+            (wall >= identity.expires).then_some(Refusal::Expired)
+        });
         let Some(session) = node.session.as_mut() else { return };
-        let refusal = if session.last_heard + WATCHDOG <= now {
+        let refusal = if let Some(expired) = expired {
+            expired
+        } else if session.last_heard + WATCHDOG <= now {
             Refusal::Silent
         } else if session.acknowledge_by.is_some_and(|deadline| deadline <= now) {
             Refusal::NotAcknowledged
@@ -264,8 +320,8 @@ impl ControllerState {
     pub(super) fn let_challenger_in(&mut self, name: &NodeName, now: Instant, wall: Duration) {
         let Some(node) = self.registry.node_mut(name) else { return };
         if let Some(challenger) = node.challenger.take() {
-            let Challenger { connection, path, hello, .. } = challenger;
-            self.welcome(connection, path, hello, now, wall);
+            let Challenger { connection, origin, hello, .. } = challenger;
+            self.welcome(connection, origin, hello, now, wall);
         }
     }
 }

@@ -6,6 +6,7 @@ mod limits;
 mod orders;
 mod records;
 mod stored;
+mod trust;
 mod world;
 
 use std::collections::{BTreeMap, BTreeSet};

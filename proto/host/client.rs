@@ -1,12 +1,69 @@
 //! The way from a command line to a running process of this host.
 
 use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use hyper_util::rt::TokioIo;
-use tokio::net::UnixStream;
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint};
 use tower::service_fn;
+
+use super::credential::Credential;
+use super::tls::{self, Belief, Seen};
+use crate::proto::model::{Host, Remote};
+use crate::proto::session::CONTROLLER_PORT;
+
+/// How long each step towards a controller may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// HTTP/2 on a stream that is open already.
+///
+/// # Errors
+/// Where the other end does not answer.
+pub async fn over<S>(stream: S) -> Result<Channel, tonic::transport::Error>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let mut stream = Some(TokioIo::new(stream));
+    let connector = service_fn(move |_| {
+        let stream = stream.take().ok_or_else(|| std::io::Error::other("the connection is gone"));
+        std::future::ready(stream)
+    });
+    // Every request needs an authority.
+    Endpoint::from_static("http://controller.tunmesh").connect_with_connector(connector).await
+}
+
+/// Connects to the controller at `server` as whoever `identity`, a file of `controller admin create`, says.
+///
+/// # Errors
+/// Where nobody answers, or somebody who is not the controller that made the identity; in words.
+pub async fn dial(server: &Remote, identity: &Path) -> anyhow::Result<Channel> {
+    let credential = Credential::read(identity)?;
+    let file = identity.display();
+    let credential = credential.with_context(|| format!("{file}: there is no such file"))?;
+    anyhow::ensure!(!credential.chain.is_empty(), "{file}: it has no certificate");
+    let config = tls::client(Belief::Roots(credential.roots.clone()), Some(&credential), Seen::default())?;
+    let host = match &server.host {
+        Host::Address(address) => address.to_string(),
+        Host::Name(name) => name.as_str().to_owned(),
+    };
+    let port = server.port.unwrap_or(CONTROLLER_PORT);
+    let connecting = TcpStream::connect((host, port));
+    let unanswered = || format!("no controller answers at {server}");
+    let stream = tokio::time::timeout(PATIENCE, connecting).await.with_context(unanswered)?;
+    let stream = stream.with_context(unanswered)?;
+    let name = ServerName::try_from(tls::CONTROLLER)?;
+    let shaking = TlsConnector::from(Arc::new(config)).connect(name, stream);
+    let stream = tokio::time::timeout(PATIENCE, shaking).await.with_context(unanswered)?;
+    let stream =
+        stream.with_context(|| format!("whoever answers at {server} is not the controller of {file}"))?;
+    over(stream).await.with_context(unanswered)
+}
 
 /// Connects to the process that listens on `socket`; `what` it is, as `agent`, and how to `start` one.
 ///

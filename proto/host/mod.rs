@@ -1,11 +1,13 @@
 //! What both programs do with the host that they run on. The one part of `proto` that acts, and that no pure file
 //! uses.
 
+pub mod access;
 pub mod client;
 pub mod clock;
 pub mod credential;
 pub mod file;
 pub mod limits;
+pub mod local_user;
 pub mod lock;
 pub mod log;
 pub mod output;

@@ -12,7 +12,7 @@ use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
 
 /// The group whose members may steer agent and controller.
-const GROUP: &str = "tunmesh";
+pub(super) const GROUP: &str = "tunmesh";
 /// How the socket's directory is made.
 const DIRECTORY_MODE: u32 = 0o750;
 
@@ -103,7 +103,7 @@ fn give_to(group: Option<u32>, path: &Path) {
 }
 
 /// The number of a group in `/etc/group`, `group(5)`.
-fn group_id(name: &str) -> Option<u32> {
+pub(super) fn group_id(name: &str) -> Option<u32> {
     let groups = std::fs::read_to_string("/etc/group").ok()?;
     groups.lines().find_map(|line| {
         let mut fields = line.split(':');

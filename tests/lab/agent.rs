@@ -1,6 +1,7 @@
 //! Real agents.
 
 use std::ops::{Deref, DerefMut};
+use std::path::Path;
 
 use serde_json::{Value, json};
 
@@ -28,6 +29,12 @@ impl Agent {
     /// Starts an agent on another host with the same arguments and a copy of its state.
     pub fn copy_to(&self, host: &Host) -> Self {
         Self(self.0.copy_to(host).unwrap_or_else(|error| panic!("on {}: {error}", host.role())))
+    }
+
+    /// Starts an agent with other arguments and a copy of the state in `from`.
+    pub fn start_copy(host: &Host, from: &Path, arguments: &[&str]) -> Self {
+        let started = Daemon::start_copy(host, "agent", &[&[AGENT], arguments].concat(), from);
+        Self(started.unwrap_or_else(|error| panic!("on {}: {error}", host.role())))
     }
 
     /// Its session with a controller, by gRPC.

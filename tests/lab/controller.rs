@@ -25,6 +25,17 @@ impl Controller {
         Self::start_by(host, &[&[CONTROLLER, "serve", "--insecure", UNDERLAYS], arguments].concat())
     }
 
+    /// Starts a controller to which nothing is plain text, with `arguments` more than socket and state directory.
+    pub fn start_secure(host: &Host, arguments: &[&str]) -> Self {
+        Self::start_by(host, &[&[CONTROLLER, "serve"], arguments].concat())
+    }
+
+    /// A token, made with options as `["--name", "web-*"]`.
+    pub fn token(&self, options: &[&str]) -> String {
+        let made = self.run(&[&["token", "create"], options].concat());
+        made.unwrap_or_else(|failed| panic!("{failed}")).trim().to_owned()
+    }
+
     /// The same by a command that ends in a controller, to which socket and state directory are added.
     pub fn start_by(host: &Host, command: &[&str]) -> Self {
         let started = Daemon::try_start(host, "controller", command);

@@ -40,6 +40,19 @@ impl Daemon {
         Self::start_in(directory, host, self.what, self.command.clone())
     }
 
+    /// Starts a `what` by another command, with a copy of the state in `from`.
+    pub fn start_copy(
+        host: &Host,
+        what: &'static str,
+        command: &[&str],
+        from: &Path,
+    ) -> Result<Self, StartError> {
+        let directory = directory();
+        copy_files(from, &state(directory.path()));
+        let command: Vec<_> = command.iter().map(|word| (*word).to_owned()).collect();
+        Self::start_in(directory, host, what, command)
+    }
+
     fn start_in(
         directory: TempDir,
         host: &Host,
@@ -212,7 +225,11 @@ pub fn copy_files(from: &Path, to: &Path) {
     fs::create_dir(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();
-        fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+        let (from, to) = (entry.path(), to.join(entry.file_name()));
+        match from.is_dir() {
+            true => copy_files(&from, &to),
+            false => _ = fs::copy(from, to).unwrap(),
+        }
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
 use std::time::Duration;
 
+use tunmesh::controller::registry::{Origin, Path};
 use tunmesh::controller::state::{Connection, ControllerState, Effect, Refusal};
 use tunmesh::controller::store::transaction::{Change, StoreError, Transaction};
 use tunmesh::controller::stored::Stored;
@@ -277,7 +278,8 @@ impl Server {
                 process.streams.insert(connection, stream);
                 let local = IpAddr::from([172, 16, 9, 9]);
                 let (now, wall) = (env.instant(), env.wall());
-                process.state.handle_connected(Connection(connection.0), source, local, hello, now, wall);
+                let origin = Origin { path: Path { source, local }, key: None };
+                process.state.handle_connected(Connection(connection.0), origin, hello, now, wall);
             }
             Arrival::Message(message) => {
                 let Some(node) = process.streams.get(&connection).map(|stream| stream.node.clone()) else {

@@ -12,6 +12,7 @@ use tonic::transport::Server;
 use tonic::{Request, Response, Streaming};
 
 use super::*;
+use crate::agent::credentials::Credentials;
 use crate::proto::v1::agent_control_server::{AgentControl, AgentControlServer};
 
 /// How long to wait for what must come.
@@ -55,8 +56,15 @@ async fn what_was_said_is_heard_also_by_one_that_listens_slowly() {
     let serve = Server::builder().add_service(service).serve_with_incoming(TcpListenerStream::new(listener));
     tokio::spawn(serve);
 
-    let mut dialler =
-        Dialler::new(vec![address.to_string().parse().unwrap()], vec!["127.0.0.0/8".parse().unwrap()]);
+    let directory = tempfile::tempdir().unwrap();
+    let way = Way {
+        node: "n1".parse().unwrap(),
+        credentials: Arc::new(Credentials::open(directory.path()).unwrap()),
+        introduction: Introduction::default(),
+        insecure: vec!["127.0.0.0/8".parse().unwrap()],
+        share: 0,
+    };
+    let mut dialler = Dialler::new(vec![address.to_string().parse().unwrap()], way);
     let mut connection = dialler.dial(0);
     let connected = async { while !matches!(connection.event().await, Event::Connected) {} };
     tokio::time::timeout(PATIENCE, connected).await.expect("it answers");

@@ -3,11 +3,19 @@
 use std::net::Ipv4Addr;
 
 use futures_util::{FutureExt, StreamExt};
+use rustls::pki_types::ServerName;
+use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpSocket;
 use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
 
 use super::*;
+use crate::controller::pki::{Authority, SigningRequest};
+use crate::proto::host::clock::since_epoch;
+use crate::proto::host::credential::{Credential, Facts, PrivateKey};
+use crate::proto::host::tls::{self, Belief, Seen};
+use crate::proto::trust::{KeyId, Principal};
 
 /// How long to wait for what must come.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -16,6 +24,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 struct Door {
     address: SocketAddr,
     gate: Gate,
+    authority: Authority,
+    _directory: TempDir,
     connections: Pin<Box<dyn Stream<Item = io::Result<Accepted>> + Send>>,
 }
 
@@ -23,23 +33,60 @@ impl Door {
     async fn open(insecure: &str, most: usize) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let gate = Gate::new(&[insecure.parse().unwrap()], most);
+        let directory = tempfile::tempdir().unwrap();
+        let authority = Authority::open(&directory.path().join("pki"), since_epoch()).unwrap();
+        let (server, _) = authority.server(since_epoch()).unwrap();
+        let handshakes = Handshakes::new(&server, authority.roots()).unwrap();
+        let gate = Gate::new(&[insecure.parse().unwrap()], most, Arc::new(handshakes));
         let connections = Box::pin(gate.clone().connections(listener));
-        Self { address, gate, connections }
+        Self { address, gate, authority, _directory: directory, connections }
     }
 
-    /// Dials from 127.0.0.`host`. Returns both ends; without the near one it was turned away.
-    async fn dial(&mut self, host: u8) -> (TcpStream, Option<Accepted>) {
+    async fn reach(&self, host: u8) -> TcpStream {
         let socket = TcpSocket::new_v4().unwrap();
         socket.bind((Ipv4Addr::new(127, 0, 0, host), 0).into()).unwrap();
-        let mut far = socket.connect(self.address).await.unwrap();
+        socket.connect(self.address).await.unwrap()
+    }
+
+    /// Dials from 127.0.0.`host`, in plain text. Returns both ends; without the near one it was turned away.
+    async fn dial(&mut self, host: u8) -> (TcpStream, Option<Accepted>) {
+        let mut far = self.reach(host).await;
+        far.write_all(b"P").await.unwrap();
         let mut byte = [0];
         // Nothing is ever sent: whoever has something to read was closed.
         let near = tokio::select! {
             near = self.connections.next() => Some(near.unwrap().unwrap()),
             _ = far.read(&mut byte) => None,
         };
+        let near = match near {
+            Some(mut near) => {
+                near.read_exact(&mut byte).await.unwrap();
+                Some(near)
+            }
+            None => None,
+        };
         (far, near)
+    }
+
+    /// What the controller takes one for who dials with `credential`, if anything.
+    async fn shown(&mut self, credential: Option<&Credential>) -> Result<Shown, Unbelieved> {
+        let belief = Belief::Roots(self.authority.roots().to_vec());
+        let config = tls::client(belief, credential, Seen::default()).unwrap();
+        let connector = TlsConnector::from(Arc::new(config));
+        let far = self.reach(1).await;
+        let name = ServerName::try_from(tls::CONTROLLER).unwrap();
+        let (far, near) = tokio::join!(connector.connect(name, far), self.connections.next());
+        far.unwrap();
+        near.unwrap().unwrap().connect_info().shown.expect("it is TLS")
+    }
+
+    /// A credential for `node`, made at a time.
+    fn credential(&self, node: &str, wall: Duration) -> Credential {
+        let key = PrivateKey::generate().unwrap();
+        let request = SigningRequest::parse(&key.request().unwrap()).unwrap();
+        let principal = Principal::Agent(node.parse().unwrap());
+        let chain = self.authority.sign(&request, &principal, wall, wall + SILENCE * 100).unwrap();
+        Credential { key, chain, roots: self.authority.roots().to_vec() }
     }
 
     fn left(&self) -> usize {
@@ -75,6 +122,99 @@ async fn plain_text_is_for_the_networks_that_are_named() {
     let mut byte = [0];
     timeout(PATIENCE, near.read_exact(&mut byte)).await.unwrap().unwrap();
     assert_eq!((byte, door.left()), (*b"x", 8));
+}
+
+#[tokio::test]
+async fn a_certificate_says_who_dials_and_whoever_has_none_is_let_in_to_be_told() {
+    let mut door = Door::open("127.0.0.2/32", 9).await;
+    let other = Door::open("127.0.0.2/32", 9).await;
+    let now = since_epoch();
+    let web = door.credential("web-1", now);
+    let shown = door.shown(Some(&web)).await.unwrap();
+    let principal = Principal::Agent("web-1".parse().unwrap());
+    assert_eq!((shown.principal, shown.key), (principal, web.key.id()));
+    assert_eq!(door.shown(None).await, Err(Unbelieved::Nothing));
+    let foreign = other.credential("web-1", now);
+    assert_eq!(door.shown(Some(&foreign)).await, Err(Unbelieved::Foreign));
+    let old = door.credential("web-1", now - SILENCE * 200);
+    assert_eq!(door.shown(Some(&old)).await, Err(Unbelieved::Expired));
+    // Nobody shows a certificate whose key it has not.
+    let stolen = Credential { key: foreign.key, ..web };
+    let config = tls::client(Belief::Roots(stolen.roots.clone()), Some(&stolen), Seen::default());
+    assert!(config.is_err(), "a client of ours does not even try");
+}
+
+#[tokio::test]
+async fn from_the_next_connection_on_it_shows_what_it_was_changed_to() {
+    let mut door = Door::open("127.0.0.2/32", 9).await;
+    let old = door.authority.roots().to_vec();
+    door.authority.rotate(since_epoch()).unwrap();
+    let (server, _) = door.authority.server(since_epoch()).unwrap();
+    door.gate.handshakes.change(&server, door.authority.roots()).unwrap();
+    let pin = Facts::of(&old[0]).unwrap().key;
+    for belief in [Belief::Roots(old), Belief::Pin(pin), Belief::Roots(door.authority.roots().to_vec())] {
+        let config = tls::client(belief, None, Seen::default()).unwrap();
+        let name = ServerName::try_from(tls::CONTROLLER).unwrap();
+        let far = door.reach(1).await;
+        let connector = TlsConnector::from(Arc::new(config));
+        let (far, near) = tokio::join!(connector.connect(name, far), door.connections.next());
+        assert!(far.is_ok() && near.is_some());
+    }
+    for belief in [Belief::Pin(KeyId::of(b"another")), Belief::Roots(Vec::new())] {
+        let config = tls::client(belief, None, Seen::default()).unwrap();
+        let name = ServerName::try_from(tls::CONTROLLER).unwrap();
+        let far = door.reach(1).await;
+        let connector = TlsConnector::from(Arc::new(config));
+        let far = tokio::select! {
+            far = connector.connect(name, far) => far,
+            _ = door.connections.next() => panic!("it was let in"),
+        };
+        assert!(far.is_err());
+    }
+}
+
+#[test]
+#[allow(clippy::disallowed_methods, reason = "any time will do")]
+fn a_source_that_begins_too_many_is_put_off_and_no_other() {
+    let (mut begun, start) = (Begun::default(), std::time::Instant::now());
+    let source = |number| Source::from(IpAddr::from(Ipv4Addr::from_bits(number)));
+    let taken = (0..5_000).filter(|_| begun.take(source(1), start)).count();
+    assert_eq!(taken, 1_000);
+    assert!(begun.take(source(2), start));
+    let second = start + Duration::from_secs(1);
+    assert_eq!((0..5_000).filter(|_| begun.take(source(1), second)).count(), 400);
+    for number in 0..10_000 {
+        begun.take(source(number), second + KNOWN * (number / 1_000));
+    }
+    assert!(begun.sources.len() <= 2_000, "{}", begun.sources.len());
+    assert_eq!((0..5_000).filter(|_| begun.take(source(1), second + KNOWN * 20)).count(), 1_000);
+}
+
+#[tokio::test]
+async fn a_handshake_that_hangs_holds_up_nobody_and_ends() {
+    let mut door = Door::open("127.0.0.2/32", 40).await;
+    let mut hanging = Vec::new();
+    for byte in [None, Some([22]), Some([0])] {
+        for _ in 0..4 {
+            let mut far = door.reach(1).await;
+            if let Some(byte) = &byte {
+                far.write_all(byte).await.unwrap();
+            }
+            hanging.push(far);
+        }
+    }
+    assert_eq!(timeout(HANDSHAKE, door.shown(None)).await.unwrap(), Err(Unbelieved::Nothing));
+    for far in &mut hanging {
+        let mut byte = [0];
+        let closed = async {
+            tokio::select! {
+                read = far.read(&mut byte) => assert!(matches!(read, Ok(0) | Err(_)), "{read:?}"),
+                _ = door.connections.next() => panic!("it was let in"),
+            }
+        };
+        timeout(PATIENCE, closed).await.unwrap();
+    }
+    assert_eq!(door.left(), 40);
 }
 
 #[tokio::test(start_paused = true)]

@@ -7,6 +7,7 @@ use futures_util::FutureExt;
 use tokio_stream::StreamExt;
 
 use super::*;
+use crate::controller::registry::{Origin, Path};
 use crate::controller::runtime::{BEHIND, Link, Outgoing};
 use crate::controller::service::tests::{Controller, controller};
 use crate::proto::session::{Ack, AgentMessage, ControllerMessage, Hello, PROTOCOL_VERSION, RunId};
@@ -18,7 +19,9 @@ async fn running() -> (Controller, Admin) {
     let controller = controller().await;
     let facts =
         Facts { started: Duration::ZERO, listen: Vec::new(), store: String::new(), weakened: Vec::new() };
-    let admin = Admin::new(controller.handle.clone(), facts, CancellationToken::new());
+    let wall = Duration::from_secs(1_800_000_000);
+    let credentials = Credentials::open(&controller.directory.path().join("pki"), wall).unwrap();
+    let admin = Admin::new(controller.handle.clone(), facts, Arc::new(credentials), CancellationToken::new());
     (controller, admin)
 }
 
@@ -34,7 +37,8 @@ impl Agent {
         let [high, low] = number.to_be_bytes();
         let source = Ipv4Addr::new(172, 100, high, low).into();
         let local = Ipv4Addr::new(172, 99, 9, 9).into();
-        let link = Link { source, local, outgoing, ended: CancellationToken::new() };
+        let origin = Origin { path: Path { source, local }, key: None };
+        let link = Link { origin, outgoing, ended: CancellationToken::new() };
         let hello = Hello {
             protocol_version: PROTOCOL_VERSION,
             capabilities: BTreeSet::new(),

@@ -5,6 +5,7 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::controller::mesh::{Fault, Mesh, Security, Topology};
+use crate::controller::pki::{Authority, Root};
 use crate::controller::plan::Hazard;
 use crate::controller::state::{
     ApplyError, ControllerStatus, Convergence, Event, Health, NodeStatus, NodeTunnels, Problem,
@@ -254,6 +255,20 @@ pub(super) fn not_applied(error: ApplyError) -> Status {
                 format!("name {:?} is no mesh; `controller mesh list` has their names", mesh.as_str());
             refused(Code::NotFound, vec![("name".to_owned(), words)])
         }
+    }
+}
+
+/// An authority as operators see it.
+pub(super) fn authority(authority: &Authority) -> v1::GetAuthorityResponse {
+    let root = |root: Root| v1::Root {
+        pin: root.pin.to_string(),
+        since: Some(timestamp(root.since)),
+        expires: Some(timestamp(root.expires)),
+    };
+    v1::GetAuthorityResponse {
+        roots: authority.root_facts().into_iter().map(root).collect(),
+        issuer_expires: Some(timestamp(authority.issuer_expires())),
+        root_key_is_here: authority.has_root_key(),
     }
 }
 

@@ -50,6 +50,7 @@ async fn connect(
     let service =
         AgentControlServer::with_interceptor(Control::new(controller), move |mut request: Request<()>| {
             request.extensions_mut().insert(peer.clone());
+            request.extensions_mut().insert(Caller::Claimant);
             Ok(request)
         });
     let serving = Server::builder()
@@ -124,7 +125,7 @@ fn request(message: ControllerMessage) -> Option<u64> {
 
 #[tokio::test]
 async fn an_agent_is_brought_to_what_is_wanted_and_asked_how_it_is() {
-    let Controller { handle, stop: _, mut tasks, _directory } = controller().await;
+    let Controller { handle, stop: _, mut tasks, directory: _directory } = controller().await;
     let mut agent = Agent::dial(handle.clone(), &mut tasks, peer(1)).await;
     agent.say(AgentMessage::Hello(hello(1))).await;
     assert!(matches!(agent.hear().await, Ok(ControllerMessage::Welcome(_))));
@@ -184,7 +185,7 @@ async fn an_agent_is_brought_to_what_is_wanted_and_asked_how_it_is() {
 
 #[tokio::test]
 async fn whoever_is_there_when_the_controller_ends_is_told_and_when_to_come_again() {
-    let Controller { handle, stop, mut tasks, _directory } = controller().await;
+    let Controller { handle, stop, mut tasks, directory: _directory } = controller().await;
     let mut agents = Vec::new();
     for number in 1..=2 {
         let mut agent = Agent::dial(handle.clone(), &mut tasks, peer(number)).await;
@@ -206,7 +207,7 @@ async fn whoever_is_there_when_the_controller_ends_is_told_and_when_to_come_agai
 
 #[tokio::test]
 async fn a_connection_with_a_session_is_not_silent() {
-    let Controller { handle, stop: _, mut tasks, _directory } = controller().await;
+    let Controller { handle, stop: _, mut tasks, directory: _directory } = controller().await;
     let peer = peer(1);
     assert!(peer.is_silent());
     let mut agent = Agent::dial(handle, &mut tasks, peer.clone()).await;
@@ -265,7 +266,7 @@ async fn one_connection_begins_few_streams() {
 #[tokio::test(start_paused = true)]
 #[allow(clippy::disallowed_methods, reason = "the clock of the test")]
 async fn an_agent_that_says_much_is_listened_to_at_a_pace() {
-    let Controller { handle, stop: _, mut tasks, _directory } = controller().await;
+    let Controller { handle, stop: _, mut tasks, directory: _directory } = controller().await;
     let mut agent = Agent::dial(handle, &mut tasks, peer(1)).await;
     agent.say(AgentMessage::Hello(hello(1))).await;
     let first = agent.until(chunk).await;
@@ -295,12 +296,13 @@ async fn a_stream_without_a_word_ends_soon() {
 
 #[tokio::test]
 async fn an_agent_that_does_not_read_is_let_go_and_holds_up_nobody() {
-    let Controller { handle, stop: _, tasks: _tasks, _directory } = controller().await;
+    let Controller { handle, stop: _, tasks: _tasks, directory: _directory } = controller().await;
     let (outgoing, _unread) = mpsc::channel(1);
     let ended = CancellationToken::new();
     let Peer { source, local, .. } = peer(1);
     // Its queue has room for the welcome alone.
-    handle.connected(Link { source, local, outgoing, ended: ended.clone() }, hello(1)).await.unwrap();
+    let origin = Origin { path: Path { source, local }, key: None };
+    handle.connected(Link { origin, outgoing, ended: ended.clone() }, hello(1)).await.unwrap();
     tokio::time::timeout(PATIENCE, ended.cancelled()).await.expect("it is let go");
     assert_eq!(handle.convergence().await.unwrap().nodes, 0, "the others are answered");
 }

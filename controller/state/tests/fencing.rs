@@ -248,7 +248,7 @@ fn an_agent_of_another_store_says_nothing_about_this_one() {
     let connection = crate::controller::state::Connection(1);
     let (hello, wall) = (agent.hello.clone(), other.wall());
     other.streams.insert(connection, Default::default());
-    other.state.handle_connected(connection, agent.source, agent.source, hello, other.now, wall);
+    other.state.handle_connected(connection, agent.origin(agent.source), hello, other.now, wall);
     other.drain();
     assert_eq!(other.count(EventKind::StoreRestored), 0);
 }

@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
 use crate::controller::mesh::{self, Mesh};
+use crate::controller::registry::{Origin, Path};
 use crate::controller::state::{ApplyError, Connection, ControllerState, Effect, Refusal};
 use crate::controller::store::transaction::{Change, Condition, Entry, StoreError, Transaction, Write};
 use crate::controller::stored::Stored;
@@ -14,6 +15,7 @@ use crate::proto::session::{
     Ack, AgentMessage, ControllerMessage, Digest, Generation, Have, Heartbeat, Hello, Items,
     PROTOCOL_VERSION, RunId,
 };
+use crate::proto::trust::KeyId;
 
 pub(super) const WALL: Duration = Duration::from_secs(1_700_000_000);
 
@@ -58,6 +60,8 @@ impl Memory {
 pub(super) struct Agent {
     pub(super) hello: Hello,
     pub(super) source: IpAddr,
+    /// The key that its certificate is for.
+    pub(super) key: Option<KeyId>,
     pub(super) has: Option<(Generation, Items)>,
     pub(super) connection: Option<Connection>,
 }
@@ -107,6 +111,11 @@ pub(super) fn node(number: usize) -> NodeName {
 }
 
 impl Agent {
+    /// What its stream shows of it, to the controller's address `local`.
+    pub(super) fn origin(&self, local: IpAddr) -> Origin {
+        Origin { path: Path { source: self.source, local }, key: self.key }
+    }
+
     pub(super) fn new(number: usize) -> Self {
         Self {
             hello: Hello {
@@ -121,6 +130,7 @@ impl Agent {
                 data_port: 5000,
             },
             source: Ipv4Addr::new(172, 100, 1, u8::try_from(number).unwrap() + 1).into(),
+            key: None,
             has: None,
             connection: None,
         }
@@ -227,7 +237,7 @@ impl World {
         self.streams.insert(connection, Stream { node, ..Stream::default() });
         let local = self.local;
         let (hello, wall) = (agent.hello.clone(), self.wall());
-        self.state.handle_connected(connection, agent.source, local, hello, self.now, wall);
+        self.state.handle_connected(connection, agent.origin(local), hello, self.now, wall);
         self.drain();
         connection
     }

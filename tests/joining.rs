@@ -1,0 +1,415 @@
+//! How hosts join, and who does not.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a fault ends the test")]
+
+mod lab;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::process::Stdio;
+use std::time::Duration;
+
+use lab::{
+    Agent, CONTROLLER as PROGRAM, Controller, Host, Lab, SOON, grpcurl_path, ping, ping_ok, wait_live,
+    wait_until,
+};
+
+const CONTROLLER: &str = "172.100.1.254:7443";
+const MESH: &str = "
+mesh: prod
+overlay: 10.9.0.0/24
+security: plain
+nodes: {web-1: {}, web-2: {}, web-3: {}}
+";
+
+/// Hosts on one segment with a controller to which nothing is plain text.
+struct Site {
+    _lab: Lab,
+    router: Host,
+    hosts: Vec<Host>,
+    controller: Controller,
+}
+
+impl Site {
+    fn new(count: usize, arguments: &[&str]) -> Self {
+        let lab = Lab::new();
+        let router = lab.host("router");
+        let hosts: Vec<_> = (1..=count).map(|n| lab.host(&format!("h{n}"))).collect();
+        let addresses: Vec<_> = (1..=count).map(|n| format!("172.100.1.{n}/24")).collect();
+        let ends: Vec<_> = hosts.iter().zip(addresses.iter().map(String::as_str)).collect();
+        lab.segment(&router, "172.100.1.254/24", &ends);
+        let controller = Controller::start_secure(&router, arguments);
+        Self { _lab: lab, router, hosts, controller }
+    }
+
+    /// An agent of host `n`, from 1.
+    fn agent(&self, n: usize, name: &str, arguments: &[&str]) -> Agent {
+        let fixed = ["--controller", CONTROLLER, "--name", name];
+        Agent::start(&self.hosts[n - 1], &[&fixed, arguments].concat())
+    }
+
+    /// The agents of `count` nodes that have joined with one token.
+    fn joined(&self, count: usize) -> Vec<Agent> {
+        let token = self.controller.token(&["--name", "web-*", "--uses", &count.to_string()]);
+        let agents: Vec<_> =
+            (1..=count).map(|n| self.agent(n, &format!("web-{n}"), &["--token", &token])).collect();
+        self.wait_live(count);
+        agents
+    }
+
+    fn wait_live(&self, count: usize) {
+        wait_live(&self.controller, &(1..=count).map(|n| format!("web-{n}")).collect::<Vec<_>>());
+    }
+
+    fn is_known(&self, node: &str) -> bool {
+        self.controller.node(node)["lastHeard"].is_string()
+    }
+}
+
+/// What an agent says of its session, in words.
+fn trouble(agent: &Agent) -> String {
+    agent.session()["trouble"].as_str().unwrap_or_default().to_owned()
+}
+
+fn wait_trouble(agent: &Agent, words: &str) {
+    let mut last = String::new();
+    let told = lab::holds_within(SOON, || {
+        last = trouble(agent);
+        last.contains(words)
+    });
+    assert!(told, "{words:?} is not in: {last}\n{}", agent.log());
+}
+
+#[test]
+fn hosts_join_with_a_token_and_stay_joined() {
+    let mut site = Site::new(3, &[]);
+    let mut agents = site.joined(3);
+    site.controller.apply_with(MESH, &["--wait"]).unwrap();
+    ping_ok(&site.hosts[0], "10.9.0.2");
+    let identity = |agent: &Agent| fs::read(agent.state_dir().join("identity.pem")).unwrap();
+    let before: Vec<_> = agents.iter().map(identity).collect();
+    // Neither side needs the token again.
+    for agent in &mut agents {
+        agent.kill9();
+    }
+    site.controller.kill9();
+    site.controller.restart();
+    for agent in &mut agents {
+        agent.restart();
+    }
+    site.wait_live(3);
+    ping_ok(&site.hosts[0], "10.9.0.3");
+    assert_eq!(agents.iter().map(identity).collect::<Vec<_>>(), before, "nobody has joined again");
+}
+
+#[test]
+fn a_token_is_refused_in_words_where_it_does_not_hold() {
+    let site = Site::new(1, &[]);
+    let controller = &site.controller;
+    let spent = controller.token(&["--uses", "1"]);
+    let first = site.agent(1, "first", &["--token", &spent]);
+    wait_live(controller, &["first".to_owned()]);
+    drop(first);
+    let revoked = controller.token(&[]);
+    controller.run(&["token", "revoke", revoked.split('.').nth(1).unwrap()]).unwrap();
+    let expired = controller.token(&["--ttl", "1s"]);
+    let other = controller.token(&["--name", "db-*"]);
+    let id = |token: &str| token.split('.').nth(1).unwrap().to_owned();
+    let is_expired = || controller.run(&["token", "list"]).unwrap().contains("ago");
+    wait_until(SOON, "it expires", is_expired);
+    for (token, words) in [
+        (&spent, "have joined with it"),
+        (&revoked, "it was revoked"),
+        (&expired, "has expired"),
+        (&other, "it is for nodes named db-*"),
+    ] {
+        let agent = site.agent(1, "web-1", &["--token", token]);
+        wait_trouble(&agent, words);
+        let events = controller.events("access-refused", "web-1");
+        let told = events.iter().any(|event| event["message"].as_str().unwrap().contains(&id(token)));
+        assert!(told, "{words}: {events:?}");
+        assert!(!site.is_known("web-1"));
+    }
+    let list = controller.run(&["token", "list"]).unwrap();
+    assert!(list.contains("1 of 1") && list.contains("0 of 1"), "nothing was used up: {list}");
+    // No part of a secret is told anywhere.
+    for token in [&spent, &revoked, &expired, &other] {
+        let secret = token.split('.').nth(2).unwrap();
+        let told = [controller.log(), list.clone(), controller.run(&["events", "-o", "json"]).unwrap()];
+        assert!(told.iter().all(|text| !text.contains(secret)));
+    }
+}
+
+#[test]
+fn two_hosts_with_one_token_for_one_are_told_apart() {
+    let site = Site::new(2, &[]);
+    let token = site.controller.token(&[]);
+    let agents = [1, 2].map(|n| site.agent(n, &format!("web-{n}"), &["--token", &token]));
+    let live = |n: usize| site.controller.node(&format!("web-{n}"))["health"] == "LIVE";
+    wait_until(SOON, "one joins", || live(1) || live(2));
+    let (joined, other) = if live(1) { (0, 1) } else { (1, 0) };
+    wait_trouble(&agents[other], "have joined with it");
+    assert!(live(joined + 1) && !live(other + 1));
+}
+
+#[test]
+fn a_host_without_a_token_waits_for_an_operator_who_types_its_code() {
+    let site = Site::new(1, &[]);
+    let agent = site.agent(1, "web-1", &[]);
+    wait_trouble(&agent, "waits for approval");
+    let text = trouble(&agent);
+    let code = text.split("approve web-1 ").nth(1).unwrap().split_whitespace().next().unwrap().to_owned();
+    let head = &code[..19];
+    let waits = || site.controller.run(&["status"]).unwrap().contains(head);
+    wait_until(SOON, "the controller shows the beginning of the code", waits);
+    assert!(!site.controller.run(&["status"]).unwrap().contains(&code), "and no more");
+    assert_eq!(site.controller.events("approval-wanted", "web-1").len(), 1);
+    let other = code.replace(&code[..1], if code.starts_with('7') { "8" } else { "7" });
+    for (code, words) in [(head, "not all of it"), (&other, "no host that asks to be it")] {
+        let refusal = site.controller.run(&["node", "approve", "web-1", code]).unwrap_err().to_string();
+        assert!(refusal.contains(words), "{refusal}");
+    }
+    site.controller.run(&["node", "approve", "web-1", &code, "--label", "role=web"]).unwrap();
+    site.wait_live(1);
+    assert_eq!(site.controller.node("web-1")["labels"]["role"], "web");
+    assert!(agent.log().contains("has joined"));
+}
+
+/// A word that is wrong is as good as none: the agent does not take the controller for its own.
+#[test]
+fn a_host_whose_code_was_typed_wrong_at_its_end_does_not_join() {
+    let site = Site::new(1, &[]);
+    let agent = site.agent(1, "web-1", &[]);
+    wait_trouble(&agent, "waits for approval");
+    let text = trouble(&agent);
+    let code = text.split("approve web-1 ").nth(1).unwrap().split_whitespace().next().unwrap().to_owned();
+    let end = if code.ends_with('7') { '8' } else { '7' };
+    let wrong = format!("{}{end}", &code[..code.len() - 1]);
+    let wait = || site.controller.run(&["node", "approve", "web-1", &wrong]).is_ok();
+    wait_until(SOON, "it is let in", wait);
+    // It asks again within 8 s, is given a certificate, and does not take it.
+    assert!(!lab::holds_within(Duration::from_secs(12), || site.is_known("web-1")));
+    wait_trouble(&agent, "waits for approval");
+    // The operator types it again.
+    site.controller.run(&["node", "approve", "web-1", &code]).unwrap();
+    site.wait_live(1);
+}
+
+#[test]
+fn a_false_controller_gets_no_session_and_no_token() {
+    let site = Site::new(2, &[]);
+    // It would let everybody in.
+    let everybody = ["--approve-any", "172.100.0.0/16"];
+    let listen = ["--listen", "0.0.0.0:7444"];
+    let false_one = Controller::start_secure(&site.router, &[&everybody[..], &listen].concat());
+    let token = site.controller.token(&["--uses", "9"]);
+    let to_false = ["--controller", "172.100.1.254:7444", "--name", "web-1"];
+    let joining = Agent::start(&site.hosts[0], &[&to_false[..], &["--token", &token]].concat());
+    wait_trouble(&joining, "nothing was sent to it");
+    drop(joining);
+    // The bare agent asks it, and is not satisfied by a yes that nobody has given it the word for.
+    let bare = Agent::start(&site.hosts[0], &to_false);
+    wait_trouble(&bare, "waits for approval");
+    assert_eq!(false_one.node("web-1")["lastHeard"], serde_json::Value::Null);
+    drop(bare);
+    // One that has joined does not take another for its own.
+    let mut agent = site.agent(2, "web-2", &["--token", &token]);
+    wait_live(&site.controller, &["web-2".to_owned()]);
+    agent.terminate();
+    let turned = ["--controller", "172.100.1.254:7444", "--name", "web-2"];
+    let turned = Agent::start_copy(&site.hosts[1], &agent.state_dir(), &turned);
+    wait_trouble(&turned, "not the controller that this agent has joined");
+    assert_eq!(false_one.node("web-2"), serde_json::Value::Null);
+    assert!(!false_one.log().contains(token.split('.').nth(2).unwrap()));
+}
+
+#[test]
+fn where_any_host_may_join_and_any_controller_is_believed_nobody_is_asked() {
+    let site = Site::new(1, &["--approve-any", "172.100.1.0/24"]);
+    let agent = site.agent(1, "web-1", &["--approve-any", "172.100.1.0/24"]);
+    site.wait_live(1);
+    assert!(agent.show("status").contains("--approve-any"));
+    assert!(site.controller.run(&["status"]).unwrap().contains("--approve-any"));
+    // What the node says of itself counts here.
+    let labelled = ["--approve-any", "172.100.1.0/24", "--label", "role=web"];
+    drop(agent);
+    let _agent = site.agent(1, "web-2", &labelled);
+    wait_live(&site.controller, &["web-2".to_owned()]);
+    assert_eq!(site.controller.node("web-2")["labels"]["role"], "web");
+}
+
+#[test]
+fn a_removed_node_is_off_its_peers_at_once_and_does_not_come_back() {
+    let site = Site::new(3, &[]);
+    let mut agents = site.joined(3);
+    site.controller.apply_with(MESH, &["--wait"]).unwrap();
+    ping_ok(&site.hosts[0], "10.9.0.2");
+    agents[2].kill9();
+    wait_until(Duration::from_secs(30), "it is gone", || site.controller.node("web-3")["health"] != "LIVE");
+    let told = site.controller.run(&["node", "remove", "web-2"]).unwrap();
+    let gone = || agents[0].tunnel_names().iter().all(|name| name != "prod.web-2");
+    wait_until(Duration::from_secs(2), "the tunnel to it is gone", gone);
+    assert!(told.contains("web-3"), "those that drop it later are named: {told}");
+    assert!(!ping(&site.hosts[0], "10.9.0.2", &[]));
+    wait_trouble(&agents[1], "was removed");
+    agents[1].restart();
+    wait_trouble(&agents[1], "was removed");
+    assert_eq!(site.controller.events("node-removed", "web-2").len(), 1);
+    agents[2].restart();
+    wait_live(&site.controller, &["web-3".to_owned()]);
+    wait_until(SOON, "the one that was away drops it", || agents[2].tunnel_names() == ["prod.web-1"]);
+    // It comes back as any other host does.
+    let token = site.controller.token(&["--name", "web-2"]);
+    agents[1].terminate();
+    let _again = site.agent(2, "web-2", &["--token", &token]);
+    wait_live(&site.controller, &["web-2".to_owned()]);
+}
+
+#[test]
+fn an_agent_is_no_other_node_than_its_certificate_says() {
+    let site = Site::new(2, &[]);
+    let mut agents = site.joined(2);
+    agents[1].terminate();
+    let claiming = ["--controller", CONTROLLER, "--name", "web-1"];
+    let claimed = Agent::start_copy(&site.hosts[1], &agents[1].state_dir(), &claiming);
+    wait_trouble(&claimed, "certificate is that of web-2");
+    let events = site.controller.events("access-refused", "web-2");
+    assert!(events[0]["message"].as_str().unwrap().contains("node web-1"), "{events:?}");
+    assert_eq!(site.controller.node("web-1")["endpoint"], "172.100.1.1");
+}
+
+#[test]
+fn plain_text_is_nothing_to_a_controller_that_was_not_told_of_it() {
+    let site = Site::new(1, &[]);
+    let agent = site.agent(1, "web-1", &["--insecure", "172.100.0.0/16"]);
+    wait_trouble(&agent, "closed the connection before it answered");
+    assert!(!site.is_known("web-1"));
+    assert!(site.controller.log().contains("it speaks plain text"), "{}", site.controller.log());
+}
+
+/// The methods that a controller serves over TCP, by what is in its protocol.
+const SERVED: [(&str, &str); 2] = [("AgentControl", "control.proto"), ("MeshAdmin", "admin.proto")];
+
+#[test]
+fn whoever_shows_no_certificate_is_refused_by_every_method() {
+    let site = Site::new(1, &[]);
+    let proto = concat!(env!("CARGO_MANIFEST_DIR"), "/proto");
+    let grpcurl = grpcurl_path();
+    let call = |arguments: &[&str]| {
+        let fixed = ["-insecure", "-max-time", "20", "-import-path", proto];
+        site.hosts[0].try_run([grpcurl.to_str().unwrap()].iter().chain(&fixed).chain(arguments))
+    };
+    let mut count = 0;
+    for (service, file) in SERVED {
+        let source = fs::read_to_string(format!("{proto}/tunmesh/v1/{file}")).unwrap();
+        let body =
+            source.split(&format!("service {service} {{")).nth(1).unwrap().split("\n}").next().unwrap();
+        for line in body.lines().filter_map(|line| line.trim().strip_prefix("rpc ")) {
+            let method = format!("tunmesh.v1.{service}/{}", line.split('(').next().unwrap());
+            let file = format!("tunmesh/v1/{file}");
+            let refusal = call(&["-proto", &file, "-d", "{}", CONTROLLER, &method]).unwrap_err().to_string();
+            assert!(refusal.contains("Code: Unauthenticated"), "{method}: {refusal}");
+            assert!(refusal.contains("no certificate was shown"), "{method}: {refusal}");
+            count += 1;
+        }
+    }
+    assert!(count > 14, "{count}");
+    let refusal = call(&[CONTROLLER, "list"]).unwrap_err().to_string();
+    assert!(refusal.contains("no certificate was shown"), "reflection: {refusal}");
+    let events = site.controller.events("access-refused", "");
+    assert!(
+        events.len() > 14 && events[0]["message"].as_str().unwrap().contains("172.100.1.1"),
+        "{events:?}"
+    );
+    assert_eq!(site.controller.json(&["nodes"])["nodes"], serde_json::Value::Null, "nothing changed");
+}
+
+#[test]
+fn the_socket_is_for_root_and_the_group_whatever_its_mode() {
+    let site = Site::new(0, &[]);
+    let socket = site.controller.socket();
+    // Somebody has opened it to all.
+    for path in [&socket, &socket.parent().unwrap().to_owned()] {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o777)).unwrap();
+    }
+    let outsider = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"];
+    let program = site.controller.state_dir().with_file_name("program");
+    // Where it was built may be closed to others.
+    fs::copy(PROGRAM, &program).unwrap();
+    let command = [program.to_str().unwrap(), "status", "--socket", socket.to_str().unwrap()];
+    let refusal = site.router.try_run(outsider.iter().chain(&command)).unwrap_err().to_string();
+    assert!(refusal.contains("is neither root nor a member of the group tunmesh"), "{refusal}");
+    let events = site.controller.events("access-refused", "");
+    assert!(
+        events[0]["message"].as_str().unwrap().contains("GetControllerStatus on the socket"),
+        "{events:?}"
+    );
+}
+
+#[test]
+fn what_crosses_the_control_channel_cannot_be_read() {
+    let site = Site::new(2, &[]);
+    let capture = site.controller.state_dir().with_file_name("capture");
+    let mut tcpdump = site
+        .router
+        .command("tcpdump")
+        .args(["-i", "any", "-U", "-Z", "root", "-w", capture.to_str().unwrap(), "tcp", "port", "7443"])
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("tcpdump starts: run scripts/test, which installs it");
+    let begun = || fs::metadata(&capture).is_ok_and(|file| file.len() >= 24);
+    wait_until(SOON, "tcpdump listens", begun);
+    let _agents = site.joined(2);
+    site.controller.apply_with(MESH, &["--wait"]).unwrap();
+    ping_ok(&site.hosts[0], "10.9.0.2");
+    let captured = || fs::read(&capture).unwrap();
+    let has = |text: &str| captured().windows(text.len()).any(|window| window == text.as_bytes());
+    // The one name in a handshake, which shows that something was captured.
+    wait_until(SOON, "handshakes are captured", || has("controller.tunmesh"));
+    for text in ["web-1", "web-2", "prod", "10.9.0", "172.100.1.1", "tunmesh issuer"] {
+        assert!(!has(text), "{text} can be read");
+    }
+    tcpdump.kill().unwrap();
+    tcpdump.wait().unwrap();
+}
+
+#[test]
+fn an_agent_that_has_left_is_a_stranger_until_it_joins_again() {
+    let site = Site::new(1, &[]);
+    let mut agents = site.joined(1);
+    assert!(agents[0].show("leave").contains("forgotten"));
+    agents[0].terminate();
+    let state = agents[0].state_dir();
+    let again = ["--controller", CONTROLLER, "--name", "web-1"];
+    let bare = Agent::start_copy(&site.hosts[0], &state, &again);
+    wait_trouble(&bare, "waits for approval");
+    drop(bare);
+    let token = site.controller.token(&["--name", "web-1"]);
+    let with = [&again[..], &["--token", &token]].concat();
+    let taken = Agent::start_copy(&site.hosts[0], &state, &with);
+    wait_trouble(&taken, "it has joined already, with another key");
+    site.controller.run(&["node", "remove", "web-1"]).unwrap();
+    wait_until(SOON, "it has joined again", || site.controller.node("web-1")["health"] == "LIVE");
+}
+
+#[test]
+fn another_process_of_its_user_does_not_read_a_controllers_memory() {
+    const USER: [&str; 6] = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"];
+    let lab = Lab::new();
+    let router = lab.host("router");
+    // Where it was built, and where its directory is, may be closed to this user.
+    let script = format!(
+        r#"d=$(dirname "$2"); chmod 777 "$d"; cp "$0" "$d/program"; exec {} "$d/program" serve "$@""#,
+        USER.join(" ")
+    );
+    let controller = Controller::start_by(&router, &["sh", "-c", &script, PROGRAM]);
+    let mut other = router.command(USER[0]).args(&USER[1..]).args(["sleep", "60"]).spawn().unwrap();
+    // The kernel asks the same for it as for the memory, and as before it writes a core dump.
+    let reads =
+        |pid: u32| router.try_run(USER.iter().chain(&["cat", &format!("/proc/{pid}/environ")])).is_ok();
+    wait_until(SOON, "that of a process that keeps nothing private can be read", || reads(other.id()));
+    assert!(!reads(controller.pid()));
+    other.kill().unwrap();
+    other.wait().unwrap();
+}

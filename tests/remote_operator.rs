@@ -1,0 +1,236 @@
+//! Who steers from elsewhere, and what they may do.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a fault ends the test")]
+
+mod lab;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use lab::{
+    Agent, CONTROLLER as PROGRAM, Controller, Failed, Host, Lab, SOON, grpcurl_path, wait_live, wait_until,
+};
+
+const SERVER: &str = "172.100.1.254:7443";
+const MESH: &str = "
+mesh: prod
+overlay: 10.9.0.0/24
+security: plain
+nodes: {web-1: {endpoint: 172.100.1.1}, web-2: {endpoint: 172.100.1.2}}
+";
+
+/// A controller, and a host from which operators ask it.
+struct Site {
+    _lab: Lab,
+    router: Host,
+    desk: Host,
+    controller: Controller,
+}
+
+impl Site {
+    fn new() -> Self {
+        let lab = Lab::new();
+        let (router, desk) = (lab.host("router"), lab.host("desk"));
+        lab.segment(&router, "172.100.1.254/24", &[(&desk, "172.100.1.9/24")]);
+        let controller = Controller::start_secure(&router, &[]);
+        Self { _lab: lab, router, desk, controller }
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.controller.state_dir().with_file_name(name)
+    }
+
+    /// Makes somebody an operator, and returns their identity.
+    fn operator(&self, name: &str, role: &str, options: &[&str]) -> PathBuf {
+        let file = self.file(&format!("{name}.pem"));
+        let create = ["admin", "create", name, "--role", role, "--file", file.to_str().unwrap()];
+        self.controller.run(&[&create[..], options].concat()).unwrap();
+        file
+    }
+
+    /// What a command answers whoever has this identity, asked from elsewhere.
+    fn ask(&self, identity: &Path, command: &[&str]) -> Result<String, Failed> {
+        let who = ["--server", SERVER, "--identity", identity.to_str().unwrap()];
+        self.desk.try_run([PROGRAM].iter().chain(command).chain(&who))
+    }
+
+    fn refusal(&self, identity: &Path, command: &[&str]) -> String {
+        self.ask(identity, command).unwrap_err().to_string()
+    }
+}
+
+#[test]
+fn each_role_may_what_it_says_and_no_more() {
+    let site = Site::new();
+    let mesh = site.controller.mesh_file(MESH);
+    let mesh = mesh.to_str().unwrap();
+    let commands: [(&str, &[&str]); 9] = [
+        ("viewer", &["status"]),
+        ("viewer", &["nodes"]),
+        ("viewer", &["events"]),
+        ("viewer", &["mesh", "list"]),
+        ("operator", &["apply", "-f", mesh]),
+        ("operator", &["mesh", "delete", "prod"]),
+        ("admin", &["token", "create"]),
+        ("admin", &["token", "list"]),
+        ("admin", &["admin", "list"]),
+    ];
+    let roles = ["viewer", "operator", "admin"];
+    for (may, role) in roles.iter().enumerate() {
+        let identity = site.operator(&format!("{role}-1"), role, &[]);
+        for (needs, command) in &commands {
+            let needed = roles.iter().position(|role| role == needs).unwrap();
+            let before = site.controller.json(&["status"])["generation"].clone();
+            let answer = site.ask(&identity, command);
+            if may >= needed {
+                assert!(answer.is_ok(), "{role}: {command:?}: {}", answer.unwrap_err());
+                continue;
+            }
+            let refusal = answer.unwrap_err().to_string();
+            let words = format!("{role}-1 has the role {role}, and this needs the role {needs}");
+            assert!(refusal.contains(&words), "{command:?}: {refusal}");
+            assert_eq!(
+                site.controller.json(&["status"])["generation"],
+                before,
+                "{command:?} changed something"
+            );
+            let told = site.controller.events("access-refused", "");
+            assert!(told.last().unwrap()["message"].as_str().unwrap().contains(&words), "{told:?}");
+        }
+    }
+    let list = site.controller.run(&["token", "list"]).unwrap();
+    assert!(list.contains("admin-1"), "who made it: {list}");
+}
+
+#[test]
+fn an_identity_is_worth_nothing_once_it_was_taken_or_has_expired_or_elsewhere() {
+    let site = Site::new();
+    let anna = site.operator("anna", "admin", &[]);
+    assert!(site.ask(&anna, &["status"]).is_ok());
+    assert!(site.controller.run(&["admin", "list"]).unwrap().contains("anna"));
+    site.controller.run(&["admin", "remove", "anna"]).unwrap();
+    assert!(site.refusal(&anna, &["status"]).contains("there is none with this key, or no more"));
+    // One of the same name is another.
+    let second = site.file("anna-2.pem");
+    let create = ["admin", "create", "anna", "--role", "viewer", "--file", second.to_str().unwrap()];
+    site.controller.run(&create).unwrap();
+    assert!(site.refusal(&anna, &["status"]).contains("there is none with this key, or no more"));
+    assert!(site.ask(&second, &["status"]).is_ok());
+
+    let brief = site.operator("brief", "admin", &["--ttl", "2s"]);
+    wait_until(SOON, "it expires", || site.ask(&brief, &["status"]).is_err());
+    assert!(site.refusal(&brief, &["status"]).contains("does not hold at this time"));
+
+    // Another controller's admin is nobody here, and does not take this one for theirs.
+    let other = Controller::start_secure(&site.router, &["--listen", "0.0.0.0:7444"]);
+    let foreign = site.file("foreign.pem");
+    let create = ["admin", "create", "eve", "--role", "admin", "--file", foreign.to_str().unwrap()];
+    other.run(&create).unwrap();
+    assert!(site.refusal(&foreign, &["status"]).contains("is not the controller of"));
+    // Also where it does not look.
+    let status = ["-insecure", "-cert", foreign.to_str().unwrap(), "-key", foreign.to_str().unwrap()];
+    let grpcurl = grpcurl_path();
+    let proto = concat!(env!("CARGO_MANIFEST_DIR"), "/proto");
+    let call = ["-import-path", proto, "-proto", "tunmesh/v1/admin.proto", SERVER];
+    let method = ["tunmesh.v1.MeshAdmin/GetControllerStatus"];
+    let command = [grpcurl.to_str().unwrap()];
+    let refusal = site.desk.try_run(command.iter().chain(&status).chain(&call).chain(&method)).unwrap_err();
+    assert!(refusal.to_string().contains("the certificate is of another authority"), "{refusal}");
+}
+
+#[test]
+fn whoever_watches_from_elsewhere_goes_on_doing_so() {
+    let site = Site::new();
+    let anna = site.operator("anna", "viewer", &[]);
+    let who = ["--server", SERVER, "--identity", anna.to_str().unwrap()];
+    let file = site.file("events");
+    let mut watch = site
+        .desk
+        .command(PROGRAM)
+        .args(["events", "-f", "-o", "json"])
+        .args(who)
+        .stdout(std::fs::File::create(&file).unwrap())
+        .spawn()
+        .unwrap();
+    // Twice as long as a connection stays on which nobody is.
+    assert!(!lab::holds_within(Duration::from_secs(16), || watch.try_wait().unwrap().is_some()), "it ended");
+    let mesh = site.controller.mesh_file(MESH);
+    site.controller.run(&["apply", "-f", mesh.to_str().unwrap()]).unwrap();
+    wait_until(SOON, "it is told", || std::fs::read_to_string(&file).unwrap().contains("mesh-applied"));
+    watch.kill().unwrap();
+    watch.wait().unwrap();
+}
+
+#[test]
+fn an_identity_serves_grpcurl_as_it_is() {
+    let site = Site::new();
+    let anna = site.operator("anna", "viewer", &[]);
+    let anna = anna.to_str().unwrap();
+    let grpcurl = grpcurl_path();
+    let who = ["-cacert", anna, "-cert", anna, "-key", anna, "-servername", "controller.tunmesh"];
+    let call = [grpcurl.to_str().unwrap()];
+    let listed = site.desk.run(call.iter().chain(&who).chain(&[SERVER, "list"]));
+    assert!(listed.contains("tunmesh.v1.MeshAdmin"), "{listed}");
+    let method = "tunmesh.v1.MeshAdmin/ListNodes";
+    let nodes = site.desk.run(call.iter().chain(&who).chain(&[SERVER, method]));
+    assert_eq!(nodes.split_whitespace().collect::<String>(), "{}");
+}
+
+#[test]
+fn an_identity_is_its_owners_alone_and_never_written_over() {
+    use std::os::unix::fs::PermissionsExt;
+    let site = Site::new();
+    let anna = site.operator("anna", "viewer", &[]);
+    let mode = std::fs::metadata(&anna).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let again = ["admin", "create", "bob", "--role", "viewer", "--file", anna.to_str().unwrap()];
+    assert!(site.controller.run(&again).unwrap_err().to_string().contains("it is there already"));
+    assert!(!site.controller.run(&["admin", "list"]).unwrap().contains("bob"));
+    std::fs::set_permissions(&anna, std::fs::Permissions::from_mode(0o644)).unwrap();
+    assert!(site.refusal(&anna, &["status"]).contains("chmod 600"));
+}
+
+#[test]
+fn the_root_changes_under_agents_and_operators_and_its_key_can_be_away() {
+    let site = Site::new();
+    let anna = site.operator("anna", "admin", &[]);
+    let old = site.controller.token(&["--uses", "9"]);
+    let join = |name: &str, token: &str| {
+        Agent::start(&site.desk, &["--controller", SERVER, "--name", name, "--token", token])
+    };
+    let mut first = join("web-1", &old);
+    wait_live(&site.controller, &["web-1".to_owned()]);
+    let state = site.controller.state_dir();
+    let key = site.file("root.pem");
+    let away = |command: &str| {
+        site.controller.host().try_run([
+            PROGRAM,
+            "ca",
+            command,
+            key.to_str().unwrap(),
+            "--state-dir",
+            state.to_str().unwrap(),
+        ])
+    };
+    away("export").unwrap();
+    assert!(site.refusal(&anna, &["ca", "rotate"]).contains("controller ca import"));
+    assert!(site.ask(&anna, &["ca", "show"]).unwrap().contains("is elsewhere"));
+    assert!(away("export").unwrap_err().to_string().contains("ca import"));
+    away("import").unwrap();
+    let rotated = site.ask(&anna, &["ca", "rotate"]).unwrap();
+    let pins: Vec<&str> = rotated.lines().filter_map(|line| line.split_whitespace().next()).collect();
+    let pin = old.rsplit('.').next().unwrap();
+    assert!(pins.contains(&pin) && pins.iter().filter(|pin| pin.len() == 43).count() == 2, "{rotated}");
+    // Who knows only the last root is believed and believes, and so is whoever comes with an old token or a new one.
+    assert!(site.ask(&anna, &["status"]).is_ok());
+    first.restart();
+    wait_live(&site.controller, &["web-1".to_owned()]);
+    first.terminate();
+    let second = join("web-2", &old);
+    wait_live(&site.controller, &["web-2".to_owned()]);
+    drop(second);
+    let new = site.controller.token(&[]);
+    assert!(!new.ends_with(pin));
+    let _third = join("web-3", &new);
+    wait_live(&site.controller, &["web-3".to_owned()]);
+}
