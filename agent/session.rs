@@ -237,6 +237,8 @@ impl Session {
             labels: self.identity.labels.clone(),
             endpoint: self.identity.endpoint.clone(),
             data_port: self.identity.data_port,
+            // Whoever sends it reads the clock.
+            clock: None,
         };
         self.send(AgentMessage::Hello(hello));
     }

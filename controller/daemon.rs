@@ -62,13 +62,15 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let (controller, requests) = runtime::channel();
     let mut services = JoinSet::new();
     let listening = facts.listen.join(", ");
-    let admin = Admin::new(controller.clone(), facts, Arc::clone(&credentials), stop.clone());
+    let admin =
+        Admin::new(controller.clone(), facts, Arc::clone(&credentials), Arc::clone(&store), stop.clone());
     let (health, operators) = listen::local(admin.clone(), controller.clone(), socket, stop.clone()).await?;
     services.spawn(operators);
     let (stored, start) = load(store.as_ref()).await?;
     let revision = stored.revision;
     let runtime = Runtime::new(stored, start, store, requests);
-    let gate = Gate::new(&config.insecure, connections(open_files), credentials.handshakes());
+    let handshakes = credentials.handshakes();
+    let gate = Gate::new(&config.insecure, connections(open_files), handshakes, controller.clone());
     let enroller = Enroller::new(controller.clone(), Arc::clone(&credentials), &config.approve_any);
     services.spawn(Arc::clone(&credentials).keep(stop.clone()));
     let control = Control::new(controller.clone());

@@ -1,6 +1,7 @@
 //! The controller: holds the mesh that is wanted, and brings it to the agents.
 
 pub mod alloc;
+pub mod audit;
 pub mod cli;
 pub mod config;
 pub mod credentials;

@@ -165,6 +165,8 @@ pub struct Node {
     pub told: Health,
     /// Why it does not follow this controller, as its agent said last.
     pub refusal: Option<String>,
+    /// By how much its clock was off when its session began, and whether it was ahead; absent: not by much.
+    pub clock_off: Option<(Duration, bool)>,
     /// Why it has asked for all again, until it acknowledges something.
     pub obstacle: Option<String>,
     /// What it has acknowledged since its last Hello.
@@ -205,6 +207,7 @@ impl Node {
             is_gone: false,
             told: Health::Offline,
             refusal: None,
+            clock_off: None,
             obstacle: None,
             observed: None,
             failures: BTreeMap::new(),
@@ -281,6 +284,21 @@ impl Node {
             self.answered = self.answered.max(request);
         }
         told
+    }
+
+    /// That its clock is off, in words.
+    pub fn clock_words(&self) -> Option<String> {
+        let (off, is_ahead) = self.clock_off?;
+        let side = if is_ahead { "ahead of" } else { "behind" };
+        // What is said in seconds is late by up to one.
+        let minutes = (off.as_secs() + 30) / 60;
+        let (days, hours) = (minutes / 1_440, minutes % 1_440 / 60);
+        let span = match (days, hours) {
+            (0, 0) => format!("{minutes} min"),
+            (0, hours) => format!("{hours} h {} min", minutes % 60),
+            (days, hours) => format!("{days} d {hours} h"),
+        };
+        Some(format!("its clock is {span} {side} the controller's: set the one that is wrong"))
     }
 
     fn deadline(&self) -> Option<Instant> {

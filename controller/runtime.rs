@@ -16,6 +16,7 @@ use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 
+use crate::controller::audit::{Asker, Deed};
 use crate::controller::mesh::Mesh;
 use crate::controller::plan::{Plan, PlanHash};
 use crate::controller::registry::Origin;
@@ -170,16 +171,22 @@ impl ControllerHandle {
         mesh: Mesh,
         hash: Option<PlanHash>,
         allow_removals: bool,
+        asker: Asker,
     ) -> Result<Applied, OrderError> {
-        self.order(Order::Apply { mesh: Box::new(mesh), hash, allow_removals }).await
+        self.order(Order::Apply { mesh: Box::new(mesh), hash, allow_removals, asker }).await
     }
 
     /// Deletes a mesh, see [`Basis::delete_mesh`](crate::controller::state::Basis::delete_mesh).
     ///
     /// # Errors
     /// Why it was refused; nothing changed.
-    pub async fn delete_mesh(&self, mesh: MeshName, allow_removals: bool) -> Result<Applied, OrderError> {
-        self.order(Order::Delete { mesh, allow_removals }).await
+    pub async fn delete_mesh(
+        &self,
+        mesh: MeshName,
+        allow_removals: bool,
+        asker: Asker,
+    ) -> Result<Applied, OrderError> {
+        self.order(Order::Delete { mesh, allow_removals, asker }).await
     }
 
     async fn order(&self, order: Order) -> Result<Applied, OrderError> {
@@ -189,16 +196,18 @@ impl ControllerHandle {
     }
 
     /// Changes who may join or who may steer. When this returns well the store has it, and [`Self::trust`] says it.
-    /// `judge` makes it so in a draft, and may be called again with another; it gets the wall time.
+    /// `judge` makes it so in a draft, and may be called again with another; it gets the wall time. Where anything
+    /// changes, `deed` is recorded.
     ///
     /// # Errors
     /// Why it was refused; nothing changed.
     pub async fn change<T: Send + 'static>(
         &self,
+        deed: Option<Deed>,
         judge: impl FnMut(&mut Draft, Duration) -> Result<T, Denial> + Send + 'static,
     ) -> Result<T, ChangeError> {
         let (reply, answer) = oneshot::channel();
-        self.send(Request::Change(Box::new(Asked::new(judge, reply)))).await?;
+        self.send(Request::Change(Box::new(Asked::new(deed, judge, reply)))).await?;
         answer.await.map_err(|_| Stopping)?
     }
 
@@ -230,7 +239,7 @@ impl ControllerHandle {
         code: Code,
         root: KeyId,
         labels: BTreeMap<String, String>,
-        by: String,
+        asker: Asker,
     ) -> Result<(), ChangeError> {
         let (asked, head) = (node.clone(), code.head);
         let waiting = self.look(move |state, _, _| {
@@ -241,8 +250,11 @@ impl ControllerHandle {
         let Some(key) = waiting.await? else {
             return Err(ChangeError::Refused(Denial::UnknownCode(node)));
         };
-        let proof = Proof::Approval { by, word: *code.word.as_bytes(), labels };
-        self.change(move |draft, wall| draft.enrol(&node, key, proof.clone(), wall)).await.map(drop)
+        let proof = Proof::Approval { by: asker.who.clone(), word: *code.word.as_bytes(), labels };
+        let deed = Deed { asker, method: "ApproveNode", what: format!("node {node}") };
+        self.change(Some(deed), move |draft, wall| draft.enrol(&node, key, proof.clone(), wall))
+            .await
+            .map(drop)
     }
 
     /// Takes note that somebody was refused. Where too much is to be noted, it is not.

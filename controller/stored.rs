@@ -3,11 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::alloc::Allocations;
+use super::audit::{Deed, Head, KEPT, Record};
 use super::mesh::Mesh;
 use super::plan::{NodeRecord, Wanted};
 use super::store::transaction::{Change, Condition, Entry, Transaction, Write};
@@ -20,6 +22,9 @@ use crate::proto::trust::TokenId;
 const SCHEMA: u64 = 1;
 /// How many starts are remembered. To agents that were away for more it is as if an older copy had been restored.
 const TIMELINES: usize = 1_000;
+
+/// Below which the records of changes are.
+pub const AUDIT: &str = "/audit/";
 
 /// A key of the store.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -38,6 +43,7 @@ enum Key {
     Identity(NodeName),
     Removed(NodeName),
     Operator(OperatorName),
+    Audit(u64),
 }
 
 impl From<&Item> for Key {
@@ -68,6 +74,8 @@ impl fmt::Display for Key {
             Self::Identity(name) => write!(f, "/identities/{name}"),
             Self::Removed(name) => write!(f, "/removed/{name}"),
             Self::Operator(name) => write!(f, "/operators/{name}"),
+            // In the order of the numbers.
+            Self::Audit(number) => write!(f, "{AUDIT}{number:020}"),
         }
     }
 }
@@ -94,6 +102,7 @@ impl Key {
             ("identities", rest) => Some(name(rest).map(Self::Identity)),
             ("removed", rest) => Some(name(rest).map(Self::Removed)),
             ("operators", rest) => Some(name(rest).map(Self::Operator)),
+            ("audit", rest) => Some(rest.parse().map(Self::Audit).map_err(|_| "is no number".to_owned())),
             _ => None,
         }
     }
@@ -110,6 +119,8 @@ pub struct Stored {
     pub wanted: Wanted,
     /// Who may join and who may steer.
     pub trust: Arc<Trust>,
+    /// Where the records of changes end.
+    pub audit: Head,
     /// Up to which revision each node's removals have been consented to.
     pub consents: BTreeMap<NodeName, u64>,
     /// The revision.
@@ -146,6 +157,8 @@ pub struct Touched {
     pub identities: BTreeMap<NodeName, bool>,
     /// Whether anything may be wanted otherwise of a node.
     pub wanted: bool,
+    /// What was done, in order.
+    pub records: Vec<Record>,
 }
 
 impl Stored {
@@ -289,7 +302,7 @@ impl Stored {
         touched: &mut Touched,
     ) -> Result<(), String> {
         let content = value.map(|(content, _)| content.as_slice());
-        touched.wanted |= !matches!(key, Key::Token(_) | Key::Identity(_) | Key::Operator(_));
+        touched.wanted |= !matches!(key, Key::Token(_) | Key::Identity(_) | Key::Operator(_) | Key::Audit(_));
         match key {
             Key::StoreId => self.store_id = content.map(read_text).transpose()?.unwrap_or_default(),
             Key::Incarnation => self.incarnation = content.map_or(Ok(0), read_number)?,
@@ -348,6 +361,15 @@ impl Stored {
                 let operator = content.map(read_json::<Operator>).transpose();
                 put(&mut Arc::make_mut(&mut self.trust).operators, name, operator)?;
             }
+            // The oldest go, and the last stays.
+            Key::Audit(number) => {
+                if let Some(record) = content.map(read_json::<Record>).transpose()?
+                    && number > self.audit.number
+                {
+                    self.audit = Head { number, chain: record.chain.clone() };
+                    touched.records.push(record);
+                }
+            }
             Key::Removed(name) => {
                 for removed in [&mut Arc::make_mut(&mut self.trust).removed, &mut self.wanted.removed] {
                     match content {
@@ -360,8 +382,21 @@ impl Stored {
         Ok(())
     }
 
+    /// Has deeds recorded by the transaction that does them.
+    pub fn record(&self, deeds: &[Deed], wall: Duration, transaction: &mut Transaction) {
+        for (number, record) in self.audit.append(deeds, self.revision, wall) {
+            let key = Key::Audit(number);
+            // Of two that would have one number one is done.
+            transaction.conditions.push(self.unchanged(&key));
+            transaction.writes.push(json(&key, &record));
+            if let Some(oldest) = number.checked_sub(KEPT).filter(|oldest| *oldest > 0) {
+                transaction.writes.push(Write::Delete(Key::Audit(oldest).to_string()));
+            }
+        }
+    }
+
     /// What makes a draft real; `None`: all of it is stored.
-    pub fn transaction_of(&self, draft: &Draft) -> Option<Transaction> {
+    pub fn transaction_of(&self, draft: &Draft, wall: Duration) -> Option<Transaction> {
         if draft.touched.is_empty() {
             return None;
         }
@@ -386,7 +421,7 @@ impl Stored {
             }
             Item::Removed(_) | Item::Token(_) | Item::Identity(_) | Item::Operator(_) => None,
         });
-        Some(Transaction {
+        let mut transaction = Transaction {
             conditions: draft.touched.iter().map(|item| self.unchanged(&Key::from(item))).collect(),
             writes: draft
                 .touched
@@ -395,7 +430,9 @@ impl Stored {
                 .chain(silenced)
                 .chain(draft.consents.iter().map(put_consent))
                 .collect(),
-        })
+        };
+        self.record(&draft.deeds, wall, &mut transaction);
+        Some(transaction)
     }
 }
 

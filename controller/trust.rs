@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::audit::Deed;
 use crate::proto::model::{NodeName, OperatorName};
 use crate::proto::trust::{KeyId, NamePattern, Role, Secret, SecretHash, TokenId};
 
@@ -240,12 +241,22 @@ pub struct Draft {
     pub touched: BTreeSet<Item>,
     /// The nodes that may lose most of their tunnels for it.
     pub consents: BTreeSet<NodeName>,
+    /// What was done, in order.
+    pub deeds: Vec<Deed>,
+    /// How often anything was changed.
+    edits: usize,
 }
 
 impl Draft {
     /// One in which all is as it is stored.
     pub fn new(stored: &Arc<Trust>) -> Self {
-        Self { trust: Arc::clone(stored), touched: BTreeSet::new(), consents: BTreeSet::new() }
+        Self {
+            trust: Arc::clone(stored),
+            touched: BTreeSet::new(),
+            consents: BTreeSet::new(),
+            deeds: Vec::new(),
+            edits: 0,
+        }
     }
 
     /// Lets a node join, whose agent has shown that it has `key`. A node that comes again with its key has joined
@@ -421,7 +432,25 @@ impl Draft {
         Ok(())
     }
 
+    /// Does something that is told as `deed` where it changes anything.
+    ///
+    /// # Errors
+    /// Those of `work`.
+    pub fn attempt<T>(
+        &mut self,
+        deed: Option<&Deed>,
+        work: impl FnOnce(&mut Self) -> Result<T, Denial>,
+    ) -> Result<T, Denial> {
+        let before = self.edits;
+        let done = work(self)?;
+        if self.edits > before {
+            self.deeds.extend(deed.cloned());
+        }
+        Ok(done)
+    }
+
     fn edit(&mut self) -> &mut Trust {
+        self.edits += 1;
         Arc::make_mut(&mut self.trust)
     }
 

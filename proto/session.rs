@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -289,6 +290,8 @@ pub struct Hello {
     pub endpoint: Option<Remote>,
     /// The UDP port on which it receives packets.
     pub data_port: u16,
+    /// What time it is by its clock, since the Unix epoch; absent: it does not say.
+    pub clock: Option<Duration>,
 }
 
 /// What an agent has of its controller.

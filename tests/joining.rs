@@ -413,3 +413,63 @@ fn another_process_of_its_user_does_not_read_a_controllers_memory() {
     other.kill().unwrap();
     other.wait().unwrap();
 }
+
+/// A command of an agent whose wall clock is off by so much, as `+1h`; its other clocks go on as they are.
+fn with_clock(off: &str, arguments: &[&str]) -> Vec<String> {
+    let directories = fs::read_dir("/usr/lib").unwrap().map(|entry| entry.unwrap().path());
+    let library =
+        directories.map(|directory| directory.join("faketime/libfaketime.so.1")).find(|path| path.exists());
+    let library = library.expect("libfaketime is there: run scripts/test, which installs it");
+    let preload = format!("LD_PRELOAD={}", library.display());
+    let clock = format!("FAKETIME={off}");
+    let command = ["env", "FAKETIME_DONT_FAKE_MONOTONIC=1", &preload, &clock, lab::AGENT];
+    command.iter().chain(arguments).map(|word| (*word).to_owned()).collect()
+}
+
+fn words(command: &[String]) -> Vec<&str> {
+    command.iter().map(String::as_str).collect()
+}
+
+#[test]
+fn a_clock_that_is_off_changes_no_forwarding_and_is_told() {
+    let site = Site::new(3, &[]);
+    let token = site.controller.token(&["--uses", "9"]);
+    let start = |n: usize, off: &str| {
+        let name = format!("web-{n}");
+        let command = with_clock(off, &["--controller", CONTROLLER, "--name", &name, "--token", &token]);
+        Agent::start_by(&site.hosts[n - 1], &words(&command))
+    };
+    let (_hour, _week) = (start(1, "+1h"), start(2, "+7d"));
+    let _right = site.agent(3, "web-3", &["--token", &token]);
+    site.wait_live(3);
+    site.controller.apply_with(MESH, &["--wait"]).unwrap();
+    for to in ["10.9.0.2", "10.9.0.3"] {
+        ping_ok(&site.hosts[0], to);
+    }
+    for (node, words) in [("web-1", "its clock is 1 h 0 min ahead"), ("web-2", "its clock is 7 d 0 h ahead")]
+    {
+        let events = site.controller.events("clock-off", node);
+        assert!(events[0]["message"].as_str().unwrap().contains(words), "{events:?}");
+        assert!(site.controller.run(&["status"]).unwrap().contains(words));
+    }
+    assert_eq!(site.controller.events("clock-off", "web-3").len(), 0);
+}
+
+#[test]
+fn a_host_that_lives_a_week_ago_says_why_it_does_not_join_and_keeps_what_it_has() {
+    let site = Site::new(2, &[]);
+    let mut agents = site.joined(2);
+    site.controller.apply_with(MESH, &["--wait"]).unwrap();
+    ping_ok(&site.hosts[0], "10.9.0.2");
+    agents[0].terminate();
+    let late = with_clock("-7d", &["--controller", CONTROLLER, "--name", "web-1"]);
+    let late = Agent::start_copy_by(&site.hosts[0], &agents[0].state_dir(), &words(&late));
+    wait_trouble(&late, "set the clock of this host");
+    wait_trouble(&late, "holds only in 5 d 23 h by this host's clock");
+    ping_ok(&site.hosts[0], "10.9.0.2");
+    let events = site.controller.events("access-refused", "");
+    let told = events
+        .iter()
+        .any(|event| event["message"].as_str().unwrap().contains("172.100.1.1: it does not believe"));
+    assert!(told, "{events:?}");
+}

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Modules whose code takes time as an argument and returns values.
-const PURE: [&str; 14] = [
+const PURE: [&str; 15] = [
     "proto",
     "agent/packet",
     "agent/reconcile",
@@ -14,6 +14,7 @@ const PURE: [&str; 14] = [
     "agent/state",
     "agent/target",
     "controller/alloc",
+    "controller/audit",
     "controller/mesh",
     "controller/plan",
     "controller/registry",

@@ -234,3 +234,64 @@ fn the_root_changes_under_agents_and_operators_and_its_key_can_be_away() {
     let _third = join("web-3", &new);
     wait_live(&site.controller, &["web-3".to_owned()]);
 }
+
+#[test]
+fn every_change_is_told_with_who_made_it_and_nothing_else_is() {
+    let site = Site::new();
+    let anna = site.operator("anna", "admin", &[]);
+    let viewer = site.operator("victor", "viewer", &[]);
+    let mesh = site.controller.mesh_file(MESH);
+    let mesh = mesh.to_str().unwrap();
+    site.ask(&anna, &["apply", "-f", mesh]).unwrap();
+    // Nothing changes by these.
+    site.ask(&anna, &["apply", "-f", mesh]).unwrap();
+    site.ask(&anna, &["plan", "-f", mesh]).unwrap();
+    site.ask(&viewer, &["mesh", "delete", "prod"]).unwrap_err();
+    site.ask(&anna, &["mesh", "delete", "other"]).unwrap_err();
+    let token = site.controller.token(&["--name", "web-*"]);
+    let _agent = Agent::start(&site.desk, &["--controller", SERVER, "--name", "web-1", "--token", &token]);
+    wait_live(&site.controller, &["web-1".to_owned()]);
+    site.ask(&anna, &["node", "remove", "web-1"]).unwrap();
+    site.controller.run(&["mesh", "delete", "prod"]).unwrap();
+    let audit = site.controller.json(&["audit"]);
+    let records = audit["records"].as_array().unwrap();
+    let told: Vec<String> = records
+        .iter()
+        .map(|record| {
+            let text = |field: &str| record[field].as_str().unwrap().to_owned();
+            assert_eq!(text("request").len(), 16, "{record}");
+            let revision = |field: &str| text(field).parse::<u64>().unwrap();
+            assert!(revision("before") < revision("after"), "{record}");
+            format!("{} {} {}", text("who"), text("method"), text("what"))
+        })
+        .collect();
+    let id = token.split('.').nth(1).unwrap();
+    let expected = [
+        "root CreateOperator admin anna".to_owned(),
+        "root CreateOperator viewer victor".to_owned(),
+        "anna Apply mesh prod".to_owned(),
+        format!("root CreateToken token {id} for 1 nodes named web-*"),
+        format!("host at 172.100.1.9 Enrol node web-1 with the token {id}"),
+        "anna RemoveNode node web-1".to_owned(),
+        "root DeleteMesh mesh prod".to_owned(),
+    ];
+    assert_eq!(told, expected);
+    assert!(site.refusal(&viewer, &["audit"]).contains("needs the role admin"));
+    assert!(!audit.to_string().contains(token.split('.').nth(2).unwrap()));
+    // It goes on where it was, also after a restart.
+    let mut site = site;
+    site.controller.kill9();
+    site.controller.restart();
+    site.ask(&anna, &["apply", "-f", mesh]).unwrap();
+    assert_eq!(site.controller.json(&["audit"])["records"].as_array().unwrap().len(), 8);
+    // Who changes the store behind its back is seen.
+    site.controller.terminate();
+    let database = rusqlite::Connection::open(site.controller.state_dir().join("store.db")).unwrap();
+    let changed = "update kv set value = cast(replace(cast(value as text), 'anna', 'eves') as blob) \
+                   where key = '/audit/00000000000000000003'";
+    assert_eq!(database.execute(changed, []).unwrap(), 1);
+    drop(database);
+    site.controller.restart();
+    let told = site.controller.run(&["audit"]).unwrap_err().to_string();
+    assert!(told.contains("record 3 is not as it was written"), "{told}");
+}

@@ -21,8 +21,9 @@ use tonic_types::StatusExt;
 use crate::agent::session::{Trouble, TroubleKind};
 use crate::proto::convert::session::controller_message;
 use crate::proto::host::client::over;
+use crate::proto::host::clock;
 use crate::proto::model::{Host, Remote};
-use crate::proto::session::{AgentMessage, CONTROLLER_PORT, ControllerMessage};
+use crate::proto::session::{AgentMessage, CONTROLLER_PORT, ControllerMessage, Hello};
 use crate::proto::v1;
 use crate::proto::v1::agent_control_client::AgentControlClient;
 
@@ -234,7 +235,7 @@ async fn converse(
     let mut client = AgentControlClient::new(channel.clone()).max_decoding_message_size(LONGEST);
     // Where nobody listens any more it is read on, so that the last words get out.
     let _ = events.send(Event::Connected).await;
-    let outbound = ReceiverStream::new(messages).map(v1::AgentMessage::from);
+    let outbound = ReceiverStream::new(messages).map(|message| v1::AgentMessage::from(with_clock(message)));
     let answer = client.session(outbound).await.map_err(|status| match status.source() {
         Some(cause) if is_plain => unanswered(cause, local),
         Some(_) | None => status.into(),
@@ -273,6 +274,21 @@ async fn converse(
                 return Err(End::new(TroubleKind::Unintelligible, words));
             }
         }
+    }
+}
+
+/// A message with the time by this host's clock, where it is to have one.
+fn with_clock(message: AgentMessage) -> AgentMessage {
+    match message {
+        AgentMessage::Hello(hello) => {
+            AgentMessage::Hello(Hello { clock: Some(clock::since_epoch()), ..hello })
+        }
+        other @ (AgentMessage::Ack(_)
+        | AgentMessage::Resync(_)
+        | AgentMessage::Heartbeat(_)
+        | AgentMessage::Report(_)
+        | AgentMessage::Goodbye
+        | AgentMessage::Refusal(_)) => other,
     }
 }
 

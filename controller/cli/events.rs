@@ -43,20 +43,20 @@ fn text(format: Format, event: &v1::Event) -> Result<String, Error> {
 
 /// Time, kind, node and message. The columns fit the usual names; longer ones push the rest.
 fn line(event: &v1::Event) -> String {
-    let time = event.time.map_or_else(String::new, |time| {
-        let whole = pbjson_types::Timestamp { nanos: 0, ..time };
-        serde_json::to_value(whole)
-            .ok()
-            .and_then(|text| Some(text.as_str()?.to_owned()))
-            .unwrap_or_default()
-            .replace("+00:00", "Z")
-    });
+    let time = event.time.as_ref().map_or_else(String::new, time);
     let node = if event.node.is_empty() { "-" } else { &event.node };
     let named = |what: &str, name: &str| (!name.is_empty()).then(|| format!("{what}{name}"));
     let parts = [named("mesh ", &event.mesh), named("tunnel ", &event.tunnel), named("", &event.message)];
     let words: Vec<String> = parts.into_iter().flatten().collect();
     let line = format!("{time}  {:<18}  {node:<12}  {}", event.kind, words.join(": "));
     printable(line.trim_end())
+}
+
+/// A time as people read it, to the second.
+pub(super) fn time(time: &pbjson_types::Timestamp) -> String {
+    let whole = pbjson_types::Timestamp { nanos: 0, ..*time };
+    let text = serde_json::to_value(whole).ok().and_then(|text| Some(text.as_str()?.to_owned()));
+    text.unwrap_or_default().replace("+00:00", "Z")
 }
 
 #[cfg(test)]

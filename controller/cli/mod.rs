@@ -15,6 +15,7 @@ use crate::proto::v1::mesh_admin_client::MeshAdminClient;
 
 mod admin;
 mod apply;
+mod audit;
 mod ca;
 mod converge;
 mod error;
@@ -68,6 +69,7 @@ enum Ask {
     Nodes(nodes::NodesArgs),
     Tunnels(nodes::TunnelsArgs),
     Events(events::Args),
+    Audit(audit::Args),
     /// Say which hosts may join
     #[command(subcommand)]
     Token(token::Command),
@@ -163,6 +165,7 @@ impl Ask {
             Self::Nodes(args) => args.run().await,
             Self::Tunnels(args) => args.run().await,
             Self::Events(args) => args.run().await,
+            Self::Audit(args) => args.run().await,
             Self::Token(command) => command.run().await,
             Self::Node(command) => command.run().await,
             Self::Admin(command) => command.run().await,

@@ -8,6 +8,7 @@ use tokio::sync::oneshot;
 use tokio::task::{JoinError, JoinSet};
 
 use super::Stopping;
+use crate::controller::audit::Deed;
 use crate::controller::state::ControllerState;
 use crate::controller::store::{Store, StoreError};
 use crate::controller::trust::{Denial, Draft};
@@ -45,14 +46,15 @@ pub(super) trait Change: Send {
 
 /// A change with whoever waits for it.
 pub(super) struct Asked<T, F> {
+    deed: Option<Deed>,
     judge: F,
     outcome: Option<Result<T, Denial>>,
     reply: oneshot::Sender<Result<T, ChangeError>>,
 }
 
 impl<T, F> Asked<T, F> {
-    pub(super) fn new(judge: F, reply: oneshot::Sender<Result<T, ChangeError>>) -> Self {
-        Self { judge, outcome: None, reply }
+    pub(super) fn new(deed: Option<Deed>, judge: F, reply: oneshot::Sender<Result<T, ChangeError>>) -> Self {
+        Self { deed, judge, outcome: None, reply }
     }
 }
 
@@ -62,7 +64,8 @@ where
     F: FnMut(&mut Draft, Duration) -> Result<T, Denial> + Send,
 {
     fn judge(&mut self, draft: &mut Draft, wall: Duration) {
-        self.outcome = Some((self.judge)(draft, wall));
+        let judge = &mut self.judge;
+        self.outcome = Some(draft.attempt(self.deed.as_ref(), |draft| judge(draft, wall)));
     }
 
     fn answer(self: Box<Self>, fault: Option<ChangeError>) {
@@ -159,7 +162,7 @@ impl Changes {
         let mut draft = Draft::new(&state.stored().trust);
         let mut changes = std::mem::take(&mut self.waiting);
         changes.iter_mut().for_each(|change| change.judge(&mut draft, wall));
-        match state.stored().transaction_of(&draft) {
+        match state.stored().transaction_of(&draft, wall) {
             None => changes.into_iter().for_each(|change| change.answer(None)),
             Some(transaction) => {
                 self.batch = changes;

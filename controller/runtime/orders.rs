@@ -9,6 +9,7 @@ use tokio::sync::oneshot;
 use tokio::task::{JoinError, JoinSet};
 
 use super::Stopping;
+use crate::controller::audit::{Asker, Deed};
 use crate::controller::mesh::Mesh;
 use crate::controller::plan::{Plan, PlanHash};
 use crate::controller::state::{ApplyError, Basis, ControllerState};
@@ -57,10 +58,12 @@ pub(super) enum Order {
         mesh: Box<Mesh>,
         hash: Option<PlanHash>,
         allow_removals: bool,
+        asker: Asker,
     },
     Delete {
         mesh: MeshName,
         allow_removals: bool,
+        asker: Asker,
     },
 }
 
@@ -76,15 +79,24 @@ impl Order {
     fn judge(&self, basis: &Basis, wall: Duration) -> Result<(Plan, Option<Transaction>), ApplyError> {
         match self {
             Self::Plan(mesh) => Ok((basis.plan(Mesh::clone(mesh), wall), None)),
-            Self::Apply { mesh, hash, allow_removals } => {
-                basis.apply(Mesh::clone(mesh), *hash, *allow_removals, wall)
+            Self::Apply { mesh, hash, allow_removals, asker } => {
+                let deeds = [deed("Apply", &mesh.name, asker)];
+                let (plan, mut transaction) = basis.apply(Mesh::clone(mesh), *hash, *allow_removals, wall)?;
+                let recorded = transaction.iter_mut();
+                recorded.for_each(|transaction| basis.stored().record(&deeds, wall, transaction));
+                Ok((plan, transaction))
             }
-            Self::Delete { mesh, allow_removals } => {
-                let (plan, transaction) = basis.delete_mesh(mesh, *allow_removals)?;
+            Self::Delete { mesh, allow_removals, asker } => {
+                let (plan, mut transaction) = basis.delete_mesh(mesh, *allow_removals)?;
+                basis.stored().record(&[deed("DeleteMesh", mesh, asker)], wall, &mut transaction);
                 Ok((plan, Some(transaction)))
             }
         }
     }
+}
+
+fn deed(method: &'static str, mesh: &MeshName, asker: &Asker) -> Deed {
+    Deed { asker: asker.clone(), method, what: format!("mesh {mesh}") }
 }
 
 type Reply = oneshot::Sender<Result<Applied, OrderError>>;

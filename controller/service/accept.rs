@@ -21,6 +21,7 @@ use tonic::transport::server::Connected;
 
 use crate::controller::registry::seats::Seats;
 use crate::controller::registry::source::Source;
+use crate::controller::runtime::ControllerHandle;
 use crate::proto::host::clock;
 use crate::proto::host::tls::{Shown, Unbelieved};
 use crate::proto::rate::{Bucket, Rate};
@@ -49,6 +50,7 @@ const EXHAUSTED: Duration = Duration::from_millis(100);
 pub struct Gate {
     insecure: Arc<[IpNet]>,
     handshakes: Arc<Handshakes>,
+    controller: ControllerHandle,
     seats: Arc<Mutex<Seats>>,
     begun: Arc<Mutex<Begun>>,
     refused: Arc<Mutex<Refused>>,
@@ -82,11 +84,17 @@ struct Refused {
 }
 
 impl Gate {
-    /// A gate for `most` connections, which are plain text only from the networks `insecure`.
-    pub fn new(insecure: &[IpNet], most: usize, handshakes: Arc<Handshakes>) -> Self {
+    /// A gate of `controller` for `most` connections, which are plain text only from the networks `insecure`.
+    pub fn new(
+        insecure: &[IpNet],
+        most: usize,
+        handshakes: Arc<Handshakes>,
+        controller: ControllerHandle,
+    ) -> Self {
         Self {
             insecure: insecure.into(),
             handshakes,
+            controller,
             seats: Arc::new(Mutex::new(Seats::new(most))),
             begun: Arc::default(),
             refused: Arc::default(),
@@ -164,6 +172,7 @@ impl Gate {
         let now = Instant::now();
         if refused.logged_at.is_none_or(|logged| now >= logged + LOG_EVERY) {
             tracing::warn!(%peer, why, count = refused.count, "a connection was refused");
+            self.controller.refused(None, format!("a connection from {}: {why}", peer.ip().to_canonical()));
             *refused = Refused { count: 0, logged_at: Some(now) };
         }
     }

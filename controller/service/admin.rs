@@ -18,10 +18,13 @@ use tonic::{Code, Request, Response, Status};
 use super::Facts;
 use super::accept::{Greeted, Peer};
 use super::enrolment::{not_changed, unsigned, wire_certificate};
+use crate::controller::audit::Deed;
 use crate::controller::credentials::Credentials;
 use crate::controller::mesh::{self, Mesh};
 use crate::controller::runtime::{Applied, ControllerHandle, OrderError, Stopping};
 use crate::controller::state::ControllerState;
+use crate::controller::store::Store;
+use crate::controller::stored::AUDIT;
 use crate::proto::convert::room::page;
 use crate::proto::convert::timestamp;
 use crate::proto::host::clock::since_epoch;
@@ -31,15 +34,18 @@ use crate::proto::trust::TokenId;
 use crate::proto::v1;
 use crate::proto::v1::mesh_admin_server::MeshAdmin;
 
+use joining::asker;
+
 /// How often one watch is told of progress at most: a thousand nodes acknowledge within a moment.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// The service of one controller.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Admin {
     controller: ControllerHandle,
     facts: Arc<Facts>,
     credentials: Arc<Credentials>,
+    store: Arc<dyn Store>,
     watches: TaskTracker,
     /// Whose mesh file is read.
     reading: Arc<Semaphore>,
@@ -47,15 +53,16 @@ pub struct Admin {
 }
 
 impl Admin {
-    /// A service for `controller`, which is known by `credentials`; it and its watches end with `stop`.
+    /// A service for `controller`, which is known by `credentials` and has `store`; it and its watches end with `stop`.
     pub fn new(
         controller: ControllerHandle,
         facts: Facts,
         credentials: Arc<Credentials>,
+        store: Arc<dyn Store>,
         stop: CancellationToken,
     ) -> Self {
         let (facts, reading) = (Arc::new(facts), Arc::new(Semaphore::new(1)));
-        Self { controller, facts, credentials, watches: TaskTracker::new(), reading, stop }
+        Self { controller, facts, credentials, store, watches: TaskTracker::new(), reading, stop }
     }
 
     /// Runs a watch until it, its reader or the controller ends. As long it keeps the connection of `request`.
@@ -153,10 +160,10 @@ impl MeshAdmin for Admin {
     }
 
     async fn apply(&self, request: Request<v1::ApplyRequest>) -> Result<Response<v1::ApplyResponse>, Status> {
-        let _stays = stay(&request);
+        let (_stays, asker) = (stay(&request), asker(&request));
         let v1::ApplyRequest { file, plan, allow_removals } = request.into_inner();
         let hash = (!plan.is_empty()).then(|| parsed("plan", &plan)).transpose()?;
-        let applied = self.controller.apply(self.parse(file).await?, hash, allow_removals).await;
+        let applied = self.controller.apply(self.parse(file).await?, hash, allow_removals, asker).await;
         let Applied { plan, generation } = applied.map_err(refused)?;
         Ok(Response::new(v1::ApplyResponse {
             plan: Some(plan::response(plan)),
@@ -181,10 +188,10 @@ impl MeshAdmin for Admin {
         &self,
         request: Request<v1::DeleteMeshRequest>,
     ) -> Result<Response<v1::DeleteMeshResponse>, Status> {
-        let _stays = stay(&request);
+        let (_stays, asker) = (stay(&request), asker(&request));
         let request = request.into_inner();
         let mesh: MeshName = parsed("name", &request.name)?;
-        let deleted = self.controller.delete_mesh(mesh, request.allow_removals).await;
+        let deleted = self.controller.delete_mesh(mesh, request.allow_removals, asker).await;
         let Applied { plan, generation } = deleted.map_err(refused)?;
         Ok(Response::new(v1::DeleteMeshResponse {
             generation: Some(generation.into()),
@@ -258,8 +265,10 @@ impl MeshAdmin for Admin {
         &self,
         request: Request<v1::RevokeTokenRequest>,
     ) -> Result<Response<v1::RevokeTokenResponse>, Status> {
+        let asker = asker(&request);
         let id: TokenId = parsed("id", &request.into_inner().id)?;
-        let revoked = self.controller.change(move |draft, _| draft.revoke_token(&id)).await;
+        let deed = Deed { asker, method: "RevokeToken", what: format!("token {id}") };
+        let revoked = self.controller.change(Some(deed), move |draft, _| draft.revoke_token(&id)).await;
         revoked.map_err(not_changed)?;
         Ok(Response::new(v1::RevokeTokenResponse {}))
     }
@@ -300,8 +309,10 @@ impl MeshAdmin for Admin {
         &self,
         request: Request<v1::RemoveOperatorRequest>,
     ) -> Result<Response<v1::RemoveOperatorResponse>, Status> {
+        let asker = asker(&request);
         let name: OperatorName = parsed("name", &request.into_inner().name)?;
-        let removed = self.controller.change(move |draft, _| draft.remove_operator(&name)).await;
+        let deed = Deed { asker, method: "RemoveOperator", what: format!("operator {name}") };
+        let removed = self.controller.change(Some(deed), move |draft, _| draft.remove_operator(&name)).await;
         removed.map_err(not_changed)?;
         Ok(Response::new(v1::RemoveOperatorResponse {}))
     }
@@ -323,6 +334,16 @@ impl MeshAdmin for Admin {
         tracing::info!("the next root is made; the last one is believed for 45 days more");
         let authority = Some(wire::authority(&self.credentials.authority()));
         Ok(Response::new(v1::RotateRootResponse { authority }))
+    }
+
+    async fn list_audit(
+        &self,
+        request: Request<v1::ListAuditRequest>,
+    ) -> Result<Response<v1::ListAuditResponse>, Status> {
+        let after = request.into_inner().after;
+        let (entries, _) =
+            self.store.read(AUDIT).await.map_err(|error| wire::not_stored(&error.to_string()))?;
+        Ok(Response::new(wire::audit(&entries, after)))
     }
 
     type WatchEventsStream = ReceiverStream<Result<v1::Event, Status>>;

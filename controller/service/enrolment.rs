@@ -9,10 +9,12 @@ use tonic::{Request, Response, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use super::accept::Peer;
+use crate::controller::audit::{Asker, Deed};
 use crate::controller::credentials::Credentials;
 use crate::controller::pki::{PkiError, SigningRequest};
 use crate::controller::runtime::{ChangeError, ControllerHandle};
 use crate::controller::trust::{Denial, Identity, Proof};
+use crate::proto::host::access::RequestId;
 use crate::proto::host::clock::{now, since_epoch};
 use crate::proto::model::{Invalid, NodeName};
 use crate::proto::trust::{CodeHead, KeyId, Principal, Secret, TokenId};
@@ -81,6 +83,7 @@ impl Enroller {
 impl Enrolment for Enroller {
     async fn enrol(&self, request: Request<v1::EnrolRequest>) -> Result<Response<v1::EnrolResponse>, Status> {
         let source = source(&request)?;
+        let id = request.extensions().get::<RequestId>().map(|RequestId(id)| id.clone()).unwrap_or_default();
         let v1::EnrolRequest { node, request, token } = request.into_inner();
         let node = parsed_node(&node)?;
         let request = SigningRequest::parse(&request).map_err(|error| unsigned(&error))?;
@@ -104,7 +107,15 @@ impl Enrolment for Enroller {
         }
         let enrolled = {
             let node = node.clone();
-            let enrol = self.controller.change(move |draft, wall| match &proof {
+            let asker = Asker { who: format!("host at {source}"), request: id };
+            let how = match &proof {
+                Some(Proof::Token(id, _)) => format!("with the token {id}"),
+                Some(Proof::Network | Proof::Approval { .. }) | None => "by its network".to_owned(),
+            };
+            let deed = Deed { asker, method: "Enrol", what: format!("node {node} {how}") };
+            // One that only renews changes nothing that anybody decided.
+            let deed = Some(deed).filter(|_| !is_known);
+            let enrol = self.controller.change(deed, move |draft, wall| match &proof {
                 Some(proof) => draft.enrol(&node, key, proof.clone(), wall),
                 None => draft.renew(&node, key, wall),
             });
@@ -125,7 +136,7 @@ impl Enrolment for Enroller {
         known.map_err(|denial| self.refused(&node, source, ChangeError::Refused(denial)))?;
         let renewed = {
             let node = node.clone();
-            self.controller.change(move |draft, wall| draft.renew(&node, key, wall)).await
+            self.controller.change(None, move |draft, wall| draft.renew(&node, key, wall)).await
         };
         let identity = renewed.map_err(|error| self.refused(&node, source, error))?;
         let certificate = self.certificate(node, &request, &identity)?;

@@ -36,7 +36,7 @@ const HEADERS: u32 = 16 << 10;
 const STREAMS: u32 = 4;
 
 /// What those are served who dial.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Served {
     /// For agents.
     pub control: Control,

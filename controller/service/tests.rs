@@ -14,6 +14,7 @@ use crate::controller::stored::Stored;
 /// A controller with a store in a directory of its own.
 pub(super) struct Controller {
     pub(super) handle: ControllerHandle,
+    pub(super) store: Arc<dyn Store>,
     /// Ends it.
     pub(super) stop: CancellationToken,
     /// What works for it, and for the test.
@@ -28,9 +29,9 @@ pub(super) async fn controller() -> Controller {
     store.commit(transaction).await.unwrap();
     let (entries, revision) = store.read("").await.unwrap();
     let (handle, requests) = runtime::channel();
-    let runtime = Runtime::new(Stored::from_entries(entries, revision), 1, store, requests);
+    let runtime = Runtime::new(Stored::from_entries(entries, revision), 1, Arc::clone(&store), requests);
     let mut tasks = JoinSet::new();
     let stop = CancellationToken::new();
     tasks.spawn(runtime.run(stop.clone().cancelled_owned()));
-    Controller { handle, stop, tasks, directory }
+    Controller { handle, store, stop, tasks, directory }
 }

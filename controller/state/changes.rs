@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use super::{Basis, COLLECT, ControllerState, EventKind, View};
+use crate::controller::audit::Record;
 use crate::controller::mesh::Mesh;
 use crate::controller::plan;
 use crate::controller::store::transaction::Change;
@@ -47,6 +48,10 @@ impl ControllerState {
                 }
                 (true, Some(_)) | (false, None) => {}
             }
+        }
+        for record in &touched.records {
+            let Record { who, method, what, request, before, .. } = record;
+            tracing::info!(who, method, what, request, before, after = change.revision, "change");
         }
         let nodes = touched.identities.into_keys().collect();
         self.end_unproven(&nodes, now, wall);

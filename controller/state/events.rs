@@ -29,6 +29,8 @@ pub enum EventKind {
     ApprovalWanted,
     /// Somebody was refused what they asked for.
     AccessRefused,
+    /// A node's clock is off.
+    ClockOff,
     /// A node is there.
     NodeLive,
     /// A node has been silent for a while.
@@ -75,6 +77,7 @@ impl EventKind {
             Self::NodeRemoved => "node-removed",
             Self::ApprovalWanted => "approval-wanted",
             Self::AccessRefused => "access-refused",
+            Self::ClockOff => "clock-off",
             Self::NodeLive => "node-live",
             Self::NodeStale => "node-stale",
             Self::NodeOffline => "node-offline",

@@ -15,6 +15,8 @@ use crate::proto::trust::KeyId;
 /// How often a store can have been restored since the copy that is restored now was made. An incarnation has 64 bits,
 /// and nobody must be able to use them up.
 const RESTORED: u64 = 1_000;
+/// By how much a node's clock may be off before that is told.
+const CLOCK_OFF: Duration = Duration::from_secs(60);
 /// How many nodes there are at most.
 const NODES: usize = 20_000;
 /// How often operators are told at most that sessions are put off.
@@ -188,8 +190,15 @@ impl ControllerState {
         node.session = Some(session);
         node.observed = None;
         node.version = hello.version;
+        let off = hello.clock.map(|clock| (clock.abs_diff(wall), clock > wall));
+        let was_off = std::mem::replace(&mut node.clock_off, off.filter(|(off, _)| *off >= CLOCK_OFF));
+        let is_news = node.clock_off.is_some() && was_off.is_none();
+        let clock_off = node.clock_words().filter(|_| is_news);
         if before.is_some_and(|before| before != hello.run_id) {
             self.tell(&hello.node, EventKind::NodeRestarted, "", now, wall);
+        }
+        if let Some(words) = clock_off {
+            self.tell(&hello.node, EventKind::ClockOff, words, now, wall);
         }
         self.registry.bind(connection, &hello.node);
         self.heard(&hello.node, now, wall);

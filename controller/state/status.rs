@@ -250,6 +250,9 @@ impl ControllerState {
             if let Some(reason) = refusal {
                 tell(name, None, format!("its agent refuses this controller: {reason}"));
             }
+            if let Some(words) = node.clock_words() {
+                tell(name, None, words);
+            }
             if let Some(reason) = &node.obstacle {
                 tell(name, None, format!("its agent cannot follow: {reason}"));
             }

@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::controller::audit::Asker;
 
 const HOUR: Duration = Duration::from_secs(3_600);
 const NOW: Duration = Duration::from_secs(1_800_000_000);
@@ -168,6 +169,19 @@ fn nobody_is_a_node_of_which_what_is_stored_cannot_be_read() {
     draft.create_token(id(1), token(1, 1), NOW).unwrap();
     let taken = refused(&mut draft, |draft| draft.enrol(&name, key("a"), proof(1), NOW));
     assert_eq!(taken, Denial::TakenName(name));
+}
+
+#[test]
+fn what_changes_something_is_told_once_and_what_does_not_never() {
+    let mut draft = draft(1);
+    let deed = Deed { asker: Asker::default(), method: "Enrol", what: "web-1".to_owned() };
+    for _ in 0..3 {
+        let enrol = |draft: &mut Draft| draft.enrol(&node("web-1"), key("a"), proof(1), NOW);
+        draft.attempt(Some(&deed), enrol).unwrap();
+        let late = |draft: &mut Draft| draft.enrol(&node("web-2"), key("b"), proof(1), NOW);
+        draft.attempt(Some(&deed), late).unwrap_err();
+    }
+    assert_eq!(draft.deeds, [deed]);
 }
 
 #[test]

@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use prost::Message;
 
-use super::{framing_to_wire, owner_to_wire, texts};
+use super::{framing_to_wire, owner_to_wire, texts, timestamp};
 use crate::proto::command::{CommandError, Field, TunnelSpec};
 use crate::proto::model::{
     DeviceName, Invalid, Owner, Remote, TunnelName, TunnelState, check_label, parse_interface_address, shown,
@@ -242,6 +243,7 @@ fn hello(wire: v1::Hello) -> Result<Hello, MessageError> {
             .ok()
             .filter(|port| *port != 0)
             .ok_or_else(|| fault("data_port", "is no port"))?,
+        clock: wire.time.and_then(|time| Some(Duration::from_secs(u64::try_from(time.seconds).ok()?))),
     })
 }
 
@@ -415,6 +417,7 @@ impl From<Hello> for v1::Hello {
             endpoint: hello.endpoint.map(String::from).unwrap_or_default(),
             data_port: hello.data_port.into(),
             timeline,
+            time: hello.clock.map(timestamp),
         }
     }
 }

@@ -7,7 +7,26 @@ use tonic::Status;
 use tonic::codegen::http::{Extensions, Request, Response};
 use tower::{Layer, Service};
 
+use super::{clock, random};
 use crate::proto::trust::{Caller, Refused, need};
+
+/// In which header clients name their requests.
+const REQUEST_ID: &str = "x-request-id";
+
+/// Names a request: as its sender did, or at random.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RequestId(pub String);
+
+fn is_request_id(text: &str) -> bool {
+    let is_word = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    (1..=64).contains(&text.len()) && text.chars().all(is_word)
+}
+
+fn random_id() -> String {
+    // Without any it is the time that tells one from the next.
+    let bits = random::bits().unwrap_or_else(|_| clock::since_epoch().as_nanos());
+    format!("{:016x}", bits as u64)
+}
 
 /// Knows who calls.
 pub trait Callers: Clone {
@@ -57,7 +76,10 @@ where
         let caller = self.callers.caller(request.extensions());
         match caller.check(need(method)) {
             Ok(()) => {
+                let id = request.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok());
+                let id = RequestId(id.filter(|id| is_request_id(id)).map_or_else(random_id, str::to_owned));
                 request.extensions_mut().insert(caller);
+                request.extensions_mut().insert(id);
                 Either::Left(self.inner.call(request))
             }
             Err(refused) => {

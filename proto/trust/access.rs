@@ -19,7 +19,7 @@ const OPERATOR: Need = Need::Role(Role::Operator);
 const ADMIN: Need = Need::Role(Role::Admin);
 
 /// All methods that are served. What is not here is refused.
-pub const METHODS: [(&str, Need); 33] = [
+pub const METHODS: [(&str, Need); 34] = [
     ("/tunmesh.v1.AgentControl/Session", Need::Agent),
     ("/tunmesh.v1.Enrolment/Enrol", Need::Nothing),
     ("/tunmesh.v1.Enrolment/Renew", Need::Nothing),
@@ -40,6 +40,7 @@ pub const METHODS: [(&str, Need); 33] = [
     ("/tunmesh.v1.MeshAdmin/CreateOperator", ADMIN),
     ("/tunmesh.v1.MeshAdmin/ListOperators", ADMIN),
     ("/tunmesh.v1.MeshAdmin/RemoveOperator", ADMIN),
+    ("/tunmesh.v1.MeshAdmin/ListAudit", ADMIN),
     ("/tunmesh.v1.MeshAdmin/GetAuthority", VIEWER),
     ("/tunmesh.v1.MeshAdmin/RotateRoot", ADMIN),
     ("/tunmesh.v1.TunnelService/AddTunnel", OPERATOR),

@@ -31,9 +31,20 @@ impl Agent {
         Self(self.0.copy_to(host).unwrap_or_else(|error| panic!("on {}: {error}", host.role())))
     }
 
+    /// Starts an agent by a command that ends in one, to which socket and state directory are added.
+    pub fn start_by(host: &Host, command: &[&str]) -> Self {
+        let started = Daemon::try_start(host, "agent", command);
+        Self(started.unwrap_or_else(|error| panic!("on {}: {error}", host.role())))
+    }
+
     /// Starts an agent with other arguments and a copy of the state in `from`.
     pub fn start_copy(host: &Host, from: &Path, arguments: &[&str]) -> Self {
-        let started = Daemon::start_copy(host, "agent", &[&[AGENT], arguments].concat(), from);
+        Self::start_copy_by(host, from, &[&[AGENT], arguments].concat())
+    }
+
+    /// The same by a command that ends in an agent.
+    pub fn start_copy_by(host: &Host, from: &Path, command: &[&str]) -> Self {
+        let started = Daemon::start_copy(host, "agent", command, from);
         Self(started.unwrap_or_else(|error| panic!("on {}: {error}", host.role())))
     }
 

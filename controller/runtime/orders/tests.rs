@@ -49,8 +49,10 @@ async fn answers<T>(what: &str, answer: impl Future<Output = T>) -> T {
 #[test]
 fn the_controller_answers_while_it_judges() {
     with_judgement_held(|handle, held| async move {
-        let (mut plan, mut apply) =
-            (Box::pin(handle.plan(of_two("one", 1))), Box::pin(handle.apply(of_two("two", 2), None, false)));
+        let (mut plan, mut apply) = (
+            Box::pin(handle.plan(of_two("one", 1))),
+            Box::pin(handle.apply(of_two("two", 2), None, false, Asker::default())),
+        );
         assert!(poll!(&mut plan).is_pending() && poll!(&mut apply).is_pending());
         let meshes = answers("a look", handle.look(|state, _, _| state.meshes().count())).await;
         assert_eq!(meshes, Ok(0));
@@ -67,7 +69,9 @@ fn so_many_wait_for_their_judgement_and_who_has_gone_is_not_judged() {
     with_judgement_held(|handle, held| async move {
         // One is judged, and the others wait.
         let mut orders: Vec<_> = (0..=WAITING)
-            .map(|number| Box::pin(handle.apply(of_two(&format!("m{number}"), number), None, false)))
+            .map(|number| {
+                Box::pin(handle.apply(of_two(&format!("m{number}"), number), None, false, Asker::default()))
+            })
             .collect();
         for order in &mut orders {
             assert!(poll!(order).is_pending());

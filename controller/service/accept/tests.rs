@@ -12,6 +12,7 @@ use tokio_rustls::TlsConnector;
 
 use super::*;
 use crate::controller::pki::{Authority, SigningRequest};
+use crate::controller::runtime::channel;
 use crate::proto::host::clock::since_epoch;
 use crate::proto::host::credential::{Credential, Facts, PrivateKey};
 use crate::proto::host::tls::{self, Belief, Seen};
@@ -37,7 +38,7 @@ impl Door {
         let authority = Authority::open(&directory.path().join("pki"), since_epoch()).unwrap();
         let (server, _) = authority.server(since_epoch()).unwrap();
         let handshakes = Handshakes::new(&server, authority.roots()).unwrap();
-        let gate = Gate::new(&[insecure.parse().unwrap()], most, Arc::new(handshakes));
+        let gate = Gate::new(&[insecure.parse().unwrap()], most, Arc::new(handshakes), channel().0);
         let connections = Box::pin(gate.clone().connections(listener));
         Self { address, gate, authority, _directory: directory, connections }
     }

@@ -6,11 +6,13 @@ use std::time::{Duration, Instant};
 use tonic::{Code, Request, Response, Status};
 
 use super::{Admin, Stopping, not_changed, parsed, wire};
+use crate::controller::audit::{Asker, Deed};
 use crate::controller::registry::petitions::Petition;
 use crate::controller::state::ApplyError;
-use crate::controller::trust::{Token, USES};
+use crate::controller::trust::{Draft, Token, USES};
 use crate::proto::convert::room::{MESSAGE, Room};
 use crate::proto::convert::{duration, timestamp};
+use crate::proto::host::access::RequestId;
 use crate::proto::host::{clock, random};
 use crate::proto::model::{NodeName, check_label};
 use crate::proto::trust::{Caller, Code as ApprovalCode, JoinToken, NamePattern, Secret, TokenId};
@@ -28,7 +30,8 @@ impl Admin {
         &self,
         request: Request<v1::CreateTokenRequest>,
     ) -> Result<Response<v1::CreateTokenResponse>, Status> {
-        let made_by = who(&request);
+        let asker = asker(&request);
+        let made_by = asker.who.clone();
         let v1::CreateTokenRequest { names, labels, lifetime: asked, uses } = request.into_inner();
         let names = match names.as_str() {
             "" => NamePattern::any(),
@@ -57,9 +60,10 @@ impl Admin {
         let pin = root.ok_or_else(|| Status::internal("the authority has no root"))?;
         let kept = {
             let (id, token) = (id.clone(), token.clone());
-            self.controller
-                .change(move |draft, wall| draft.create_token(id.clone(), token.clone(), wall))
-                .await
+            let what = format!("token {id} for {} nodes named {}", token.uses, token.names);
+            let deed = Deed { asker, method: "CreateToken", what };
+            let create = move |draft: &mut Draft, wall| draft.create_token(id.clone(), token.clone(), wall);
+            self.controller.change(Some(deed), create).await
         };
         kept.map_err(not_changed)?;
         let shown = self::token(&id, &token);
@@ -71,14 +75,14 @@ impl Admin {
         &self,
         request: Request<v1::ApproveNodeRequest>,
     ) -> Result<Response<v1::ApproveNodeResponse>, Status> {
-        let by = who(&request);
+        let asker = asker(&request);
         let v1::ApproveNodeRequest { node, code, labels } = request.into_inner();
         let node: NodeName = parsed("node", &node)?;
         let code: ApprovalCode = parsed("code", &code)?;
         check_labels(&labels)?;
         let root = self.credentials.authority().root_facts().first().map(|root| root.pin);
         let root = root.ok_or_else(|| Status::internal("the authority has no root"))?;
-        self.controller.approve(node, code, root, labels, by).await.map_err(not_changed)?;
+        self.controller.approve(node, code, root, labels, asker).await.map_err(not_changed)?;
         Ok(Response::new(v1::ApproveNodeResponse {}))
     }
 
@@ -86,8 +90,10 @@ impl Admin {
         &self,
         request: Request<v1::RemoveNodeRequest>,
     ) -> Result<Response<v1::RemoveNodeResponse>, Status> {
+        let asker = asker(&request);
         let v1::RemoveNodeRequest { node, allow_removals } = request.into_inner();
         let node: NodeName = parsed("node", &node)?;
+        let deed = Deed { asker, method: "RemoveNode", what: format!("node {node}") };
         let (basis, later) = {
             let node = node.clone();
             self.controller.look(move |state, _, _| (state.basis(), state.absent_peers(&node))).await?
@@ -99,7 +105,8 @@ impl Admin {
         if !allow_removals && !losers.is_empty() {
             return Err(wire::not_applied(ApplyError::NeedsConsent(losers)));
         }
-        let removed = self.controller.change(move |draft, _| draft.remove_node(&node, &losers)).await;
+        let removed =
+            self.controller.change(Some(deed), move |draft, _| draft.remove_node(&node, &losers)).await;
         removed.map_err(not_changed)?;
         let generation = self.controller.look(|state, _, _| state.stored().generation()).await?;
         let later = later.into_iter().map(String::from).collect::<Vec<_>>().into_iter();
@@ -108,8 +115,13 @@ impl Admin {
     }
 }
 
-/// Who asks.
-pub(super) fn who<T>(request: &Request<T>) -> String {
+/// Who asks, and by which request.
+pub(super) fn asker<T>(request: &Request<T>) -> Asker {
+    let id = request.extensions().get::<RequestId>().map(|RequestId(id)| id.clone());
+    Asker { who: who(request), request: id.unwrap_or_default() }
+}
+
+fn who<T>(request: &Request<T>) -> String {
     match request.extensions().get::<Caller>() {
         Some(Caller::Operator(_, who)) => who.clone(),
         Some(Caller::Agent(node)) => format!("agent {node}"),

@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use tonic::{Request, Response, Status};
 
-use super::joining::{fault, lifetime, who};
+use super::joining::{asker, fault, lifetime};
 use super::{Admin, not_changed, parsed, unsigned, wire_certificate};
+use crate::controller::audit::Deed;
 use crate::controller::pki::SigningRequest;
-use crate::controller::trust::Operator;
+use crate::controller::trust::{Draft, Operator};
 use crate::proto::convert::timestamp;
 use crate::proto::host::clock;
 use crate::proto::model::OperatorName;
@@ -22,7 +23,8 @@ impl Admin {
         &self,
         request: Request<v1::CreateOperatorRequest>,
     ) -> Result<Response<v1::CreateOperatorResponse>, Status> {
-        let made_by = who(&request);
+        let asker = asker(&request);
+        let made_by = asker.who.clone();
         let asked = request.into_inner();
         let role = match asked.role() {
             v1::operator::Role::Viewer => Role::Viewer,
@@ -40,7 +42,9 @@ impl Admin {
         let operator = Operator { role, key: request.key(), expires, made_by };
         let kept = {
             let (name, operator) = (name.clone(), operator.clone());
-            self.controller.change(move |draft, _| draft.create_operator(&name, operator.clone())).await
+            let deed = Deed { asker, method: "CreateOperator", what: format!("{role} {name}") };
+            let create = move |draft: &mut Draft, _| draft.create_operator(&name, operator.clone());
+            self.controller.change(Some(deed), create).await
         };
         kept.map_err(not_changed)?;
         let authority = self.credentials.authority();

@@ -7,6 +7,7 @@ use futures_util::FutureExt;
 use tokio_stream::StreamExt;
 
 use super::*;
+use crate::controller::audit::Asker;
 use crate::controller::registry::{Origin, Path};
 use crate::controller::runtime::{BEHIND, Link, Outgoing};
 use crate::controller::service::tests::{Controller, controller};
@@ -21,7 +22,8 @@ async fn running() -> (Controller, Admin) {
         Facts { started: Duration::ZERO, listen: Vec::new(), store: String::new(), weakened: Vec::new() };
     let wall = Duration::from_secs(1_800_000_000);
     let credentials = Credentials::open(&controller.directory.path().join("pki"), wall).unwrap();
-    let admin = Admin::new(controller.handle.clone(), facts, Arc::new(credentials), CancellationToken::new());
+    let (credentials, store) = (Arc::new(credentials), Arc::clone(&controller.store));
+    let admin = Admin::new(controller.handle.clone(), facts, credentials, store, CancellationToken::new());
     (controller, admin)
 }
 
@@ -49,6 +51,7 @@ impl Agent {
             labels: BTreeMap::new(),
             endpoint: None,
             data_port: 5000,
+            clock: None,
         };
         Self { connection: handle.connected(link, hello).await.unwrap(), outgoing: receiver }
     }
@@ -110,7 +113,7 @@ async fn the_watch_of_convergence_ends_once_all_have_acknowledged_what_was_asked
         let text = format!(
             "{{mesh: a, mtu: {mtu}, overlay: 10.9.0.0/24, security: plain, nodes: {{n1: {{}}, n2: {{}}}}}}"
         );
-        handle.apply(mesh::parse(&text).unwrap(), None, false).await.unwrap().generation
+        handle.apply(mesh::parse(&text).unwrap(), None, false, Asker::default()).await.unwrap().generation
     };
     follow(&mut agents).await;
     // What they say of themselves is a change, too.

@@ -4,13 +4,15 @@ use prost::Message;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
+use crate::controller::audit::{Record, broken};
 use crate::controller::mesh::{Fault, Mesh, Security, Topology};
 use crate::controller::pki::{Authority, Root};
 use crate::controller::plan::Hazard;
 use crate::controller::state::{
     ApplyError, ControllerStatus, Convergence, Event, Health, NodeStatus, NodeTunnels, Problem,
 };
-use crate::controller::stored::Stored;
+use crate::controller::store::Entry;
+use crate::controller::stored::{AUDIT, Stored};
 use crate::proto::convert::room::{MESSAGE, Room, page};
 use crate::proto::convert::session::wire_tunnel_report;
 use crate::proto::convert::{duration, timestamp};
@@ -256,6 +258,28 @@ pub(super) fn not_applied(error: ApplyError) -> Status {
             refused(Code::NotFound, vec![("name".to_owned(), words)])
         }
     }
+}
+
+/// The records of changes with numbers above `after`, as far as they fit, and whether they are as they were written.
+pub(super) fn audit(entries: &[Entry], after: u64) -> v1::ListAuditResponse {
+    let number = |entry: &Entry| entry.key.strip_prefix(AUDIT)?.parse::<u64>().ok();
+    let read = |entry: &Entry| {
+        Some((number(entry)?, serde_json::from_slice::<Record>(&entry.value).ok()?, entry.revision))
+    };
+    let all: Vec<_> = entries.iter().filter_map(read).collect();
+    let chain: Vec<_> = all.iter().map(|(number, record, _)| (*number, record.clone())).collect();
+    let rest: Vec<_> = all.into_iter().filter(|(number, ..)| *number > after).collect();
+    let (changes, more) = page(rest.into_iter().map(|(number, record, revision)| v1::AuditRecord {
+        number,
+        time: Some(timestamp(record.time)),
+        who: record.who,
+        method: record.method,
+        what: record.what,
+        request: record.request,
+        before: record.before,
+        after: revision,
+    }));
+    v1::ListAuditResponse { records: changes, more, broken_at: broken(&chain).unwrap_or_default() }
 }
 
 /// An authority as operators see it.

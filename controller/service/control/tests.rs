@@ -9,6 +9,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint, Server};
 
 use super::*;
+use crate::controller::audit::Asker;
 use crate::controller::mesh;
 use crate::controller::runtime;
 use crate::controller::service::tests::{Controller, controller};
@@ -37,6 +38,7 @@ fn hello(number: u8) -> Hello {
         labels: BTreeMap::new(),
         endpoint: None,
         data_port: 5000,
+        clock: None,
     }
 }
 
@@ -125,7 +127,7 @@ fn request(message: ControllerMessage) -> Option<u64> {
 
 #[tokio::test]
 async fn an_agent_is_brought_to_what_is_wanted_and_asked_how_it_is() {
-    let Controller { handle, stop: _, mut tasks, directory: _directory } = controller().await;
+    let Controller { handle, stop: _, mut tasks, directory: _directory, .. } = controller().await;
     let mut agent = Agent::dial(handle.clone(), &mut tasks, peer(1)).await;
     agent.say(AgentMessage::Hello(hello(1))).await;
     assert!(matches!(agent.hear().await, Ok(ControllerMessage::Welcome(_))));
@@ -135,7 +137,7 @@ async fn an_agent_is_brought_to_what_is_wanted_and_asked_how_it_is() {
 
     let text =
         "{mesh: a, overlay: 10.9.0.0/24, security: plain, nodes: {n1: {}, n2: {endpoint: 172.100.1.2}}}";
-    let applied = handle.apply(mesh::parse(text).unwrap(), None, false).await.unwrap();
+    let applied = handle.apply(mesh::parse(text).unwrap(), None, false, Asker::default()).await.unwrap();
     let delta = agent.until(delta).await;
     // The node's own record may have come before; then there is one more.
     assert_eq!(delta.base, first.generation);
@@ -185,7 +187,7 @@ async fn an_agent_is_brought_to_what_is_wanted_and_asked_how_it_is() {
 
 #[tokio::test]
 async fn whoever_is_there_when_the_controller_ends_is_told_and_when_to_come_again() {
-    let Controller { handle, stop, mut tasks, directory: _directory } = controller().await;
+    let Controller { handle, stop, mut tasks, directory: _directory, .. } = controller().await;
     let mut agents = Vec::new();
     for number in 1..=2 {
         let mut agent = Agent::dial(handle.clone(), &mut tasks, peer(number)).await;
@@ -207,7 +209,7 @@ async fn whoever_is_there_when_the_controller_ends_is_told_and_when_to_come_agai
 
 #[tokio::test]
 async fn a_connection_with_a_session_is_not_silent() {
-    let Controller { handle, stop: _, mut tasks, directory: _directory } = controller().await;
+    let Controller { handle, stop: _, mut tasks, directory: _directory, .. } = controller().await;
     let peer = peer(1);
     assert!(peer.is_silent());
     let mut agent = Agent::dial(handle, &mut tasks, peer.clone()).await;
@@ -266,7 +268,7 @@ async fn one_connection_begins_few_streams() {
 #[tokio::test(start_paused = true)]
 #[allow(clippy::disallowed_methods, reason = "the clock of the test")]
 async fn an_agent_that_says_much_is_listened_to_at_a_pace() {
-    let Controller { handle, stop: _, mut tasks, directory: _directory } = controller().await;
+    let Controller { handle, stop: _, mut tasks, directory: _directory, .. } = controller().await;
     let mut agent = Agent::dial(handle, &mut tasks, peer(1)).await;
     agent.say(AgentMessage::Hello(hello(1))).await;
     let first = agent.until(chunk).await;
@@ -296,7 +298,7 @@ async fn a_stream_without_a_word_ends_soon() {
 
 #[tokio::test]
 async fn an_agent_that_does_not_read_is_let_go_and_holds_up_nobody() {
-    let Controller { handle, stop: _, tasks: _tasks, directory: _directory } = controller().await;
+    let Controller { handle, stop: _, tasks: _tasks, directory: _directory, .. } = controller().await;
     let (outgoing, _unread) = mpsc::channel(1);
     let ended = CancellationToken::new();
     let Peer { source, local, .. } = peer(1);

@@ -16,7 +16,7 @@ impl World {
     fn trust(&mut self, change: impl FnOnce(&mut Draft, Duration)) {
         let mut draft = Draft::new(&self.state.stored().trust);
         change(&mut draft, self.wall());
-        let transaction = self.state.stored().transaction_of(&draft).expect("something changes");
+        let transaction = self.state.stored().transaction_of(&draft, self.wall()).expect("something changes");
         let change = self.store.commit(transaction).unwrap();
         self.changes.push_back(change);
         while self.deliver_change() {}
@@ -146,4 +146,25 @@ fn after_a_long_outage_all_renew_and_come_back() {
     let (node, key) = (agents[0].hello.node.clone(), agents[0].key.unwrap());
     let mut draft = Draft::new(&world.state.stored().trust);
     assert!(draft.renew(&node, key, world.wall()).is_err(), "for longer it is not remembered");
+}
+
+#[test]
+fn a_clock_that_is_off_is_told_once_and_shown_until_it_is_set() {
+    let mut world = World::new();
+    let mut agent = world.approved(1, "a", &[]);
+    let problems = |world: &World| {
+        let status = world.state.status(world.now);
+        status.problems.iter().filter(|problem| problem.message.contains("clock")).count()
+    };
+    for (ahead, behind, told, shown) in
+        [(30, 0, 0, 0), (3_600, 0, 1, 1), (3_600, 0, 1, 1), (0, 700_000, 1, 1), (0, 0, 1, 0), (90, 0, 2, 1)]
+    {
+        let clock = world.wall() + Duration::from_secs(ahead) - Duration::from_secs(behind);
+        agent.hello.clock = Some(clock);
+        let connection = world.connect(&mut agent);
+        assert_eq!(world.closed(connection), None, "it forwards, and is there");
+        assert_eq!((world.count(EventKind::ClockOff), problems(&world)), (told, shown), "{ahead} {behind}");
+        world.close(connection);
+        agent.restart();
+    }
 }

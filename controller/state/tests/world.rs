@@ -128,6 +128,7 @@ impl Agent {
                 labels: BTreeMap::new(),
                 endpoint: None,
                 data_port: 5000,
+                clock: None,
             },
             source: Ipv4Addr::new(172, 100, 1, u8::try_from(number).unwrap() + 1).into(),
             key: None,

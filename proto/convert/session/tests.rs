@@ -1,4 +1,5 @@
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use proptest::collection::{btree_map, btree_set, vec};
 use proptest::option;
@@ -89,6 +90,7 @@ fn any_hello() -> impl Strategy<Value = Hello> {
                 labels,
                 endpoint,
                 data_port,
+                clock: Some(Duration::from_secs(u64::from(data_port))),
             }
         },
     )
