@@ -1,5 +1,5 @@
-//! An underlay with faults: a host that passes datagrams on between two others, and loses, doubles, delays and reorders
-//! some of them, the same in every run.
+//! An underlay with faults: a host that passes datagrams on between two others, and loses, doubles, damages, delays and
+//! reorders some of them, the same in every run.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -22,6 +22,9 @@ pub struct Faults {
     pub lost: u32,
     /// How many come twice.
     pub doubled: u32,
+    /// How many come with one bit changed, behind their first 60 bytes or among their last 8: in no header but TCP's
+    /// options, so that it is a checksum of their transport that tells.
+    pub damaged: u32,
     /// How many come [`LATE`](Self::LATE) later than the others.
     pub late: u32,
     /// How long each takes.
@@ -40,6 +43,8 @@ pub struct Passed {
     pub came: AtomicU64,
     /// Datagrams that went on, doubles included.
     pub went: AtomicU64,
+    /// Datagrams that went on with a bit changed.
+    pub damaged: AtomicU64,
 }
 
 /// A running relay. Dropping it ends it.
@@ -106,6 +111,9 @@ impl Direction {
             match self.from.recv(&mut buffer) {
                 Ok(length) => {
                     self.passed.came.fetch_add(1, Ordering::Relaxed);
+                    if self.befalls(self.faults.damaged) {
+                        self.damage(&mut buffer[..length]);
+                    }
                     for _ in 0..self.copies() {
                         let late = if self.befalls(self.faults.late) { Faults::LATE } else { Duration::ZERO };
                         number += 1;
@@ -129,9 +137,21 @@ impl Direction {
         if self.befalls(self.faults.lost) { 0 } else { 1 + u32::from(self.befalls(self.faults.doubled)) }
     }
 
+    fn damage(&mut self, datagram: &mut [u8]) {
+        let from = datagram.len().saturating_sub(8).min(60);
+        let bit = self.number() as usize % ((datagram.len() - from) * 8);
+        datagram[from + bit / 8] ^= 1 << (bit % 8);
+        self.passed.damaged.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Whether something befalls a datagram that befalls so many of a thousand.
     fn befalls(&mut self, share: u32) -> bool {
+        self.number() % 1000 < u64::from(share)
+    }
+
+    /// The next of the numbers that `seed` gives.
+    fn number(&mut self) -> u64 {
         self.seed = self.seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.seed >> 33) % 1000 < u64::from(share)
+        self.seed >> 33
     }
 }
