@@ -10,8 +10,8 @@ use std::thread;
 use std::time::Duration;
 
 use lab::{
-    Agent, Family, Faults, Host, Lab, Passed, Pinger, Relay, SOON, ThreeHosts, grpcurl, ping, ping_ok,
-    transfer, wait_until,
+    AGENT, Agent, Family, Faults, Host, Lab, Passed, Pinger, Relay, SOON, ThreeHosts, grpcurl, ping, ping_ok,
+    refusing_trains_to, transfer, wait_until,
 };
 use serde_json::{Value, json};
 
@@ -160,6 +160,59 @@ fn a_peer_that_cannot_be_reached_holds_up_no_other() {
     assert!(number(&drops("far")["unreachable"]) > 0, "{}", drops("far"));
     assert!(number(&drops("forbidden")["firewall"]) > 0, "{}", drops("forbidden"));
     assert!(number(&drops("narrow")["too_big"]) > 0, "{}", drops("narrow"));
+}
+
+/// Nothing on the way to one peer takes trains: they go to it singly, and to others as ever.
+#[test]
+fn a_peer_that_refuses_trains_slows_no_other() {
+    let lab = Lab::new();
+    let [host, able, unable] = ["host", "able", "unable"].map(|role| lab.host(role));
+    let directory = tempfile::tempdir().unwrap();
+    let kernel = refusing_trains_to("172.100.2.2", directory.path());
+    let agent = Agent::start_by(&host, &[&kernel.each_ref().map(String::as_str)[..], &[AGENT]].concat());
+    let peers = [&able, &unable];
+    let _others = [1, 2].map(|n| {
+        let peer = peers[n - 1];
+        lab.link(&host, &format!("172.100.{n}.1/24"), peer, &format!("172.100.{n}.2/24"));
+        let add = |agent: &Agent, name: &str, own: u8, other: u8| {
+            let tunnel = json!({"tunnel": {
+                "name": name, "addresses": [format!("10.0.{n}.{own}/24")], "remote": format!("172.100.{n}.{other}"),
+                "framing": "RAW",
+            }});
+            grpcurl(agent, ADD, &tunnel).unwrap();
+        };
+        add(&agent, peer.role(), 1, 2);
+        let other = Agent::start(peer, &[]);
+        add(&other, "link", 2, 1);
+        other
+    });
+    // Sends to a peer; how many packets of the tunnel the host's interface has sent as one.
+    let degree = |n: usize| {
+        let peer = peers[n - 1];
+        let counts = || {
+            let link = host.ip_json(["-s", "link", "show", "dev", &host.device_to(peer)]);
+            let sent = number(&tunnel(&agent, peer.role())["sent"]["packets"]);
+            [sent, link[0]["stats64"]["tx"]["packets"].as_u64().unwrap()]
+        };
+        let before = counts();
+        transfer(&host, peer, &format!("10.0.{n}.2"), BULK);
+        let after = counts();
+        (after[0] - before[0]) as f64 / (after[1] - before[1]) as f64
+    };
+    let pinger = Pinger::start(&host, "10.0.1.2", Duration::from_millis(50));
+    let to_unable = degree(2);
+    let to_able = thread::scope(|scope| {
+        scope.spawn(|| transfer(&host, &unable, "10.0.2.2", BULK));
+        degree(1)
+    });
+    pinger.lost_nothing("beside a peer that refuses trains");
+    assert!(to_unable < 1.1 && to_able > 3.0, "{to_unable} {to_able}");
+    let refused = "refused on the way to this peer";
+    for (other, told) in [("able", false), ("unable", true)] {
+        let status = tunnel(&agent, other);
+        assert_eq!(status["sent"]["drops"], Value::Null, "{status}");
+        assert_eq!(status["offloads"].to_string().contains(refused), told, "{status}");
+    }
 }
 
 /// Counts `what` arrives at a device of `host` by its ECN field, in a table of its own; returns what to read the counts
