@@ -24,7 +24,7 @@ pub struct Config {
     pub without: Vec<Offload>,
     /// The Unix socket of TunnelService.
     pub socket: PathBuf,
-    /// A loopback address for TunnelService over TCP.
+    /// An address for TunnelService over TCP: in plain text on loopback, otherwise for operators with certificates.
     pub grpc_listen: Option<SocketAddr>,
     /// Where the wanted state is kept.
     pub state_dir: PathBuf,
@@ -83,7 +83,7 @@ impl Config {
                 prefixes.join(", ")
             ));
         }
-        if let Some(address) = self.grpc_listen {
+        if let Some(address) = self.grpc_listen.filter(|address| address.ip().is_loopback()) {
             weakened.push(format!("--grpc-listen {address}: every user of this host can steer this agent"));
         }
         weakened

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use rustls::pki_types::CertificateDer;
 
+use super::operators::Operators;
+use crate::proto::host::accept::{Handshakes, Next};
 use crate::proto::host::credential::{Credential, CredentialError, Facts, PrivateKey};
 use crate::proto::model::NodeName;
 use crate::proto::trust::Principal;
@@ -20,6 +22,9 @@ const BACKDATED: Duration = Duration::from_secs(24 * 3_600);
 pub struct Credentials {
     path: PathBuf,
     current: Mutex<Arc<Credential>>,
+    /// What shows it to those who dial this agent.
+    handshakes: Arc<Handshakes>,
+    operators: Arc<Operators>,
     /// Why what is on disk is not used, and not written over.
     fault: Option<String>,
 }
@@ -46,7 +51,14 @@ impl Credentials {
                 (fresh()?, Some(error.to_string()))
             }
         };
-        Ok(Self { path, current: Mutex::new(Arc::new(current)), fault })
+        let handshakes = Arc::new(Handshakes::default());
+        if !current.chain.is_empty()
+            && let Err(error) = handshakes.change(&current, &current.roots)
+        {
+            tracing::error!(path = %path.display(), %error, "the agent cannot show who it is to those who dial it");
+        }
+        let operators = Arc::new(Operators::open(directory));
+        Ok(Self { path, current: Mutex::new(Arc::new(current)), handshakes, operators, fault })
     }
 
     /// Why this agent cannot show who it is, where it has joined and its credential cannot be read.
@@ -57,6 +69,16 @@ impl Credentials {
     /// The credential as it is now.
     pub fn current(&self) -> Arc<Credential> {
         Arc::clone(&self.current.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The agent's part of handshakes; there are none before it has joined.
+    pub fn handshakes(&self) -> Arc<Handshakes> {
+        Arc::clone(&self.handshakes)
+    }
+
+    /// Who may steer this agent from elsewhere, as its controller said last.
+    pub fn operators(&self) -> &Arc<Operators> {
+        &self.operators
     }
 
     /// Whether a controller has given this agent a certificate.
@@ -85,7 +107,9 @@ impl Credentials {
             let words = "the controller has given this agent a certificate of somebody else".to_owned();
             return Err(CredentialError::Malformed(words));
         }
+        let next = Next::new(&credential, &credential.roots)?;
         credential.write(&self.path)?;
+        self.handshakes.show(next);
         *current = Arc::new(credential);
         Ok(())
     }
@@ -98,6 +122,8 @@ impl Credentials {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         let fresh = fresh()?;
         fresh.write(&self.path)?;
+        self.handshakes.stop();
+        self.operators.replace(Arc::default());
         *current = Arc::new(fresh);
         Ok(())
     }

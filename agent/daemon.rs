@@ -21,7 +21,7 @@ use crate::agent::platform::Platform;
 use crate::agent::runtime::{Runtime, Uplink};
 use crate::agent::service::controller::{Dialler, Way};
 use crate::agent::service::legacy::Legacy;
-use crate::agent::service::listen::{bind_tcp, serve};
+use crate::agent::service::listen::{Tcp, serve};
 use crate::agent::service::local::{Facts, Local};
 use crate::agent::session::{Base, Identity};
 use crate::agent::state::{AgentState, Wanted};
@@ -65,14 +65,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         }
         None => None,
     };
+    let credentials = Arc::new(Credentials::open(&config.state_dir)?);
     let tcp = match config.grpc_listen {
-        Some(address) => {
-            Some(bind_tcp(address).await.with_context(|| format!("--grpc-listen {address} cannot be had"))?)
-        }
+        Some(address) => Some(Tcp::bind(address, &credentials).await?),
         None => None,
     };
     let socket = SocketFile::bind(&config.socket)?;
-    let credentials = Arc::new(Credentials::open(&config.state_dir)?);
     let has_joined = credentials.has_joined();
     let insecure: Vec<String> =
         config.controller.iter().flat_map(|controller| controller.weakened(has_joined)).collect();
@@ -175,14 +173,14 @@ fn uplink(
     };
     let way = Way {
         node: config.node.clone(),
-        credentials,
+        credentials: Arc::clone(&credentials),
         introduction: config.introduction.clone(),
         insecure: config.insecure.clone(),
         share: random as u16,
     };
     let dialler = Dialler::new(config.addresses.clone(), way);
     let seed = u64::try_from(random >> 64).unwrap_or_default();
-    Ok(Uplink::new(identity, dialler, base, seed, clock::now()))
+    Ok(Uplink::new(identity, dialler, credentials, base, seed, clock::now()))
 }
 
 fn load(store: &Store) -> anyhow::Result<Wanted> {

@@ -302,16 +302,18 @@ impl Runtime {
     }
 
     async fn leave(&mut self) -> Result<usize, CommandError> {
-        self.credentials.forget().map_err(|error| match error {
-            CredentialError::Io(error) => not_kept(&error),
-            other @ (CredentialError::Malformed(_) | CredentialError::Crypto(_)) => {
-                not_kept(&io::Error::other(other))
-            }
-        })?;
         let change = self.state.handle_wanted(None);
         if change.is_change {
             self.save(&change.wanted).await.map_err(|error| not_kept(&error))?;
         }
+        // What was wanted is had again from the controller, and who this agent is not.
+        self.credentials.forget().map_err(|error| match error {
+            CredentialError::Io(error) => not_kept(&error),
+            other
+            @ (CredentialError::Malformed(_) | CredentialError::Tls(_) | CredentialError::Crypto(_)) => {
+                not_kept(&io::Error::other(other))
+            }
+        })?;
         if let Some(uplink) = &mut self.uplink {
             uplink.end(now());
         }

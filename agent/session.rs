@@ -14,6 +14,7 @@ mod reports;
 mod trouble;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use self::base::Base;
@@ -21,11 +22,12 @@ use self::push::Chunks;
 use self::random::Random;
 use self::reports::Reports;
 pub use self::trouble::{Told, Trouble, TroubleKind};
-use crate::proto::model::{NodeName, Remote, TunnelName};
+use crate::proto::model::{NodeName, OperatorName, Remote, TunnelName};
 use crate::proto::session::{
     Ack, AgentMessage, ControllerMessage, Forwarding, Generation, Heartbeat, Hello, ItemId, PROTOCOL_VERSION,
     RunId, TunnelReport, Welcome,
 };
+use crate::proto::trust::Rights;
 
 /// How long a dial may take, names and handshakes included.
 pub const DIAL_TIMEOUT: Duration = Duration::from_secs(3);
@@ -73,6 +75,8 @@ pub enum Effect {
     Close,
     /// Keep this on disk and try it; then say [`Session::handle_kept`].
     Keep(Base),
+    /// From now on these may steer this agent from elsewhere, and nobody else.
+    Operators(Arc<BTreeMap<OperatorName, Rights>>),
 }
 
 /// How far a session is.
@@ -276,6 +280,7 @@ impl Session {
             | ControllerMessage::Snapshot(_)
             | ControllerMessage::Delta(_)
             | ControllerMessage::ReportRequest(_)
+            | ControllerMessage::Operators(_)
                 if !welcomed =>
             {
                 self.misunderstand("the controller began without a welcome", now);
@@ -283,6 +288,7 @@ impl Session {
             ControllerMessage::NotModified(generation) => self.handle_not_modified(generation, now),
             ControllerMessage::Snapshot(chunk) => self.handle_chunk(chunk, now),
             ControllerMessage::Delta(delta) => self.handle_delta(delta, now),
+            ControllerMessage::Operators(operators) => self.effects.push_back(Effect::Operators(operators)),
             ControllerMessage::ReportRequest(request) => {
                 open.reports.handle_request(request);
             }

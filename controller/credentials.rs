@@ -8,8 +8,9 @@ use arc_swap::ArcSwap;
 use tokio_util::sync::CancellationToken;
 
 use super::pki::{Authority, PkiError};
-use super::service::accept::Handshakes;
+use crate::proto::host::accept::Handshakes;
 use crate::proto::host::clock;
+use crate::proto::host::words::span;
 
 /// Where the authority is in the state directory.
 pub const DIRECTORY: &str = "pki";
@@ -34,7 +35,8 @@ impl Credentials {
         let mut authority = Authority::open(directory, wall)?;
         authority.maintain(wall)?;
         let (server, due) = authority.server(wall)?;
-        let handshakes = Arc::new(Handshakes::new(&server, authority.roots())?);
+        let handshakes = Arc::new(Handshakes::default());
+        handshakes.change(&server, authority.roots())?;
         Ok(Self { authority: ArcSwap::from_pointee(authority), handshakes, due: Mutex::new(due) })
     }
 
@@ -54,6 +56,19 @@ impl Credentials {
     /// Where the last root's key is not here, or a file cannot be written.
     pub fn rotate(&self, wall: Duration) -> Result<(), PkiError> {
         self.change(wall, |authority| authority.rotate(wall).map(|()| true))
+    }
+
+    /// What is to be mended at the time `wall` since the Unix epoch, in words.
+    pub fn findings(&self, wall: Duration) -> Vec<String> {
+        let authority = self.authority();
+        if !authority.is_due(wall) || authority.has_root_key() {
+            return Vec::new();
+        }
+        let left = span(authority.issuer_expires().saturating_sub(wall));
+        vec![format!(
+            "the issuer's certificate is to be replaced, and the root's key is elsewhere: bring it back with `controller ca \
+             import FILE` within {left}; after that no host can join and no certificate is renewed"
+        )]
     }
 
     /// Replaces in time what would expire, until `stop`.
@@ -89,5 +104,24 @@ impl Credentials {
         self.authority.store(Arc::new(authority));
         *due = next;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_root_that_is_away_when_it_is_needed_is_told_in_time() {
+        const DAY: Duration = Duration::from_secs(24 * 3_600);
+        let directory = tempfile::tempdir().unwrap();
+        let wall = DAY * 20_000;
+        let credentials = Credentials::open(&directory.path().join(DIRECTORY), wall).unwrap();
+        assert_eq!(credentials.findings(wall + DAY * 400), Vec::<String>::new(), "it is there");
+        let mut authority = Authority::clone(&credentials.authority());
+        authority.export(&directory.path().join("away.pem")).unwrap();
+        assert_eq!(credentials.findings(wall), Vec::<String>::new(), "it is not needed yet");
+        let told = credentials.findings(wall + DAY * 400);
+        assert!(told[0].contains("controller ca import") && told[0].contains("within 330 d"), "{told:?}");
     }
 }

@@ -1,7 +1,7 @@
 //! A controller's life: takes what it needs, serves, and sends the agents away for a moment when it ends.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,17 +14,19 @@ use super::config::Config;
 use super::credentials::{self, Credentials};
 use super::runtime::{self, Runtime};
 use super::service::Facts;
-use super::service::accept::Gate;
 use super::service::admin::Admin;
+use super::service::callers::Dialled;
 use super::service::control::Control;
 use super::service::enrolment::Enroller;
 use super::service::listen;
 use super::store::Store;
 use super::store::sqlite::SqliteStore;
 use super::stored::Stored;
+use crate::proto::host::accept::Gate;
 use crate::proto::host::clock;
 use crate::proto::host::socket::SocketFile;
 use crate::proto::host::{limits, random, signals};
+use crate::proto::session::CONTROLLER_PORT;
 
 /// How many connections agents may have at most, where as many files may be open: each takes up to 64 KiB.
 const CONNECTIONS: usize = 40_000;
@@ -58,6 +60,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         tracing::warn!("{words}");
     }
     let facts = facts(&config, &listeners);
+    let reached = listeners.iter().find_map(reached).unwrap_or_else(|| "ADDRESS".to_owned());
 
     let (controller, requests) = runtime::channel();
     let mut services = JoinSet::new();
@@ -70,7 +73,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let revision = stored.revision;
     let runtime = Runtime::new(stored, start, store, requests);
     let handshakes = credentials.handshakes();
-    let gate = Gate::new(&config.insecure, connections(open_files), handshakes, controller.clone());
+    let gate = Gate::new(&config.insecure, connections(open_files), handshakes, Dialled(controller.clone()));
     let enroller = Enroller::new(controller.clone(), Arc::clone(&credentials), &config.approve_any);
     services.spawn(Arc::clone(&credentials).keep(stop.clone()));
     let control = Control::new(controller.clone());
@@ -90,10 +93,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         revision,
         "controller is ready"
     );
-    // Where it is reached only its operator knows.
     tracing::info!(
-        "a host joins with `agent --controller ADDRESS --token TOKEN`: ADDRESS is this host's, a TOKEN is what `controller \
-         token create` prints"
+        "a host joins with `agent --controller {reached} --token TOKEN`; `controller token create` prints a TOKEN"
     );
 
     let running = runtime.run(stop.clone().cancelled_owned());
@@ -128,6 +129,22 @@ async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
         } else {
             anyhow::anyhow!("{address}/tcp cannot be listened on: {error}; choose another with --listen")
         }
+    })
+}
+
+/// Where other hosts reach a listener, as far as this one can tell: at the address from which it reaches others itself.
+fn reached(listener: &TcpListener) -> Option<String> {
+    /// Of no host, and nothing is sent to it (RFC 5737).
+    const ELSEWHERE: (Ipv4Addr, u16) = (Ipv4Addr::new(192, 0, 2, 1), 9);
+    let mut address = listener.local_addr().ok()?;
+    if address.ip().is_unspecified() {
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
+        socket.connect(ELSEWHERE).ok()?;
+        address.set_ip(socket.local_addr().ok()?.ip());
+    }
+    Some(match address.port() {
+        CONTROLLER_PORT => address.ip().to_string(),
+        _ => address.to_string(),
     })
 }
 

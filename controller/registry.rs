@@ -13,8 +13,6 @@ use crate::proto::trust::KeyId;
 
 pub mod admission;
 pub mod petitions;
-pub mod seats;
-pub mod source;
 
 /// How often each side says that it is there; give or take a tenth.
 const HEARTBEAT: Duration = Duration::from_secs(5);

@@ -6,8 +6,8 @@ mod orders;
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
@@ -29,6 +29,7 @@ use crate::controller::stored::Stored;
 use crate::controller::trust::{Denial, Draft, Proof, Trust};
 use crate::proto::host::clock::{now, since_epoch};
 use crate::proto::model::{MeshName, NodeName};
+use crate::proto::rate::{Bucket, Rate};
 use crate::proto::session::{AgentMessage, ControllerMessage, Hello};
 use crate::proto::trust::{Code, CodeHead, KeyId};
 
@@ -45,6 +46,8 @@ const BATCH: usize = 64;
 pub const BEHIND: usize = 64;
 /// How long a node may take to report its tunnels before its last report has to do.
 const REPORT: Duration = Duration::from_secs(1);
+/// How often it is logged that somebody was refused.
+const REFUSALS: Rate = Rate { burst: 50, every: Duration::from_secs(1) };
 /// How many events are told at once.
 const EVENTS: usize = 1_000;
 /// How soon a store that cannot be read is read again.
@@ -116,6 +119,8 @@ pub struct ControllerHandle {
     progress: watch::Receiver<Progress>,
     trust: watch::Receiver<Arc<Trust>>,
     connections: Arc<AtomicU64>,
+    /// The log lines about refusals.
+    refusals: Arc<Mutex<Bucket>>,
 }
 
 impl ControllerHandle {
@@ -259,7 +264,10 @@ impl ControllerHandle {
 
     /// Takes note that somebody was refused. Where too much is to be noted, it is not.
     pub fn refused(&self, node: Option<NodeName>, words: String) {
-        tracing::info!(node = node.as_ref().map(NodeName::as_str), %words, "access was refused");
+        let is_logged = self.refusals.lock().unwrap_or_else(PoisonError::into_inner).take(REFUSALS, now());
+        if is_logged.is_ok() {
+            tracing::info!(node = node.as_ref().map(NodeName::as_str), %words, "access was refused");
+        }
         let _ = self.requests.try_send(Request::Refused(node, words));
     }
 
@@ -313,7 +321,8 @@ pub fn channel() -> (ControllerHandle, Requests) {
     let (progress, seen) = watch::channel(Progress::default());
     let (trust, trusted) = watch::channel(Arc::default());
     let connections = Arc::new(AtomicU64::new(1));
-    let handle = ControllerHandle { requests: sender, progress: seen, trust: trusted, connections };
+    let refusals = Arc::default();
+    let handle = ControllerHandle { requests: sender, progress: seen, trust: trusted, connections, refusals };
     (handle, Requests { requests, progress, trust })
 }
 

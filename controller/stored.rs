@@ -155,6 +155,8 @@ pub struct Touched {
     pub consents: BTreeSet<NodeName>,
     /// Nodes whose identity came, went or was renewed, and whether they had one before.
     pub identities: BTreeMap<NodeName, bool>,
+    /// Whether anybody may steer otherwise.
+    pub operators: bool,
     /// Whether anything may be wanted otherwise of a node.
     pub wanted: bool,
     /// What was done, in order.
@@ -358,6 +360,7 @@ impl Stored {
                 put(&mut trust.identities, name, identity)?;
             }
             Key::Operator(name) => {
+                touched.operators = true;
                 let operator = content.map(read_json::<Operator>).transpose();
                 put(&mut Arc::make_mut(&mut self.trust).operators, name, operator)?;
             }

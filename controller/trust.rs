@@ -167,6 +167,11 @@ pub enum Denial {
          `controller node remove {0}` first"
     )]
     TakenName(NodeName),
+    /// Another node has it but for capitals, which certificates do not tell apart.
+    #[error(
+        "node {0}: {1} has joined, whose name differs in capitals alone; give this host another name with --name"
+    )]
+    AlikeName(NodeName, NodeName),
     /// It was removed, and comes from a network in which that is all that it shows.
     #[error("node {0}: it was removed, and joins again only with a token or by approval")]
     RemovedName(NodeName),
@@ -305,6 +310,13 @@ impl Draft {
         };
         if known.is_some_and(|known| known != key) || self.trust.damaged.contains(node) {
             return Err(Denial::TakenName(node.clone()));
+        }
+        let is_alike =
+            |other: &&NodeName| *other != node && other.as_str().eq_ignore_ascii_case(node.as_str());
+        if known.is_none()
+            && let Some(other) = self.trust.identities.keys().find(is_alike)
+        {
+            return Err(Denial::AlikeName(node.clone(), other.clone()));
         }
         if matches!(via, Via::Network) && self.trust.removed.contains(node) {
             return Err(Denial::RemovedName(node.clone()));

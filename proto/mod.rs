@@ -9,7 +9,9 @@ pub mod host;
 pub mod legacy;
 pub mod model;
 pub mod rate;
+pub mod seats;
 pub mod session;
+pub mod source;
 pub mod trust;
 
 /// The generated messages and services of `proto/tunmesh/v1`.

@@ -34,9 +34,36 @@ impl Bucket {
     }
 }
 
+/// What others can bring about as often as they like, and what is told now and then alone, with how often it was.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Seldom {
+    count: u64,
+    told: Option<Instant>,
+}
+
+impl Seldom {
+    /// Counts one more. Returns how many there were since it was last told, where that was at least `every` ago.
+    pub fn take(&mut self, every: Duration, now: Instant) -> Option<u64> {
+        self.count += 1;
+        if self.told.is_some_and(|told| now < told + every) {
+            return None;
+        }
+        self.told = Some(now);
+        Some(std::mem::take(&mut self.count))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    #[allow(clippy::disallowed_methods, reason = "any time will do")]
+    fn what_is_told_seldom_leaves_none_out() {
+        let (mut seldom, start, every) = (Seldom::default(), Instant::now(), Duration::from_secs(10));
+        let mut at = |seconds| seldom.take(every, start + Duration::from_secs(seconds));
+        assert_eq!([0, 1, 9, 10, 11, 40].map(&mut at), [Some(1), None, None, Some(3), None, Some(2)]);
+    }
 
     #[test]
     #[allow(clippy::disallowed_methods, reason = "any time will do")]

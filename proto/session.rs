@@ -10,7 +10,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::model::{DeviceName, Invalid, NodeName, Owner, Remote, TunnelName, TunnelState};
+use super::model::{DeviceName, Invalid, NodeName, OperatorName, Owner, Remote, TunnelName, TunnelState};
+use super::trust::Rights;
 
 /// Where controllers listen, TCP, unless their address says otherwise.
 pub const CONTROLLER_PORT: u16 = 7443;
@@ -341,6 +342,8 @@ pub enum ControllerMessage {
     Heartbeat(Heartbeat),
     /// Asks for a whole report, by this number.
     ReportRequest(u64),
+    /// Who may steer agents from elsewhere.
+    Operators(Arc<BTreeMap<OperatorName, Rights>>),
     /// It ends the session.
     GoAway {
         /// Why, in words.

@@ -6,7 +6,6 @@
 mod lab;
 
 use std::net::{SocketAddr, UdpSocket};
-use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
 
 use lab::{Agent, Family, Faults, Host, Lab, Relay, SOON, grpcurl, ping_ok, transfer, wait_until};
@@ -125,7 +124,7 @@ fn what_comes_damaged_to_the_device_is_sent_as_it_came() {
     let receiver = b.enter(|| UdpSocket::bind("10.0.1.2:7000")).unwrap();
     setsockopt(&receiver, RcvBufForce, &(16 << 20)).unwrap();
     let raw = |protocol| a.enter(|| socket(AddressFamily::Inet, SockType::Raw, SockFlag::empty(), protocol));
-    let raw = UdpSocket::from(OwnedFd::from(raw(SockProtocol::Raw).unwrap()));
+    let raw = UdpSocket::from(raw(SockProtocol::Raw).unwrap());
     let names = ["UdpInCsumErrors", "TcpInCsumErrors"];
     let before = names.map(|name| kernel(b, &[name]));
     let mut sound = 0;

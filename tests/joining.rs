@@ -5,14 +5,18 @@
 mod lab;
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
 use std::time::Duration;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use lab::{
-    Agent, CONTROLLER as PROGRAM, Controller, Host, Lab, SOON, grpcurl_path, ping, ping_ok, wait_live,
-    wait_until,
+    AGENT, Agent, CONTROLLER as PROGRAM, Controller, Host, Lab, Pinger, SOON, as_outsider, grpcurl_from,
+    methods, ping, ping_ok, wait_live, wait_until,
 };
+use serde_json::json;
+use tunmesh::proto::host::credential::{Facts, PrivateKey};
+use tunmesh::proto::trust::{JoinToken, Principal};
 
 const CONTROLLER: &str = "172.100.1.254:7443";
 const MESH: &str = "
@@ -32,13 +36,18 @@ struct Site {
 
 impl Site {
     fn new(count: usize, arguments: &[&str]) -> Self {
+        Self::start_by(count, &[&[PROGRAM, "serve"], arguments].concat())
+    }
+
+    /// With a controller that is started by a command.
+    fn start_by(count: usize, command: &[&str]) -> Self {
         let lab = Lab::new();
         let router = lab.host("router");
         let hosts: Vec<_> = (1..=count).map(|n| lab.host(&format!("h{n}"))).collect();
         let addresses: Vec<_> = (1..=count).map(|n| format!("172.100.1.{n}/24")).collect();
         let ends: Vec<_> = hosts.iter().zip(addresses.iter().map(String::as_str)).collect();
         lab.segment(&router, "172.100.1.254/24", &ends);
-        let controller = Controller::start_secure(&router, arguments);
+        let controller = Controller::start_by(&router, command);
         Self { _lab: lab, router, hosts, controller }
     }
 
@@ -138,6 +147,54 @@ fn a_token_is_refused_in_words_where_it_does_not_hold() {
         let told = [controller.log(), list.clone(), controller.run(&["events", "-o", "json"]).unwrap()];
         assert!(told.iter().all(|text| !text.contains(secret)));
     }
+}
+
+/// A token says which controller it is for: another one is sent nothing of it.
+#[test]
+fn a_token_with_another_pin_is_shown_to_nobody() {
+    let site = Site::new(1, &[]);
+    let token = site.controller.token(&[]);
+    let (rest, pin) = token.rsplit_once('.').unwrap();
+    let other = if pin.starts_with('A') { 'B' } else { 'A' };
+    let agent = site.agent(1, "web-1", &["--token", &format!("{rest}.{other}{}", &pin[1..])]);
+    wait_trouble(&agent, "nothing was sent to it");
+    let told = |event: &serde_json::Value| {
+        event["message"].as_str().unwrap().contains("172.100.1.1: it does not believe this certificate")
+    };
+    let is_told = || site.controller.events("access-refused", "").iter().any(told);
+    wait_until(SOON, "the controller tells that it is not believed", is_told);
+    assert!(!site.is_known("web-1"));
+    assert!(site.controller.run(&["token", "list"]).unwrap().contains("0 of 1"));
+}
+
+/// A host that has not heard the answer asks again.
+#[test]
+fn who_asks_again_to_join_is_the_same_node_and_uses_nothing_up() {
+    let site = Site::new(1, &[]);
+    let token: JoinToken = site.controller.token(&[]).parse().unwrap();
+    let enrol = |key: &PrivateKey| {
+        let request = json!({
+            "node": "web-1",
+            "request": STANDARD.encode(key.request().unwrap()),
+            "token": {"id": token.id.as_str(), "secret": STANDARD.encode(token.secret.as_bytes())},
+        });
+        grpcurl_from(&site.hosts[0], None, CONTROLLER, "tunmesh.v1.Enrolment/Enrol", &request)
+    };
+    let key = PrivateKey::generate().unwrap();
+    let principals: Vec<_> = (0..3)
+        .map(|_| {
+            let answer: serde_json::Value = serde_json::from_str(&enrol(&key).unwrap()).unwrap();
+            let own = STANDARD.decode(answer["certificate"]["chain"][0].as_str().unwrap()).unwrap();
+            let facts = Facts::of(&own.into()).unwrap();
+            assert_eq!(facts.key, key.id());
+            facts.principal.unwrap()
+        })
+        .collect();
+    assert!(principals.iter().all(|one| *one == Principal::Agent("web-1".parse().unwrap())));
+    assert!(site.controller.run(&["token", "list"]).unwrap().contains("1 of 1"));
+    assert_eq!(site.controller.events("node-enrolled", "web-1").len(), 1);
+    let refusal = enrol(&PrivateKey::generate().unwrap()).unwrap_err().to_string();
+    assert!(refusal.contains("have joined with it"), "{refusal}");
 }
 
 #[test]
@@ -287,35 +344,17 @@ fn plain_text_is_nothing_to_a_controller_that_was_not_told_of_it() {
     assert!(site.controller.log().contains("it speaks plain text"), "{}", site.controller.log());
 }
 
-/// The methods that a controller serves over TCP, by what is in its protocol.
-const SERVED: [(&str, &str); 2] = [("AgentControl", "control.proto"), ("MeshAdmin", "admin.proto")];
-
 #[test]
 fn whoever_shows_no_certificate_is_refused_by_every_method() {
     let site = Site::new(1, &[]);
-    let proto = concat!(env!("CARGO_MANIFEST_DIR"), "/proto");
-    let grpcurl = grpcurl_path();
-    let call = |arguments: &[&str]| {
-        let fixed = ["-insecure", "-max-time", "20", "-import-path", proto];
-        site.hosts[0].try_run([grpcurl.to_str().unwrap()].iter().chain(&fixed).chain(arguments))
-    };
-    let mut count = 0;
-    for (service, file) in SERVED {
-        let source = fs::read_to_string(format!("{proto}/tunmesh/v1/{file}")).unwrap();
-        let body =
-            source.split(&format!("service {service} {{")).nth(1).unwrap().split("\n}").next().unwrap();
-        for line in body.lines().filter_map(|line| line.trim().strip_prefix("rpc ")) {
-            let method = format!("tunmesh.v1.{service}/{}", line.split('(').next().unwrap());
-            let file = format!("tunmesh/v1/{file}");
-            let refusal = call(&["-proto", &file, "-d", "{}", CONTROLLER, &method]).unwrap_err().to_string();
-            assert!(refusal.contains("Code: Unauthenticated"), "{method}: {refusal}");
-            assert!(refusal.contains("no certificate was shown"), "{method}: {refusal}");
-            count += 1;
-        }
+    let served = [("AgentControl", "control.proto"), ("MeshAdmin", "admin.proto")];
+    let served: Vec<_> = served.iter().flat_map(|(service, file)| methods(service, file)).collect();
+    assert!(served.len() > 14, "{served:?}");
+    for method in served.iter().map(String::as_str).chain(["list"]) {
+        let refusal =
+            grpcurl_from(&site.hosts[0], None, CONTROLLER, method, &json!({})).unwrap_err().to_string();
+        assert!(refusal.contains("no certificate was shown"), "{method}: {refusal}");
     }
-    assert!(count > 14, "{count}");
-    let refusal = call(&[CONTROLLER, "list"]).unwrap_err().to_string();
-    assert!(refusal.contains("no certificate was shown"), "reflection: {refusal}");
     let events = site.controller.events("access-refused", "");
     assert!(
         events.len() > 14 && events[0]["message"].as_str().unwrap().contains("172.100.1.1"),
@@ -328,16 +367,7 @@ fn whoever_shows_no_certificate_is_refused_by_every_method() {
 fn the_socket_is_for_root_and_the_group_whatever_its_mode() {
     let site = Site::new(0, &[]);
     let socket = site.controller.socket();
-    // Somebody has opened it to all.
-    for path in [&socket, &socket.parent().unwrap().to_owned()] {
-        fs::set_permissions(path, fs::Permissions::from_mode(0o777)).unwrap();
-    }
-    let outsider = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"];
-    let program = site.controller.state_dir().with_file_name("program");
-    // Where it was built may be closed to others.
-    fs::copy(PROGRAM, &program).unwrap();
-    let command = [program.to_str().unwrap(), "status", "--socket", socket.to_str().unwrap()];
-    let refusal = site.router.try_run(outsider.iter().chain(&command)).unwrap_err().to_string();
+    let refusal = as_outsider(&site.router, PROGRAM, &["status"], &socket).unwrap_err().to_string();
     assert!(refusal.contains("is neither root nor a member of the group tunmesh"), "{refusal}");
     let events = site.controller.events("access-refused", "");
     assert!(
@@ -416,13 +446,18 @@ fn another_process_of_its_user_does_not_read_a_controllers_memory() {
 
 /// A command of an agent whose wall clock is off by so much, as `+1h`; its other clocks go on as they are.
 fn with_clock(off: &str, arguments: &[&str]) -> Vec<String> {
+    with_clock_by(&format!("FAKETIME={off}"), AGENT, arguments)
+}
+
+/// The same for any program, by a setting of libfaketime.
+fn with_clock_by(setting: &str, program: &str, arguments: &[&str]) -> Vec<String> {
     let directories = fs::read_dir("/usr/lib").unwrap().map(|entry| entry.unwrap().path());
     let library =
         directories.map(|directory| directory.join("faketime/libfaketime.so.1")).find(|path| path.exists());
     let library = library.expect("libfaketime is there: run scripts/test, which installs it");
     let preload = format!("LD_PRELOAD={}", library.display());
-    let clock = format!("FAKETIME={off}");
-    let command = ["env", "FAKETIME_DONT_FAKE_MONOTONIC=1", &preload, &clock, lab::AGENT];
+    let command =
+        ["env", "FAKETIME_DONT_FAKE_MONOTONIC=1", "FAKETIME_NO_CACHE=1", &preload, setting, program];
     command.iter().chain(arguments).map(|word| (*word).to_owned()).collect()
 }
 
@@ -472,4 +507,43 @@ fn a_host_that_lives_a_week_ago_says_why_it_does_not_join_and_keeps_what_it_has(
         .iter()
         .any(|event| event["message"].as_str().unwrap().contains("172.100.1.1: it does not believe"));
     assert!(told, "{events:?}");
+}
+
+/// All clocks go on by weeks while the controller is away.
+#[test]
+fn agents_keep_their_mesh_for_29_days_without_a_controller_and_renew_at_its_end() {
+    let directory = tempfile::tempdir().unwrap();
+    let clock = directory.path().join("clock");
+    let set = |days: u32| fs::write(&clock, format!("+{days}d\n")).unwrap();
+    set(0);
+    let setting = format!("FAKETIME_TIMESTAMP_FILE={}", clock.display());
+    let mut site = Site::start_by(2, &words(&with_clock_by(&setting, PROGRAM, &["serve"])));
+    let token = site.controller.token(&["--uses", "2"]);
+    let agents = [1, 2].map(|n| {
+        let joining = ["--controller", CONTROLLER, "--name", &format!("web-{n}"), "--token", &token];
+        Agent::start_by(&site.hosts[n - 1], &words(&with_clock_by(&setting, AGENT, &joining)))
+    });
+    site.wait_live(2);
+    site.controller.apply_with(MESH, &["--wait"]).unwrap();
+    ping_ok(&site.hosts[0], "10.9.0.2");
+    let identity = |agent: &Agent| fs::read_to_string(agent.state_dir().join("identity.pem")).unwrap();
+    let before = agents.each_ref().map(identity);
+    let pinger = Pinger::start(&site.hosts[0], "10.9.0.2", Duration::from_millis(50));
+    site.controller.terminate();
+    set(29);
+    wait_trouble(&agents[0], "refused");
+    site.controller.restart();
+    site.wait_live(2);
+    pinger.lost_nothing("while weeks went by");
+    let after = agents.each_ref().map(identity);
+    assert!(before.iter().zip(&after).all(|(before, after)| before != after), "they have renewed");
+
+    // After too long a time nobody knows the key any more; what there is stays.
+    site.controller.terminate();
+    set(29 + 7 + 31);
+    site.controller.restart();
+    wait_trouble(&agents[0], "30 days");
+    ping_ok(&site.hosts[0], "10.9.0.2");
+    let events = site.controller.events("access-refused", "web-1");
+    assert!(!events.is_empty());
 }

@@ -14,8 +14,8 @@ use tunmesh::proto::v1;
 use tunmesh::proto::v1::tunnel_service_server::{TunnelService, TunnelServiceServer};
 
 use lab::{
-    Family, Lab, Peer2015, Pinger, SOON, ThreeHosts, grpcurl_at, holds_within, ping, ping_ok, transfer,
-    try_transfer, wait_until,
+    Family, Lab, Peer2015, Pinger, SOON, ThreeHosts, grpcurl_at, holds_within, ping, ping_ok, secrets,
+    transfer, try_transfer, wait_until,
 };
 
 /// Two hosts with a cable, 172.100.1.1 and 172.100.1.2.
@@ -24,6 +24,24 @@ fn two_hosts() -> (Lab, lab::Host, lab::Host) {
     let (h1, h2) = (lab.host("h1"), lab.host("h2"));
     lab.link(&h1, "172.100.1.1/24", &h2, "172.100.1.2/24");
     (lab, h1, h2)
+}
+
+#[test]
+fn a_secret_that_is_told_is_noticed() {
+    let (_lab, h1, _h2) = two_hosts();
+    let directory = tempfile::tempdir().unwrap();
+    let key = tunmesh::proto::host::credential::PrivateKey::generate().unwrap();
+    let file = directory.path().join("identity.pem");
+    let credential =
+        tunmesh::proto::host::credential::Credential { key, chain: Vec::new(), roots: Vec::new() };
+    credential.write(&file).unwrap();
+    secrets::learn_keys(directory.path());
+    secrets::learn_token("tm1.id.a-token-for-the-laboratory.pin");
+    for words in [&["cat", file.to_str().unwrap()][..], &["echo", "has a-token-for-the-laboratory in it"]] {
+        let told = std::panic::catch_unwind(|| h1.try_run(words)).unwrap_err();
+        assert!(told.downcast_ref::<String>().unwrap().contains("tells a secret"));
+    }
+    assert!(h1.try_run(["echo", "tm1.id"]).is_ok());
 }
 
 #[test]

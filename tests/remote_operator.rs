@@ -8,8 +8,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use lab::{
-    Agent, CONTROLLER as PROGRAM, Controller, Failed, Host, Lab, SOON, grpcurl_path, wait_live, wait_until,
+    Agent, CONTROLLER as PROGRAM, Controller, Failed, Host, Lab, SOON, grpcurl_from, grpcurl_path, methods,
+    wait_live, wait_until,
 };
+use serde_json::json;
 
 const SERVER: &str = "172.100.1.254:7443";
 const MESH: &str = "
@@ -128,13 +130,8 @@ fn an_identity_is_worth_nothing_once_it_was_taken_or_has_expired_or_elsewhere() 
     other.run(&create).unwrap();
     assert!(site.refusal(&foreign, &["status"]).contains("is not the controller of"));
     // Also where it does not look.
-    let status = ["-insecure", "-cert", foreign.to_str().unwrap(), "-key", foreign.to_str().unwrap()];
-    let grpcurl = grpcurl_path();
-    let proto = concat!(env!("CARGO_MANIFEST_DIR"), "/proto");
-    let call = ["-import-path", proto, "-proto", "tunmesh/v1/admin.proto", SERVER];
-    let method = ["tunmesh.v1.MeshAdmin/GetControllerStatus"];
-    let command = [grpcurl.to_str().unwrap()];
-    let refusal = site.desk.try_run(command.iter().chain(&status).chain(&call).chain(&method)).unwrap_err();
+    let method = "tunmesh.v1.MeshAdmin/GetControllerStatus";
+    let refusal = grpcurl_from(&site.desk, Some(&foreign), SERVER, method, &json!({})).unwrap_err();
     assert!(refusal.to_string().contains("the certificate is of another authority"), "{refusal}");
 }
 
@@ -143,13 +140,14 @@ fn whoever_watches_from_elsewhere_goes_on_doing_so() {
     let site = Site::new();
     let anna = site.operator("anna", "viewer", &[]);
     let who = ["--server", SERVER, "--identity", anna.to_str().unwrap()];
-    let file = site.file("events");
+    let (file, errors) = (site.file("events"), site.file("errors"));
     let mut watch = site
         .desk
         .command(PROGRAM)
         .args(["events", "-f", "-o", "json"])
         .args(who)
         .stdout(std::fs::File::create(&file).unwrap())
+        .stderr(std::fs::File::create(&errors).unwrap())
         .spawn()
         .unwrap();
     // Twice as long as a connection stays on which nobody is.
@@ -157,8 +155,11 @@ fn whoever_watches_from_elsewhere_goes_on_doing_so() {
     let mesh = site.controller.mesh_file(MESH);
     site.controller.run(&["apply", "-f", mesh.to_str().unwrap()]).unwrap();
     wait_until(SOON, "it is told", || std::fs::read_to_string(&file).unwrap().contains("mesh-applied"));
-    watch.kill().unwrap();
-    watch.wait().unwrap();
+    // As long as they may.
+    site.controller.run(&["admin", "remove", "anna"]).unwrap();
+    wait_until(SOON, "it ends with their rights", || watch.try_wait().unwrap().is_some());
+    let told = std::fs::read_to_string(&errors).unwrap();
+    assert!(told.contains("there is none with this key, or no more"), "{told}");
 }
 
 #[test]
@@ -174,6 +175,83 @@ fn an_identity_serves_grpcurl_as_it_is() {
     let method = "tunmesh.v1.MeshAdmin/ListNodes";
     let nodes = site.desk.run(call.iter().chain(&who).chain(&[SERVER, method]));
     assert_eq!(nodes.split_whitespace().collect::<String>(), "{}");
+}
+
+/// What an agent's host serves to those who come from elsewhere, which is nothing without a certificate.
+#[test]
+fn an_agent_heeds_operators_from_elsewhere_and_nobody_else() {
+    const AGENT: &str = "172.100.1.9:5002";
+    let mut site = Site::new();
+    let [viewer, operator] =
+        ["viewer", "operator"].map(|role| site.operator(&format!("{role}-1"), role, &[]));
+    let other = Controller::start_secure(&site.router, &["--listen", "0.0.0.0:7444"]);
+    let foreign = site.file("foreign.pem");
+    let create = ["admin", "create", "eve", "--role", "admin", "--file", foreign.to_str().unwrap()];
+    other.run(&create).unwrap();
+    let listening = ["--controller", SERVER, "--name", "web-1", "--grpc-listen", "0.0.0.0:5002"];
+    let bare = Agent::start(&site.desk, &listening);
+    let call = |identity, method: &str| grpcurl_from(&site.router, identity, AGENT, method, &json!({}));
+    let list = "tunmesh.v1.TunnelService/ListTunnels";
+    // It has nothing to show yet, and so nobody is asked for anything.
+    assert!(call(Some(&operator), list).is_err());
+    assert!(bare.log().contains("there is no certificate here yet"), "{}", bare.log());
+    drop(bare);
+
+    let token = site.controller.token(&["--name", "web-1"]);
+    let mut agent = Agent::start(&site.desk, &[&listening[..], &["--token", &token]].concat());
+    wait_live(&site.controller, &["web-1".to_owned()]);
+    assert!(!agent.show("status").contains("--grpc-listen"), "nothing is weaker for it");
+    let refusal = |identity, method: &str| call(identity, method).unwrap_err().to_string();
+    let served = methods("TunnelService", "tunnel.proto");
+    assert!(served.len() > 5, "{served:?}");
+    for method in served.iter().map(String::as_str).chain(["list"]) {
+        for (identity, words) in
+            [(None, "no certificate was shown"), (Some(&*foreign), "the certificate is of another authority")]
+        {
+            let refusal = refusal(identity, method);
+            assert!(refusal.contains("Unauthenticated") && refusal.contains(words), "{method}: {refusal}");
+        }
+    }
+    let own = agent.state_dir().join("identity.pem");
+    assert!(refusal(Some(&own), list).contains("the agent of web-1 is no operator"));
+    assert!(agent.log().contains("a call was refused"));
+
+    // Who is believed is told by name which agent it is.
+    let grpcurl = grpcurl_path();
+    let as_named = |name: &str, identity: &Path, more: &[&str], method: &str| {
+        let identity = identity.to_str().unwrap();
+        let who = ["-cacert", identity, "-cert", identity, "-key", identity, "-servername", name];
+        let command = [grpcurl.to_str().unwrap()];
+        site.router.try_run(command.iter().chain(&who).chain(more).chain(&[AGENT, method]))
+    };
+    let name = "web-1.agent.tunmesh";
+    let tunnel = r#"{"tunnel": {"name": "udp2", "addresses": ["10.0.1.1/30"], "remote": "172.100.1.7", "framing": "RAW"}}"#;
+    let add = "tunmesh.v1.TunnelService/AddTunnel";
+    assert!(as_named(name, &viewer, &[], "list").unwrap().contains("tunmesh.v1.TunnelService"));
+    let refused = as_named(name, &viewer, &["-d", tunnel], add).unwrap_err().to_string();
+    assert!(refused.contains("has the role viewer, and this needs the role operator"), "{refused}");
+    assert_eq!(agent.tunnel_names(), Vec::<String>::new());
+    as_named(name, &operator, &["-d", tunnel], add).unwrap();
+    assert!(as_named(name, &viewer, &[], list).unwrap().contains("udp2"));
+    let mistaken = as_named("web-2.agent.tunmesh", &viewer, &[], list).unwrap_err().to_string();
+    assert!(mistaken.contains("web-1.agent.tunmesh, not web-2.agent.tunmesh"), "{mistaken}");
+
+    // One that watches goes on doing so: twice as long as a connection stays on which nobody is.
+    let watch = ["-max-time", "16", "-d", r#"{"interval": "1s"}"#];
+    let watched = as_named(name, &viewer, &watch, "tunmesh.v1.TunnelService/WatchTunnels").unwrap_err();
+    assert!(watched.to_string().contains("DeadlineExceeded"), "{watched}");
+    // What the controller says of an operator counts, not what a certificate says; also while it is away.
+    site.controller.run(&["admin", "remove", "operator-1"]).unwrap();
+    let is_refused = || as_named(name, &operator, &[], list).is_err();
+    wait_until(Duration::from_secs(2), "whose rights were taken is refused", is_refused);
+    let refused = as_named(name, &operator, &[], list).unwrap_err().to_string();
+    assert!(refused.contains("knows none with this key"), "{refused}");
+    site.controller.terminate();
+    agent.restart();
+    assert!(as_named(name, &viewer, &[], list).is_ok() && is_refused());
+    // What it has forgotten it shows no more.
+    assert!(agent.show("leave").contains("forgotten"));
+    assert!(as_named(name, &viewer, &[], list).is_err());
 }
 
 #[test]

@@ -458,7 +458,15 @@ fn a_foreign_address_is_not_listened_on_in_plain_text() {
     let host = lab.host("host");
     let error =
         Agent::try_start(&host, &["--grpc-listen", "0.0.0.0:5002"]).err().expect("it refuses").to_string();
-    assert!(error.contains("loopback"), "{error}");
+    assert!(error.contains("needs --controller") && error.contains("127.0.0.1:5002"), "{error}");
+}
+
+#[test]
+fn the_socket_is_for_root_and_the_group_whatever_its_mode() {
+    let Setup { host, agent, .. } = &setup(&[]);
+    let told = lab::as_outsider(host, lab::AGENT, &["status"], &agent.socket()).unwrap_err().to_string();
+    assert!(told.contains("is neither root nor a member of the group tunmesh"), "{told}");
+    assert!(agent.log().contains("a call was refused"));
 }
 
 #[test]

@@ -75,7 +75,8 @@ struct RunArgs {
     controller: ControllerArgs,
     #[command(flatten)]
     socket: SocketArgs,
-    /// Loopback address for TunnelService over TCP as well, as 127.0.0.1:5002
+    /// Address for TunnelService over TCP as well: in plain text on loopback, as 127.0.0.1:5002, otherwise for operators who
+    /// show a certificate
     #[arg(long, env = "TUNMESH_GRPC_LISTEN", value_name = "ADDR")]
     grpc_listen: Option<SocketAddr>,
     /// Where the wanted tunnels are kept
@@ -242,6 +243,14 @@ impl RunArgs {
             refuse(format!("--data-port and --control-port are both {}", self.data_port));
         }
         let controller = self.controller.config().unwrap_or_else(|problem| refuse(problem));
+        if let Some(address) = self.grpc_listen.filter(|address| !address.ip().is_loopback())
+            && controller.is_none()
+        {
+            refuse(format!(
+                "--grpc-listen {address} needs --controller, which gives this agent a certificate: without one only a \
+                 loopback address is listened on, as 127.0.0.1:5002"
+            ));
+        }
         log::init(self.log_format);
         let config = Config {
             data_port: self.data_port,

@@ -2,9 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::handle::LinkStatus;
+use crate::agent::credentials::Credentials;
 use crate::agent::service::controller::{Connection, Dialler, Event, Full};
 use crate::agent::session::{Base, Effect, Identity, Link, LinkState, Session, Told, Trouble, TroubleKind};
 use crate::proto::model::{NodeName, TunnelName};
@@ -14,6 +16,7 @@ use crate::proto::session::{AgentMessage, Forwarding, ItemId, TunnelReport};
 pub struct Uplink {
     session: Session,
     dialler: Dialler,
+    credentials: Arc<Credentials>,
     connection: Option<Connection>,
     /// What came first on the connection and has not been taken in.
     arrived: Option<Event>,
@@ -28,13 +31,21 @@ pub struct Uplink {
 
 impl Uplink {
     /// An uplink of `identity` that goes on from `base`; `seed` is random.
-    pub fn new(identity: Identity, dialler: Dialler, base: Option<Base>, seed: u64, now: Instant) -> Self {
+    pub fn new(
+        identity: Identity,
+        dialler: Dialler,
+        credentials: Arc<Credentials>,
+        base: Option<Base>,
+        seed: u64,
+        now: Instant,
+    ) -> Self {
         let node = identity.node.clone();
         let session = Session::new(identity, dialler.controllers().len(), base, seed, now);
         Self {
             session,
             addresses: Some(dialler.known()),
             dialler,
+            credentials,
             connection: None,
             arrived: None,
             base: None,
@@ -93,6 +104,11 @@ impl Uplink {
                     self.arrived = None;
                 }
                 Effect::Keep(base) => self.base = Some(base),
+                // What is said in plain text anybody may have said.
+                Effect::Operators(operators) if self.credentials.has_joined() => {
+                    self.credentials.operators().replace(operators);
+                }
+                Effect::Operators(_) => {}
             }
         }
         self.tell();

@@ -39,6 +39,7 @@ fn table(status: &v1::GetControllerStatusResponse) -> String {
     if status.more_problems > 0 {
         rows.push(("problem", format!("and {} more", status.more_problems)));
     }
+    rows.extend(status.findings.iter().map(|words| ("problem", words.clone())));
     rows.extend(status.waiting.iter().map(|host| {
         let v1::WaitingHost { node, source, code, .. } = host;
         let words =
@@ -81,6 +82,7 @@ mod tests {
                 waits: None,
             }],
             more_waiting: 3,
+            findings: vec!["the root's key is elsewhere".to_owned()],
             ..Default::default()
         });
         let rows: Vec<Vec<&str>> =
@@ -100,6 +102,7 @@ mod tests {
             "minion-9 at 172.100.1.9, code 7K3M-92QD",
             "and 3 more",
             "--insecure",
+            "the root's key is elsewhere",
         ] {
             assert!(text.contains(words), "{text}");
         }

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use super::source::Source;
 use crate::proto::rate::{Bucket, Rate};
+use crate::proto::source::Source;
 
 /// How many sessions a second are taken on, and at once after a quiet time.
 const RATE: u32 = 500;

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use super::source::Source;
 use crate::proto::model::NodeName;
+use crate::proto::source::Source;
 use crate::proto::trust::{CodeHead, KeyId};
 
 /// How many hosts wait at most.

@@ -10,13 +10,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, mpsc};
+use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::{Code, Request, Response, Status};
 
 use super::Facts;
-use super::accept::{Greeted, Peer};
 use super::enrolment::{not_changed, unsigned, wire_certificate};
 use crate::controller::audit::Deed;
 use crate::controller::credentials::Credentials;
@@ -27,6 +27,8 @@ use crate::controller::store::Store;
 use crate::controller::stored::AUDIT;
 use crate::proto::convert::room::page;
 use crate::proto::convert::timestamp;
+use crate::proto::host::accept::Peer;
+use crate::proto::host::access::{self, Again};
 use crate::proto::host::clock::since_epoch;
 use crate::proto::model::{Invalid, MeshName, NodeName, OperatorName};
 use crate::proto::session::Generation;
@@ -65,7 +67,8 @@ impl Admin {
         Self { controller, facts, credentials, store, watches: TaskTracker::new(), reading, stop }
     }
 
-    /// Runs a watch until it, its reader or the controller ends. As long it keeps the connection of `request`.
+    /// Runs a watch until it, its reader, the reader's right to look or the controller ends. As long it keeps the connection
+    /// of `request`.
     fn watch<T, W, R>(
         &self,
         request: &Request<R>,
@@ -77,13 +80,24 @@ impl Admin {
     {
         let (sender, receiver) = mpsc::channel(1);
         let stop = self.stop.clone();
-        let stays = stay(request);
+        let stays = request.extensions().get::<Peer>().map(Peer::greet);
         let watch = watch(self.clone(), sender.clone());
+        let again = request.extensions().get::<Again>().cloned();
+        let refusal = async move {
+            match again {
+                Some(again) => again.refusal().await,
+                None => std::future::pending().await,
+            }
+        };
         self.watches.spawn(async move {
             let _stays = stays;
             tokio::select! {
                 () = stop.cancelled() => {}
                 () = sender.closed() => {}
+                refused = refusal => {
+                    // Whoever reads nothing is told by the end alone.
+                    let _ = timeout(PAUSE, sender.send(Err(access::status(refused)))).await;
+                }
                 ended = watch => {
                     if let Err(error) = ended {
                         // Whoever asked may have gone away meanwhile.
@@ -115,11 +129,6 @@ impl Admin {
     }
 }
 
-/// Keeps the connection of a request, where it is one of those that end without a session, for as long as this lives.
-fn stay<R>(request: &Request<R>) -> Option<Greeted> {
-    request.extensions().get::<Peer>().map(Peer::greet)
-}
-
 type Watch<T> = Response<ReceiverStream<Result<T, Status>>>;
 
 impl From<Stopping> for Status {
@@ -149,7 +158,6 @@ fn parsed<T: FromStr<Err = Invalid>>(field: &str, text: &str) -> Result<T, Statu
 #[tonic::async_trait]
 impl MeshAdmin for Admin {
     async fn plan(&self, request: Request<v1::PlanRequest>) -> Result<Response<v1::PlanResponse>, Status> {
-        let _stays = stay(&request);
         let v1::PlanRequest { file, allow_removals } = request.into_inner();
         let plan = self.controller.plan(self.parse(file).await?).await.map_err(refused)?;
         let unconsented = (!allow_removals && !plan.mass_removals.is_empty())
@@ -160,7 +168,7 @@ impl MeshAdmin for Admin {
     }
 
     async fn apply(&self, request: Request<v1::ApplyRequest>) -> Result<Response<v1::ApplyResponse>, Status> {
-        let (_stays, asker) = (stay(&request), asker(&request));
+        let asker = asker(&request);
         let v1::ApplyRequest { file, plan, allow_removals } = request.into_inner();
         let hash = (!plan.is_empty()).then(|| parsed("plan", &plan)).transpose()?;
         let applied = self.controller.apply(self.parse(file).await?, hash, allow_removals, asker).await;
@@ -188,7 +196,7 @@ impl MeshAdmin for Admin {
         &self,
         request: Request<v1::DeleteMeshRequest>,
     ) -> Result<Response<v1::DeleteMeshResponse>, Status> {
-        let (_stays, asker) = (stay(&request), asker(&request));
+        let asker = asker(&request);
         let request = request.into_inner();
         let mesh: MeshName = parsed("name", &request.name)?;
         let deleted = self.controller.delete_mesh(mesh, request.allow_removals, asker).await;
@@ -213,6 +221,7 @@ impl MeshAdmin for Admin {
             listen: facts.listen.clone(),
             store: facts.store.clone(),
             weakened: facts.weakened.clone(),
+            findings: self.credentials.findings(since_epoch()),
             waiting,
             more_waiting,
             ..wire::status(status)

@@ -3,17 +3,16 @@
 use std::time::Duration;
 
 use tonic::codegen::http::Extensions;
-use tonic::transport::server::UdsConnectInfo;
 
-use super::accept::Peer;
 use crate::controller::runtime::ControllerHandle;
 use crate::controller::trust::Trust;
+use crate::proto::host::accept::{Peer, TurnedAway};
 use crate::proto::host::access::Callers;
 use crate::proto::host::clock::{now, since_epoch};
-use crate::proto::host::local_user::LocalUser;
+use crate::proto::host::local_user;
 use crate::proto::host::tls::{Shown, Unbelieved};
 use crate::proto::model::NodeName;
-use crate::proto::trust::{Caller, Principal, Refused, Role, need};
+use crate::proto::trust::{Caller, Principal, Refused, need};
 
 /// Those who have dialled.
 #[derive(Debug, Clone)]
@@ -36,22 +35,19 @@ impl Callers for Dialled {
     }
 }
 
+impl TurnedAway for Dialled {
+    fn turned_away(&self, words: String) {
+        self.0.refused(None, words);
+    }
+}
+
 /// Those who use the socket.
 #[derive(Debug, Clone)]
 pub struct Local(pub ControllerHandle);
 
 impl Callers for Local {
     fn caller(&self, extensions: &Extensions) -> Caller {
-        let credentials = extensions.get::<UdsConnectInfo>().and_then(|info| info.peer_cred.as_ref());
-        let Some(user) = credentials.map(LocalUser::of) else {
-            return Caller::Stranger("the kernel does not say who calls".to_owned());
-        };
-        match user.may_steer() {
-            true => Caller::Operator(Role::Admin, user.to_string()),
-            false => Caller::Stranger(format!(
-                "{user} is neither root nor a member of the group tunmesh: run this as one of them"
-            )),
-        }
+        local_user::caller(extensions)
     }
 
     fn refused(&self, _: &Extensions, caller: &Caller, method: &str, refused: &Refused) {

@@ -12,11 +12,11 @@ use tokio_util::task::TaskTracker;
 use tonic::{Code, Request, Response, Status, Streaming};
 use tonic_types::{ErrorDetails, StatusExt};
 
-use super::accept::Peer;
 use crate::controller::registry::{Origin, Path};
 use crate::controller::runtime::{BEHIND, ControllerHandle, Link, Outgoing};
 use crate::controller::state::{Refusal, Snapshot};
 use crate::proto::convert;
+use crate::proto::host::accept::Peer;
 use crate::proto::host::clock::now;
 use crate::proto::rate::{Bucket, Rate};
 use crate::proto::session::{

@@ -8,12 +8,12 @@ use rustls::pki_types::CertificateDer;
 use tonic::{Request, Response, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
-use super::accept::Peer;
 use crate::controller::audit::{Asker, Deed};
 use crate::controller::credentials::Credentials;
 use crate::controller::pki::{PkiError, SigningRequest};
 use crate::controller::runtime::{ChangeError, ControllerHandle};
 use crate::controller::trust::{Denial, Identity, Proof};
+use crate::proto::host::accept::Peer;
 use crate::proto::host::access::RequestId;
 use crate::proto::host::clock::{now, since_epoch};
 use crate::proto::model::{Invalid, NodeName};
@@ -223,7 +223,9 @@ pub(super) fn not_changed(error: ChangeError) -> Status {
             Status::not_found(words)
         }
         Denial::RemovedName(_) => Status::permission_denied(words),
-        Denial::TakenName(_) | Denial::TakenOperator(_) => Status::already_exists(words),
+        Denial::TakenName(_) | Denial::AlikeName(..) | Denial::TakenOperator(_) => {
+            Status::already_exists(words)
+        }
         Denial::TooLate(_) => Status::failed_precondition(words),
         Denial::TooMany(_) => Status::resource_exhausted(words),
     }

@@ -7,12 +7,12 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tonic_health::server::HealthReporter;
 
-use super::accept::Gate;
 use super::admin::Admin;
 use super::callers::{Dialled, Local};
 use super::control::Control;
 use super::enrolment::Enroller;
 use crate::controller::runtime::ControllerHandle;
+use crate::proto::host::accept::Gate;
 use crate::proto::host::access::Access;
 use crate::proto::host::reflection;
 use crate::proto::host::socket::SocketFile;
@@ -54,7 +54,7 @@ pub struct Served {
 /// Where the listener fails.
 pub async fn dialled(
     served: Served,
-    gate: Gate,
+    gate: Gate<Dialled>,
     listener: TcpListener,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {

@@ -1,6 +1,5 @@
 //! What agents and operators call: convert, ask the controller, convert back.
 
-pub mod accept;
 pub mod admin;
 pub mod callers;
 pub mod control;

@@ -55,6 +55,9 @@ impl ControllerState {
         }
         let nodes = touched.identities.into_keys().collect();
         self.end_unproven(&nodes, now, wall);
+        if touched.operators {
+            self.tell_operators();
+        }
         self.pending.consents.extend(touched.consents);
         if touched.wanted {
             self.collect(now);
@@ -69,6 +72,7 @@ impl ControllerState {
         self.pending.consents.extend(self.stored.consents.keys().cloned());
         let nodes = self.registry.live_sessions().into_iter().collect();
         self.end_unproven(&nodes, now, wall);
+        self.tell_operators();
         self.collect(now);
         self.pump_records(now, wall);
     }

@@ -1,16 +1,18 @@
 //! The agents' sessions: who is let in, and when one ends.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{ControllerState, Effect, EventKind, Refusal};
 use crate::controller::registry::{Challenger, Connection, FENCE, Origin, Path, Session, WATCHDOG};
+use crate::controller::trust::Operator;
 use crate::proto::model::{Host, NodeName, Remote, is_underlay_address};
 use crate::proto::session::{
     ControllerMessage, Generation, Have, Heartbeat, Hello, PROTOCOL_VERSION, Welcome,
 };
-use crate::proto::trust::KeyId;
+use crate::proto::trust::{KeyId, Rights};
 
 /// How often a store can have been restored since the copy that is restored now was made. An incarnation has 64 bits,
 /// and nobody must be able to use them up.
@@ -211,10 +213,33 @@ impl ControllerState {
             timeline: self.timeline.clone(),
         };
         self.effects.push_back(Effect::Send(connection, ControllerMessage::Welcome(welcome)));
+        if origin.key.is_some() {
+            self.effects.push_back(Effect::Send(connection, self.operators()));
+        }
         self.push(&hello.node, now);
         self.registry.reschedule(&hello.node);
         self.progress += 1;
         self.pump_records(now, wall);
+    }
+
+    /// Who may steer agents from elsewhere.
+    fn operators(&self) -> ControllerMessage {
+        let operators = &self.stored.trust.operators;
+        let rights = |known: &Operator| Rights { key: known.key, role: known.role };
+        let told: BTreeMap<_, _> =
+            operators.iter().map(|(name, known)| (name.clone(), rights(known))).collect();
+        ControllerMessage::Operators(Arc::new(told))
+    }
+
+    /// Tells it all agents that have shown who they are.
+    pub(super) fn tell_operators(&mut self) {
+        let message = self.operators();
+        for name in self.registry.live_sessions() {
+            let session = self.registry.node(&name).and_then(|node| node.session.as_ref());
+            if let Some(session) = session.filter(|session| session.origin.key.is_some()) {
+                self.effects.push_back(Effect::Send(session.connection, message.clone()));
+            }
+        }
     }
 
     /// Where a node is that does not say so: where its session comes from. One that comes through a mesh says nothing

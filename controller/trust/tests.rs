@@ -110,6 +110,16 @@ fn a_certificate_is_renewed_for_its_key_until_its_grace_is_over() {
     assert!(draft.touched.is_empty(), "one that asks again and again writes nothing");
 }
 
+/// What TLS does not tell apart is not two nodes.
+#[test]
+fn names_that_differ_in_capitals_alone_are_one() {
+    let mut draft = draft(3);
+    draft.enrol(&node("web-a"), key("a"), proof(1), NOW).unwrap();
+    let alike = refused(&mut draft, |draft| draft.enrol(&node("web-A"), key("b"), proof(1), NOW));
+    assert_eq!(alike, Denial::AlikeName(node("web-A"), node("web-a")));
+    draft.enrol(&node("web-aa"), key("b"), proof(1), NOW).unwrap();
+}
+
 #[test]
 fn a_removed_node_comes_back_only_as_any_other_host() {
     let mut draft = draft(2);

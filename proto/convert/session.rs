@@ -11,12 +11,14 @@ use prost::Message;
 use super::{framing_to_wire, owner_to_wire, texts, timestamp};
 use crate::proto::command::{CommandError, Field, TunnelSpec};
 use crate::proto::model::{
-    DeviceName, Invalid, Owner, Remote, TunnelName, TunnelState, check_label, parse_interface_address, shown,
+    DeviceName, Invalid, OperatorName, Owner, Remote, TunnelName, TunnelState, check_label,
+    parse_interface_address, shown,
 };
 use crate::proto::session::{
     Ack, AgentMessage, ControllerMessage, Delta, Digest, Forwarding, Generation, Have, Heartbeat, Hello,
     Item, ItemId, Report, RunId, SnapshotChunk, SnapshotEnd, Tag, TunnelReport, Welcome,
 };
+use crate::proto::trust::Rights;
 use crate::proto::v1;
 
 /// What an item says.
@@ -315,8 +317,27 @@ pub fn controller_message(wire: v1::ControllerMessage) -> Result<Option<Controll
         }),
         Wire::Heartbeat(wire) => ControllerMessage::Heartbeat(heartbeat(wire)),
         Wire::ReportRequest(wire) => ControllerMessage::ReportRequest(wire.request),
+        Wire::Operators(wire) => ControllerMessage::Operators(operators(wire)),
         Wire::GoAway(wire) => ControllerMessage::GoAway { reason: wire.reason, after_ms: wire.after_ms },
     }))
+}
+
+/// Those that this release understands: whoever has a later role may do nothing here.
+fn operators(wire: v1::Operators) -> Arc<BTreeMap<OperatorName, Rights>> {
+    let operator = |wire: v1::operators::Operator| {
+        let rights = Rights { key: wire.key.parse().ok()?, role: wire.role.parse().ok()? };
+        Some((wire.name.parse().ok()?, rights))
+    };
+    Arc::new(wire.operators.into_iter().filter_map(operator).collect())
+}
+
+fn wire_operators(operators: &BTreeMap<OperatorName, Rights>) -> v1::Operators {
+    let operator = |(name, rights): (&OperatorName, &Rights)| v1::operators::Operator {
+        name: name.to_string(),
+        key: rights.key.to_string(),
+        role: rights.role.to_string(),
+    };
+    v1::Operators { operators: operators.iter().map(operator).collect() }
 }
 
 impl From<Generation> for v1::Generation {
@@ -480,6 +501,7 @@ impl From<ControllerMessage> for v1::ControllerMessage {
             }),
             ControllerMessage::Heartbeat(heartbeat) => Wire::Heartbeat(heartbeat.into()),
             ControllerMessage::ReportRequest(request) => Wire::ReportRequest(v1::ReportRequest { request }),
+            ControllerMessage::Operators(operators) => Wire::Operators(wire_operators(&operators)),
             ControllerMessage::GoAway { reason, after_ms } => Wire::GoAway(v1::GoAway { reason, after_ms }),
         };
         Self { message: Some(message) }

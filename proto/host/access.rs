@@ -1,15 +1,20 @@
 //! One place in which every call is let through or refused, before it reaches a service.
 
+use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
-use futures_util::future::{Either, Ready, ready};
+use futures_util::future::{BoxFuture, Either, Ready, ready};
 use tonic::Status;
 use tonic::codegen::http::{Extensions, Request, Response};
 use tower::{Layer, Service};
 
+use super::accept::Peer;
 use super::{clock, random};
 use crate::proto::trust::{Caller, Refused, need};
 
+/// How often it is judged again whether somebody may go on with what takes long.
+const JUDGED: Duration = Duration::from_secs(1);
 /// In which header clients name their requests.
 const REQUEST_ID: &str = "x-request-id";
 
@@ -57,15 +62,33 @@ pub struct Guarded<C, S> {
     inner: S,
 }
 
+/// Judges again whoever made a request, for what goes on long after it.
+#[derive(Clone)]
+pub struct Again(Arc<dyn Fn() -> Result<(), Refused> + Send + Sync>);
+
+impl Again {
+    /// Waits until the caller may not do any more what was asked for. Returns why.
+    pub async fn refusal(self) -> Refused {
+        loop {
+            tokio::time::sleep(JUDGED).await;
+            if let Err(refused) = self.0() {
+                return refused;
+            }
+        }
+    }
+}
+
 impl<C, S, B, R> Service<Request<B>> for Guarded<C, S>
 where
-    C: Callers,
+    C: Callers + Send + Sync + 'static,
     S: Service<Request<B>, Response = Response<R>>,
+    S::Future: Send + 'static,
     R: Default,
 {
     type Response = Response<R>;
     type Error = S::Error;
-    type Future = Either<S::Future, Ready<Result<Response<R>, S::Error>>>;
+    type Future =
+        Either<BoxFuture<'static, Result<Response<R>, S::Error>>, Ready<Result<Response<R>, S::Error>>>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(context)
@@ -73,24 +96,39 @@ where
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
         let method = request.uri().path();
+        let needed = need(method);
         let caller = self.callers.caller(request.extensions());
-        match caller.check(need(method)) {
+        match caller.check(needed) {
             Ok(()) => {
+                // Agents have sessions by which they stay, and operators have no more than their calls.
+                let peer = request.extensions().get::<Peer>();
+                let stays = peer.filter(|_| matches!(caller, Caller::Operator(..))).map(Peer::greet);
+                let (callers, extensions) = (self.callers.clone(), request.extensions().clone());
+                let again = move || callers.caller(&extensions).check(needed);
+                request.extensions_mut().insert(Again(Arc::new(again)));
                 let id = request.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok());
                 let id = RequestId(id.filter(|id| is_request_id(id)).map_or_else(random_id, str::to_owned));
                 request.extensions_mut().insert(caller);
                 request.extensions_mut().insert(id);
-                Either::Left(self.inner.call(request))
+                let answered = self.inner.call(request);
+                Either::Left(Box::pin(async move {
+                    let _stays = stays;
+                    answered.await
+                }))
             }
             Err(refused) => {
                 self.callers.refused(request.extensions(), &caller, method, &refused);
-                let status = match refused.is_known {
-                    true => Status::permission_denied(refused.words),
-                    false => Status::unauthenticated(refused.words),
-                };
-                Either::Right(ready(Ok(status.into_http())))
+                Either::Right(ready(Ok(status(refused).into_http())))
             }
         }
+    }
+}
+
+/// A refusal as gRPC says it.
+pub fn status(refused: Refused) -> Status {
+    match refused.is_known {
+        true => Status::permission_denied(refused.words),
+        false => Status::unauthenticated(refused.words),
     }
 }
 

@@ -32,6 +32,9 @@ pub enum CredentialError {
     /// The file holds something else.
     #[error("{0}")]
     Malformed(String),
+    /// It is of no use for TLS.
+    #[error("{0}")]
+    Tls(#[from] rustls::Error),
     /// No key or request can be made.
     #[error("{0}")]
     Crypto(#[from] rcgen::Error),

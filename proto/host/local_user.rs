@@ -5,12 +5,29 @@ use std::fs;
 
 use rustix::process::geteuid;
 use tokio::net::unix::UCred;
+use tonic::codegen::http::Extensions;
+use tonic::transport::server::UdsConnectInfo;
 
 use super::socket::{GROUP, group_id};
+use crate::proto::trust::{Caller, Role};
+
+/// Who calls over a Unix socket, by what the kernel says of the connection: whoever may steer may do everything.
+pub fn caller(extensions: &Extensions) -> Caller {
+    let credentials = extensions.get::<UdsConnectInfo>().and_then(|info| info.peer_cred.as_ref());
+    let Some(user) = credentials.map(LocalUser::of) else {
+        return Caller::Stranger("the kernel does not say who calls".to_owned());
+    };
+    match user.may_steer() {
+        true => Caller::Operator(Role::Admin, user.to_string()),
+        false => Caller::Stranger(format!(
+            "{user} is neither root nor a member of the group tunmesh: run this as one of them"
+        )),
+    }
+}
 
 /// A user of this host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LocalUser {
+struct LocalUser {
     user: u32,
     group: u32,
     process: Option<i32>,
@@ -18,13 +35,13 @@ pub struct LocalUser {
 
 impl LocalUser {
     /// Of what the kernel says, `SO_PEERCRED` of `unix(7)`.
-    pub fn of(credentials: &UCred) -> Self {
+    fn of(credentials: &UCred) -> Self {
         Self { user: credentials.uid(), group: credentials.gid(), process: credentials.pid() }
     }
 
     /// Whether it may steer agent and controller: root, this process's own user, or a member of the group. The
     /// socket's mode says the same, unless somebody has changed it.
-    pub fn may_steer(&self) -> bool {
+    fn may_steer(&self) -> bool {
         if self.user == 0 || self.user == geteuid().as_raw() {
             return true;
         }

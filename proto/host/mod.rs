@@ -1,6 +1,7 @@
 //! What both programs do with the host that they run on. The one part of `proto` that acts, and that no pure file
 //! uses.
 
+pub mod accept;
 pub mod access;
 pub mod client;
 pub mod clock;

@@ -45,7 +45,7 @@ pub const METHODS: [(&str, Need); 34] = [
     ("/tunmesh.v1.MeshAdmin/RotateRoot", ADMIN),
     ("/tunmesh.v1.TunnelService/AddTunnel", OPERATOR),
     ("/tunmesh.v1.TunnelService/DeleteTunnel", OPERATOR),
-    ("/tunmesh.v1.TunnelService/Leave", OPERATOR),
+    ("/tunmesh.v1.TunnelService/Leave", ADMIN),
     ("/tunmesh.v1.TunnelService/GetStatus", VIEWER),
     ("/tunmesh.v1.TunnelService/GetTunnel", VIEWER),
     ("/tunmesh.v1.TunnelService/ListTunnels", VIEWER),

@@ -9,5 +9,5 @@ mod token;
 pub use access::{Caller, METHODS, Need, Refused, need};
 pub use code::{Code, CodeHead, Word};
 pub use key::KeyId;
-pub use role::{Principal, Role};
+pub use role::{Principal, Rights, Role};
 pub use token::{JoinToken, NamePattern, Secret, SecretHash, TokenId};

@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use super::key::KeyId;
 use crate::proto::model::{Invalid, NodeName, OperatorName};
 
 /// What an operator may do. Each may do what those before it may.
@@ -46,6 +47,15 @@ impl FromStr for Role {
         let role = Self::ALL.into_iter().find(|role| role.as_str() == text);
         role.ok_or_else(|| Invalid::new("is no role", "use viewer, operator or admin"))
     }
+}
+
+/// What belongs to somebody who may steer from elsewhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rights {
+    /// Their key.
+    pub key: KeyId,
+    /// What they may do.
+    pub role: Role,
 }
 
 /// Whom a certificate names. It stands in the certificate as a URI (RFC 5280 section 4.2.1.6), of the form of a SPIFFE

@@ -1,13 +1,13 @@
 //! Real controllers.
 
 use std::ops::{Deref, DerefMut};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::{fs, iter};
 
 use serde_json::Value;
 
 use super::daemon::Daemon;
-use super::{AGENT, Agent, Failed, Host};
+use super::{AGENT, Agent, Failed, Host, secrets};
 
 /// The controller's binary, for `host.run([CONTROLLER, …])`.
 pub const CONTROLLER: &str = env!("CARGO_BIN_EXE_controller");
@@ -33,7 +33,9 @@ impl Controller {
     /// A token, made with options as `["--name", "web-*"]`.
     pub fn token(&self, options: &[&str]) -> String {
         let made = self.run(&[&["token", "create"], options].concat());
-        made.unwrap_or_else(|failed| panic!("{failed}")).trim().to_owned()
+        let token = made.unwrap_or_else(|failed| panic!("{failed}")).trim().to_owned();
+        secrets::learn_token(&token);
+        token
     }
 
     /// The same by a command that ends in a controller, to which socket and state directory are added.
@@ -46,7 +48,11 @@ impl Controller {
     pub fn run(&self, command: &[&str]) -> Result<String, Failed> {
         let socket = self.socket();
         let socket = ["--socket", socket.to_str().unwrap()];
-        self.host().try_run(iter::once(&CONTROLLER).chain(command).chain(&socket))
+        let printed = self.host().try_run(iter::once(&CONTROLLER).chain(command).chain(&socket));
+        if let Some(file) = command.iter().skip_while(|word| **word != "--file").nth(1) {
+            secrets::learn_key(Path::new(file));
+        }
+        printed
     }
 
     /// What a command of the operator's answers, as JSON.

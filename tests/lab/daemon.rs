@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-use super::{Host, SOON, holds_within};
+use super::{Host, SOON, holds_within, secrets};
 
 /// Lines of a log that a failure shows.
 const TAIL: usize = 40;
@@ -161,6 +161,7 @@ impl Daemon {
             status.is_some() || answers(&socket)
         });
         if answers && status.is_none() {
+            secrets::learn_keys(&self.state_dir());
             return Ok(());
         }
         Err(StartError { what: self.what, status, log: self.tail() })
@@ -180,6 +181,9 @@ impl Drop for Daemon {
         }
         if thread::panicking() {
             eprintln!("--- the {what} on {role} ---\n{}", self.tail());
+        } else {
+            secrets::learn_keys(&self.state_dir());
+            secrets::look(&self.log(), &format!("the log of the {what} on {role}"));
         }
     }
 }

@@ -12,6 +12,8 @@ use std::{fmt, process, thread};
 use nix::sched::{CloneFlags, setns};
 use serde_json::Value;
 
+use super::secrets;
+
 /// Where iproute2 keeps named namespaces.
 const NAMESPACES: &str = "/run/netns";
 
@@ -223,11 +225,13 @@ impl fmt::Display for Failed {
 fn finish(mut command: Command) -> Result<String, Failed> {
     let Output { status, stdout, stderr } =
         command.output().unwrap_or_else(|error| panic!("{command:?}: {error}; run scripts/test"));
-    let stdout = String::from_utf8_lossy(&stdout).into_owned();
+    let [stdout, stderr] = [stdout, stderr].map(|printed| String::from_utf8_lossy(&printed).into_owned());
+    for printed in [&stdout, &stderr] {
+        secrets::look(printed, "a command");
+    }
     if status.success() {
         return Ok(stdout);
     }
-    let stderr = String::from_utf8_lossy(&stderr).into_owned();
     Err(Failed { command: format!("{command:?}"), code: status.code(), stdout, stderr })
 }
 

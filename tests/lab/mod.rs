@@ -22,6 +22,7 @@ mod peer2015;
 mod reach;
 mod relay;
 mod scripted;
+pub mod secrets;
 mod segment;
 mod tools;
 mod traffic;
@@ -43,7 +44,9 @@ pub use reach::all_reach;
 pub use relay::{Faults, Passed, Relay};
 pub use scripted::{Scripted, Talk};
 pub use segment::{Segment, node_name, wait_live};
-pub use tools::{GrpcError, grpcurl, grpcurl_at, grpcurl_path, legacy_add, legacy_send};
+pub use tools::{
+    GrpcError, as_outsider, grpcurl, grpcurl_at, grpcurl_from, grpcurl_path, legacy_add, legacy_send, methods,
+};
 pub use traffic::{PingReport, Pinger, datagrams, ping, ping_ok, transfer, try_transfer};
 
 /// What an ordinary step may take on a busy machine.

@@ -1,14 +1,15 @@
 //! The tools that an operator uses: grpcurl, and datagrams to the legacy control port.
 
 use std::net::{Ipv4Addr, UdpSocket};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::{env, str};
+use std::{env, fs, str};
 
 use serde_json::{Value, json};
 use tonic::Code;
 
-use super::{Agent, Host, SOON};
+use super::{Agent, Failed, Host, SOON, secrets};
 
 /// Where an agent takes the JSON datagrams of 2015.
 const LEGACY_PORT: u16 = 5001;
@@ -40,6 +41,7 @@ pub fn grpcurl_at(socket: &Path, method: &str, request: &Value) -> Result<Value,
         .output()
         .expect("grpcurl starts");
     let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
+    [stdout, stderr].iter().for_each(|printed| secrets::look(printed, method));
     if output.status.success() {
         return Ok(serde_json::from_str(stdout)
             .unwrap_or_else(|error| panic!("{method} {request}: grpcurl printed {stdout:?}: {error}")));
@@ -69,6 +71,57 @@ pub fn grpcurl_path() -> PathBuf {
     );
     assert!(path.exists(), "no grpcurl at {}: run scripts/test, which installs it", path.display());
     path
+}
+
+/// The methods of a service of ours, as its protocol in `proto/tunmesh/v1` has them.
+pub fn methods(service: &str, file: &str) -> Vec<String> {
+    let path = format!("{}/proto/tunmesh/v1/{file}", env!("CARGO_MANIFEST_DIR"));
+    let source = fs::read_to_string(path).expect("a protocol");
+    let after = source.split(&format!("service {service} {{")).nth(1).expect("a service of it");
+    let lines = after.split("\n}").next().unwrap_or_default().lines();
+    let names = lines.filter_map(|line| line.trim().strip_prefix("rpc ")?.split('(').next());
+    names.map(|name| format!("tunmesh.v1.{service}/{name}")).collect()
+}
+
+/// Calls a method from a host with the real grpcurl, as whoever has the certificate and key in `identity`, and without
+/// looking at what the server shows; the error has what grpcurl printed.
+pub fn grpcurl_from(
+    host: &Host,
+    identity: Option<&Path>,
+    target: &str,
+    method: &str,
+    request: &Value,
+) -> Result<String, Failed> {
+    let proto = concat!(env!("CARGO_MANIFEST_DIR"), "/proto");
+    let (grpcurl, request) = (grpcurl_path(), request.to_string());
+    let mut command = vec![grpcurl.to_str().unwrap(), "-insecure", "-max-time", "20"];
+    if let Some(identity) = identity {
+        let identity = identity.to_str().unwrap();
+        command.extend(["-cert", identity, "-key", identity]);
+    }
+    if method.starts_with("tunmesh.") {
+        command.extend(["-import-path", proto]);
+        for file in ["tunmesh/v1/tunnel.proto", "tunmesh/v1/control.proto", "tunmesh/v1/admin.proto"] {
+            command.extend(["-proto", file]);
+        }
+        command.extend(["-d", &request]);
+    }
+    command.extend([target, method]);
+    host.try_run(command)
+}
+
+/// Runs a command of one of our programs as a user outside all groups, with a socket that somebody has opened to all.
+pub fn as_outsider(host: &Host, program: &str, command: &[&str], socket: &Path) -> Result<String, Failed> {
+    let directory = socket.parent().unwrap();
+    for path in [socket, directory] {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o777)).unwrap();
+    }
+    // Where it was built may be closed to others.
+    let copy = directory.join("program");
+    fs::copy(program, &copy).unwrap();
+    let outsider =
+        ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", copy.to_str().unwrap()];
+    host.try_run(outsider.iter().chain(command).chain(&["--socket", socket.to_str().unwrap()]))
 }
 
 /// Sends a datagram to the legacy control port from the host itself; the reply, if one comes soon.

@@ -393,6 +393,7 @@ impl Machine {
                     }
                 }
                 Effect::Keep(base) => process.waiting = Some(base),
+                Effect::Operators(_) => {}
             }
         }
     }

@@ -382,6 +382,7 @@ impl Process {
             ControllerMessage::Snapshot(_)
             | ControllerMessage::Heartbeat(_)
             | ControllerMessage::ReportRequest(_)
+            | ControllerMessage::Operators(_)
             | ControllerMessage::GoAway { .. } => {}
         }
         env.network.send_down(connection, message, env.now, &mut env.random);

@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::WEB;
-use super::world::{Agent, World, mesh};
+use super::world::{Agent, Sent, World, mesh};
 use crate::controller::state::{EventKind, Refusal};
-use crate::controller::trust::{CERTIFICATE, Draft, GRACE, Proof};
-use crate::proto::trust::KeyId;
+use crate::controller::trust::{CERTIFICATE, Draft, GRACE, Operator, Proof};
+use crate::proto::session::ControllerMessage;
+use crate::proto::trust::{KeyId, Role};
 
 const HOUR: Duration = Duration::from_secs(3_600);
 
@@ -96,6 +97,37 @@ fn a_session_ends_with_the_change_that_removes_its_node() {
         assert_eq!(world.closed(tried), Some(Refusal::NotJoined(node.clone())));
     }
     assert_eq!(world.count(EventKind::NodeRemoved), 1);
+}
+
+/// An agent is told who may steer it, as long as it has shown who it is.
+#[test]
+fn who_may_steer_is_told_to_those_who_have_joined_and_again_when_it_changes() {
+    let mut world = World::new();
+    let anna = Operator {
+        role: Role::Viewer,
+        key: KeyId::of(b"anna"),
+        expires: HOUR * 1_000_000,
+        made_by: "root".to_owned(),
+    };
+    world.trust(|draft, _| draft.create_operator(&"anna".parse().unwrap(), anna.clone()).unwrap());
+    let mut joined = world.approved(1, "a", &[]);
+    let mut claimant = Agent::new(2);
+    world.connect(&mut joined);
+    world.connect(&mut claimant);
+    let told = |world: &World, agent: &Agent| -> Vec<Vec<String>> {
+        let waiting = world.waiting(agent).into_iter();
+        let operators = waiting.filter_map(|sent| match sent {
+            Sent::Message(ControllerMessage::Operators(operators)) => Some(operators),
+            Sent::Message(_) | Sent::Snapshot(..) => None,
+        });
+        operators.map(|all| all.keys().map(ToString::to_string).collect()).collect()
+    };
+    assert_eq!(told(&world, &joined), [["anna"]]);
+    world.trust(|draft, _| draft.create_operator(&"bob".parse().unwrap(), anna.clone()).unwrap());
+    world.trust(|draft, _| draft.remove_operator(&"anna".parse().unwrap()).unwrap());
+    world.drain();
+    assert_eq!(told(&world, &joined), [vec!["anna"], vec!["anna", "bob"], vec!["bob"]]);
+    assert!(told(&world, &claimant).is_empty(), "what only says who it is is told nothing of others");
 }
 
 #[test]

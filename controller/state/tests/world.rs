@@ -176,6 +176,7 @@ impl Agent {
                 ControllerMessage::Welcome(_)
                 | ControllerMessage::Snapshot(_)
                 | ControllerMessage::ReportRequest(_)
+                | ControllerMessage::Operators(_)
                 | ControllerMessage::GoAway { .. },
             ) => return None,
         };
@@ -402,6 +403,7 @@ impl World {
                         ControllerMessage::Heartbeat(_)
                         | ControllerMessage::Snapshot(_)
                         | ControllerMessage::ReportRequest(_)
+                        | ControllerMessage::Operators(_)
                         | ControllerMessage::GoAway { .. } => {}
                     }
                     let stream = self.streams.get_mut(&connection).expect("a stream");

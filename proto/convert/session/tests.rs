@@ -9,6 +9,7 @@ use proptest::sample::select;
 use super::*;
 use crate::proto::command::ErrorKind;
 use crate::proto::model::{AllowedPrefix, Framing, Host, Mtu, NodeName, Offload, Offloads};
+use crate::proto::trust::{KeyId, Role};
 
 fn of_agent(bytes: &[u8]) -> Result<Option<AgentMessage>, MessageError> {
     agent_message(v1::AgentMessage::decode(bytes).unwrap())
@@ -146,6 +147,13 @@ fn any_agent_message() -> impl Strategy<Value = AgentMessage> {
     ]
 }
 
+fn any_operators() -> impl Strategy<Value = ControllerMessage> {
+    let rights = (any::<[u8; 4]>(), 0..3_usize)
+        .prop_map(|(key, role)| Rights { key: KeyId::of(&key), role: Role::ALL[role] });
+    let name = "[a-z]{1,9}".prop_map(|name| name.parse().unwrap());
+    btree_map(name, rights, 0..4).prop_map(|operators| ControllerMessage::Operators(Arc::new(operators)))
+}
+
 fn any_controller_message() -> impl Strategy<Value = ControllerMessage> {
     let names = (any::<String>(), any::<String>(), any::<String>());
     let welcome = (any::<u32>(), btree_set(any::<String>(), 0..3), any::<u64>(), names).prop_map(
@@ -184,6 +192,7 @@ fn any_controller_message() -> impl Strategy<Value = ControllerMessage> {
         delta.prop_map(ControllerMessage::Delta),
         any_heartbeat().prop_map(ControllerMessage::Heartbeat),
         any::<u64>().prop_map(ControllerMessage::ReportRequest),
+        any_operators(),
         (any::<String>(), any::<u64>())
             .prop_map(|(reason, after_ms)| ControllerMessage::GoAway { reason, after_ms }),
     ]

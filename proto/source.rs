@@ -1,4 +1,4 @@
-//! Where agents dial from.
+//! Where others dial from.
 
 use std::net::{IpAddr, Ipv6Addr};
 

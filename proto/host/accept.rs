@@ -9,28 +9,27 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::Stream;
 use ipnet::IpNet;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, Sleep};
+use tokio::time::Sleep;
 use tonic::transport::server::Connected;
 
-use crate::controller::registry::seats::Seats;
-use crate::controller::registry::source::Source;
-use crate::controller::runtime::ControllerHandle;
-use crate::proto::host::clock;
-use crate::proto::host::tls::{Shown, Unbelieved};
-use crate::proto::rate::{Bucket, Rate};
+use super::clock;
+use super::tls::{Shown, Unbelieved};
+use crate::proto::rate::{Bucket, Rate, Seldom};
+use crate::proto::seats::Seats;
+use crate::proto::source::Source;
 
-pub use transport::Handshakes;
 use transport::Transport;
+pub use transport::{Handshakes, Next};
 
-/// How long a connection may be there before an agent has said Hello on it, and up to twice as long after its last
-/// session, which has something to hear then.
+/// How long a connection may be there before there is a session on it, and up to twice as long after its last one, which
+/// has something to hear then.
 const SILENCE: Duration = Duration::from_secs(5);
 /// How long a handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(3);
@@ -38,34 +37,40 @@ const HANDSHAKE: Duration = Duration::from_secs(3);
 const BEGUN: Rate = Rate { burst: 1_000, every: Duration::from_micros(2_500) };
 /// How long it is known how many a source has begun; longer than it takes to have as many as ever again.
 const KNOWN: Duration = Duration::from_secs(5);
-/// How many streams one connection may begin. An agent needs one, and dials anew for the next.
+/// How many sessions one connection may begin. An agent needs one, and dials anew for the next.
 const STREAMS: Rate = Rate { burst: 10, every: Duration::from_secs(1) };
 /// How often one log line about refused connections is written.
 const LOG_EVERY: Duration = Duration::from_secs(10);
 /// How long to wait where no more connections can be had.
 const EXHAUSTED: Duration = Duration::from_millis(100);
 
+/// Takes note of connections that may not stay.
+pub trait TurnedAway: Clone {
+    /// One of late may not, and from where and why, in words.
+    fn turned_away(&self, words: String);
+}
+
 /// Lets connections in, for all listeners.
 #[derive(Debug, Clone)]
-pub struct Gate {
+pub struct Gate<T> {
     insecure: Arc<[IpNet]>,
     handshakes: Arc<Handshakes>,
-    controller: ControllerHandle,
+    notes: T,
     seats: Arc<Mutex<Seats>>,
     begun: Arc<Mutex<Begun>>,
-    refused: Arc<Mutex<Refused>>,
+    refused: Arc<Mutex<Seldom>>,
 }
 
 /// How many connections sources have begun of late.
 #[derive(Debug, Default)]
 struct Begun {
-    sources: BTreeMap<Source, (Bucket, std::time::Instant)>,
-    forgot_at: Option<std::time::Instant>,
+    sources: BTreeMap<Source, (Bucket, Instant)>,
+    forgot_at: Option<Instant>,
 }
 
 impl Begun {
     /// Whether a source may begin one more.
-    fn take(&mut self, source: Source, now: std::time::Instant) -> bool {
+    fn take(&mut self, source: Source, now: Instant) -> bool {
         if self.forgot_at.is_none_or(|forgot| now >= forgot + KNOWN) {
             self.forgot_at = Some(now);
             self.sources.retain(|_, (_, last)| *last + KNOWN > now);
@@ -76,25 +81,13 @@ impl Begun {
     }
 }
 
-/// Refused connections since the last log line about them.
-#[derive(Debug, Default)]
-struct Refused {
-    count: u64,
-    logged_at: Option<Instant>,
-}
-
-impl Gate {
-    /// A gate of `controller` for `most` connections, which are plain text only from the networks `insecure`.
-    pub fn new(
-        insecure: &[IpNet],
-        most: usize,
-        handshakes: Arc<Handshakes>,
-        controller: ControllerHandle,
-    ) -> Self {
+impl<T: TurnedAway + Send + 'static> Gate<T> {
+    /// A gate for `most` connections, which are plain text only from the networks `insecure`; `notes` hears of the others.
+    pub fn new(insecure: &[IpNet], most: usize, handshakes: Arc<Handshakes>, notes: T) -> Self {
         Self {
             insecure: insecure.into(),
             handshakes,
-            controller,
+            notes,
             seats: Arc::new(Mutex::new(Seats::new(most))),
             begun: Arc::default(),
             refused: Arc::default(),
@@ -165,15 +158,11 @@ impl Gate {
         }
     }
 
-    #[allow(clippy::disallowed_methods, reason = "the log is limited by time")]
     fn log(&self, peer: SocketAddr, why: &str) {
         let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
-        refused.count += 1;
-        let now = Instant::now();
-        if refused.logged_at.is_none_or(|logged| now >= logged + LOG_EVERY) {
-            tracing::warn!(%peer, why, count = refused.count, "a connection was refused");
-            self.controller.refused(None, format!("a connection from {}: {why}", peer.ip().to_canonical()));
-            *refused = Refused { count: 0, logged_at: Some(now) };
+        if let Some(count) = refused.take(LOG_EVERY, clock::now()) {
+            tracing::warn!(%peer, why, count, "a connection was refused");
+            self.notes.turned_away(format!("a connection from {}: {why}", peer.ip().to_canonical()));
         }
     }
 }
@@ -196,7 +185,7 @@ impl Drop for Seat {
 pub struct Peer {
     /// Its address.
     pub source: IpAddr,
-    /// The controller's address that it has dialled.
+    /// The address of this host that it has dialled.
     pub local: IpAddr,
     /// Whom its certificate shows it to be; absent: it speaks plain text, in a network in which it may.
     pub shown: Option<Result<Shown, Unbelieved>>,
@@ -216,7 +205,7 @@ struct Sessions {
 impl Peer {
     /// One whose connection is another's concern, in plain text.
     #[cfg(test)]
-    pub(super) fn new(source: IpAddr, local: IpAddr) -> Self {
+    pub(crate) fn new(source: IpAddr, local: IpAddr) -> Self {
         Self { source, local, shown: None, sessions: Arc::default() }
     }
 
@@ -224,7 +213,7 @@ impl Peer {
     ///
     /// # Errors
     /// After which time to come again, where there were too many.
-    pub fn begin(&self, now: std::time::Instant) -> Result<(), Duration> {
+    pub fn begin(&self, now: Instant) -> Result<(), Duration> {
         let mut streams = self.sessions.streams.lock().unwrap_or_else(PoisonError::into_inner);
         streams.take(STREAMS, now).map_err(|again| again.duration_since(now))
     }
@@ -237,7 +226,7 @@ impl Peer {
     }
 
     /// Whether there is no session, and none since this was asked last.
-    pub(super) fn is_silent(&self) -> bool {
+    pub(crate) fn is_silent(&self) -> bool {
         let has_ended = self.sessions.ended.swap(false, Ordering::Relaxed);
         !has_ended && self.sessions.count.load(Ordering::Relaxed) == 0
     }

@@ -7,12 +7,11 @@ use rustls::pki_types::ServerName;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpSocket;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
 
 use super::*;
 use crate::controller::pki::{Authority, SigningRequest};
-use crate::controller::runtime::channel;
 use crate::proto::host::clock::since_epoch;
 use crate::proto::host::credential::{Credential, Facts, PrivateKey};
 use crate::proto::host::tls::{self, Belief, Seen};
@@ -21,10 +20,17 @@ use crate::proto::trust::{KeyId, Principal};
 /// How long to wait for what must come.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+#[derive(Debug, Clone)]
+struct Nobody;
+
+impl TurnedAway for Nobody {
+    fn turned_away(&self, _: String) {}
+}
+
 /// The sources' end of a listener behind a gate.
 struct Door {
     address: SocketAddr,
-    gate: Gate,
+    gate: Gate<Nobody>,
     authority: Authority,
     _directory: TempDir,
     connections: Pin<Box<dyn Stream<Item = io::Result<Accepted>> + Send>>,
@@ -37,8 +43,9 @@ impl Door {
         let directory = tempfile::tempdir().unwrap();
         let authority = Authority::open(&directory.path().join("pki"), since_epoch()).unwrap();
         let (server, _) = authority.server(since_epoch()).unwrap();
-        let handshakes = Handshakes::new(&server, authority.roots()).unwrap();
-        let gate = Gate::new(&[insecure.parse().unwrap()], most, Arc::new(handshakes), channel().0);
+        let handshakes = Handshakes::default();
+        handshakes.change(&server, authority.roots()).unwrap();
+        let gate = Gate::new(&[insecure.parse().unwrap()], most, Arc::new(handshakes), Nobody);
         let connections = Box::pin(gate.clone().connections(listener));
         Self { address, gate, authority, _directory: directory, connections }
     }
@@ -69,7 +76,7 @@ impl Door {
         (far, near)
     }
 
-    /// What the controller takes one for who dials with `credential`, if anything.
+    /// What one is taken for who dials with `credential`, if anything.
     async fn shown(&mut self, credential: Option<&Credential>) -> Result<Shown, Unbelieved> {
         let belief = Belief::Roots(self.authority.roots().to_vec());
         let config = tls::client(belief, credential, Seen::default()).unwrap();

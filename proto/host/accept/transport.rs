@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use arc_swap::ArcSwap;
+use arc_swap::ArcSwapOption;
 use rustls::ServerConfig;
 use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -20,26 +20,19 @@ use crate::proto::host::tls::{self, Clients, Shown, Unbelieved};
 /// The first byte of a TLS handshake: its content type, RFC 8446 section 5.1.
 const HANDSHAKE: u8 = 22;
 
-/// Does the controller's part of handshakes, with what can be changed while they go on.
-#[derive(Debug)]
-pub struct Handshakes(ArcSwap<Current>);
+/// Does the server's part of handshakes, with what can be changed while they go on.
+#[derive(Debug, Default)]
+pub struct Handshakes(ArcSwapOption<Next>);
 
+/// What handshakes can be done with.
 #[derive(Debug)]
-struct Current {
+pub struct Next {
     config: Arc<ServerConfig>,
     clients: Clients,
 }
 
 impl Handshakes {
-    /// Those of a controller with `credential`, which believes clients of `roots`.
-    ///
-    /// # Errors
-    /// Where the credential or a root is none.
-    pub fn new(credential: &Credential, roots: &[CertificateDer<'static>]) -> Result<Self, rustls::Error> {
-        Ok(Self(ArcSwap::from_pointee(Current::new(credential, roots)?)))
-    }
-
-    /// From the next connection on with these.
+    /// From the next connection on with this credential, and for clients of these roots.
     ///
     /// # Errors
     /// Where the credential or a root is none; then all stays as it is.
@@ -48,8 +41,18 @@ impl Handshakes {
         credential: &Credential,
         roots: &[CertificateDer<'static>],
     ) -> Result<(), rustls::Error> {
-        self.0.store(Arc::new(Current::new(credential, roots)?));
+        self.show(Next::new(credential, roots)?);
         Ok(())
+    }
+
+    /// From the next connection on with what was made ready.
+    pub fn show(&self, next: Next) {
+        self.0.store(Some(Arc::new(next)));
+    }
+
+    /// From the next connection on there are none.
+    pub fn stop(&self) {
+        self.0.store(None);
     }
 
     /// Opens a connection, and says whom its certificate shows the client to be; `None`: it speaks plain text.
@@ -68,11 +71,13 @@ impl Handshakes {
             Ok(_) if first == [HANDSHAKE] => {}
             Ok(_) if may_be_plain => return Ok((Transport::Plain(stream), None)),
             Ok(_) => {
-                return Err("it speaks plain text, and is in none of the networks of --insecure".to_owned());
+                return Err("it speaks plain text, which is not heeded from where it comes".to_owned());
             }
             Err(error) => return Err(error.to_string()),
         }
-        let current = self.0.load_full();
+        let Some(current) = self.0.load_full() else {
+            return Err("there is no certificate here yet, and nothing to say without".to_owned());
+        };
         let accepted = TlsAcceptor::from(Arc::clone(&current.config)).accept(stream).await;
         let stream = accepted.map_err(|error| fault(&error))?;
         let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
@@ -81,18 +86,22 @@ impl Handshakes {
     }
 }
 
-impl Current {
-    fn new(credential: &Credential, roots: &[CertificateDer<'static>]) -> Result<Self, rustls::Error> {
+impl Next {
+    /// This credential, for clients of these roots.
+    ///
+    /// # Errors
+    /// Where the credential or a root is none.
+    pub fn new(credential: &Credential, roots: &[CertificateDer<'static>]) -> Result<Self, rustls::Error> {
         Ok(Self { config: tls::server(credential)?.into(), clients: Clients::new(roots)? })
     }
 }
 
-/// Why a handshake failed, in words. What the other side finds wrong with this controller comes as an alert.
+/// Why a handshake failed, in words. What the other side finds wrong with this one comes as an alert.
 fn fault(error: &io::Error) -> String {
     let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
     match inner {
         Some(rustls::Error::AlertReceived(alert)) => {
-            format!("it does not believe this controller's certificate ({alert:?})")
+            format!("it does not believe this certificate ({alert:?})")
         }
         Some(error) => format!("its handshake failed: {error}"),
         None => format!("its handshake failed: {error}"),

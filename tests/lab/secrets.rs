@@ -1,0 +1,62 @@
+//! The tokens and private keys that tests use, which nothing that anybody prints or logs may hold.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+
+/// Where the 32 bytes of a private key lie in PKCS #8 of P-256 (RFC 5958, RFC 5915).
+const KEY: std::ops::Range<usize> = 36..68;
+
+static KNOWN: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+
+/// Takes note of a secret.
+pub fn learn(secret: &str) {
+    assert!(secret.len() >= 12, "{secret:?} is no secret");
+    KNOWN.lock().unwrap_or_else(PoisonError::into_inner).insert(secret.to_owned());
+}
+
+/// Takes note of the secret of a token.
+pub fn learn_token(token: &str) {
+    learn(token.split('.').nth(2).expect("a token has four parts"));
+}
+
+/// Takes note of all private keys in a directory and those below.
+pub fn learn_keys(directory: &Path) {
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let path = entry.path();
+        match path.is_dir() {
+            true => learn_keys(&path),
+            false if path.extension().is_some_and(|extension| extension == "pem") => learn_key(&path),
+            false => {}
+        }
+    }
+}
+
+/// Takes note of the private key in a PEM file, however it may be written.
+pub fn learn_key(file: &Path) {
+    const BEGIN: &str = "-----BEGIN PRIVATE KEY-----";
+    let text = fs::read_to_string(file).unwrap_or_default();
+    let Some(body) = text.split(BEGIN).nth(1).and_then(|after| after.split("-----").next()) else { return };
+    let lines: Vec<_> = body.split_whitespace().collect();
+    let whole = STANDARD.decode(lines.concat()).expect("PEM");
+    let key = whole.get(KEY).expect("a key of P-256");
+    // As it is in the file, and its halves in hexadecimal and as Rust shows bytes.
+    learn(lines.get(1).expect("a key has several lines"));
+    for half in key.chunks(16) {
+        let hex: String = half.iter().map(|byte| format!("{byte:02x}")).collect();
+        learn(&hex);
+        let list: Vec<_> = half.iter().map(ToString::to_string).collect();
+        learn(&list.join(", "));
+    }
+}
+
+/// Panics where a text has a secret that is known so far.
+pub fn look(text: &str, what: &str) {
+    let known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    let told = known.iter().find(|secret| text.contains(secret.as_str()));
+    assert!(told.is_none(), "{what} tells a secret: {told:?}");
+}
