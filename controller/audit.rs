@@ -6,17 +6,10 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use crate::proto::trust::Asker;
+
 /// How many changes are kept; with each more the oldest goes.
 pub const KEPT: u64 = 20_000;
-
-/// Who asks for a change, and by which request.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Asker {
-    /// Who, in words.
-    pub who: String,
-    /// Names the request, as its sender called it, or at random.
-    pub request: String,
-}
 
 /// A change that is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]

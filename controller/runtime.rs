@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 
-use crate::controller::audit::{Asker, Deed};
+use crate::controller::audit::Deed;
 use crate::controller::mesh::Mesh;
 use crate::controller::plan::{Plan, PlanHash};
 use crate::controller::registry::Origin;
@@ -31,6 +31,7 @@ use crate::proto::host::clock::{now, since_epoch};
 use crate::proto::model::{MeshName, NodeName};
 use crate::proto::rate::{Bucket, Rate};
 use crate::proto::session::{AgentMessage, ControllerMessage, Hello};
+use crate::proto::trust::Asker;
 use crate::proto::trust::{Code, CodeHead, KeyId};
 
 pub use changes::ChangeError;

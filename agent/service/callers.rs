@@ -41,6 +41,11 @@ impl Calling {
     pub fn at(place: Place) -> Self {
         Self { place, refused: Arc::default() }
     }
+
+    /// Whether they come from elsewhere.
+    pub fn is_network(&self) -> bool {
+        matches!(self.place, Place::Network(_))
+    }
 }
 
 impl Callers for Calling {

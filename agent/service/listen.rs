@@ -52,19 +52,20 @@ impl Tcp {
     }
 }
 
-/// Everything that is served to those who call at `calling`, whose connections are tried so often where they are quiet.
+/// Everything that is served to those who call at `calling`.
 async fn router(
     service: Local,
     calling: Calling,
-    keepalive: Option<Duration>,
 ) -> Result<Router<Stack<Access<Calling>, Identity>>, tonic_reflection::server::Error> {
     let (reporter, health) = tonic_health::server::health_reporter();
     reporter.set_serving::<TunnelServiceServer<Local>>().await;
+    // Programs of this host are bounded by what they may do anyway.
+    let is_network = calling.is_network();
     Ok(Server::builder()
-        .http2_keepalive_interval(keepalive)
-        .http2_keepalive_timeout(keepalive)
-        .http2_max_header_list_size(Some(HEADERS))
-        .max_concurrent_streams(STREAMS)
+        .http2_keepalive_interval(is_network.then_some(KEEPALIVE))
+        .http2_keepalive_timeout(is_network.then_some(KEEPALIVE))
+        .http2_max_header_list_size(is_network.then_some(HEADERS))
+        .max_concurrent_streams(is_network.then_some(STREAMS))
         .layer(Access(calling))
         .add_service(TunnelServiceServer::new(service))
         .add_service(health)
@@ -83,7 +84,7 @@ pub async fn serve(
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let Some(listener) = socket.take() else { return Ok(()) };
-    let unix = router(service.clone(), Calling::at(Place::Socket), None)
+    let unix = router(service.clone(), Calling::at(Place::Socket))
         .await?
         .serve_with_incoming_shutdown(listener, stop.clone().cancelled_owned());
     match tcp {
@@ -101,14 +102,11 @@ async fn dialled(service: Local, tcp: Tcp, stop: CancellationToken) -> anyhow::R
             let calling = Calling::at(Place::Network(Arc::clone(credentials.operators())));
             let gate = Gate::new(&[], CONNECTIONS, credentials.handshakes(), calling.clone());
             let connections = Box::pin(gate.connections(listener));
-            router(service, calling, Some(KEEPALIVE))
-                .await?
-                .serve_with_incoming_shutdown(connections, stop)
-                .await?;
+            router(service, calling).await?.serve_with_incoming_shutdown(connections, stop).await?;
         }
         None => {
             let connections = TcpListenerStream::new(listener);
-            let router = router(service, Calling::at(Place::Loopback), None).await?;
+            let router = router(service, Calling::at(Place::Loopback)).await?;
             router.serve_with_incoming_shutdown(connections, stop).await?;
         }
     }

@@ -16,10 +16,9 @@ use crate::agent::session::LinkState;
 use crate::proto::command::{Command, CommandError, ErrorKind, Field, Outcome};
 use crate::proto::convert;
 use crate::proto::convert::room::{FIELD, MESSAGE, Room, page, parts};
-use crate::proto::host::accept::Peer;
-use crate::proto::host::access::{self, Again, RequestId};
+use crate::proto::host::access::{asker, until_refused};
 use crate::proto::model::{Invalid, Offload, OffloadState, Owner};
-use crate::proto::trust::Caller;
+use crate::proto::trust::Asker;
 use crate::proto::v1;
 use crate::proto::v1::tunnel_service_server::TunnelService;
 
@@ -75,27 +74,9 @@ impl Local {
     }
 }
 
-/// Who asks for a change, and in which request.
-struct Asker {
-    who: String,
-    request: String,
-}
-
-impl Asker {
-    /// Logs that it was made.
-    fn tell(&self, method: &str, what: &str) {
-        let Self { who, request } = self;
-        tracing::info!(who, method, what, request, "change");
-    }
-}
-
-fn asker<T>(request: &Request<T>) -> Asker {
-    let who = match request.extensions().get::<Caller>() {
-        Some(Caller::Operator(_, who)) => who.clone(),
-        Some(Caller::Agent(_) | Caller::Claimant | Caller::Stranger(_)) | None => String::new(),
-    };
-    let request = request.extensions().get::<RequestId>().map(|RequestId(id)| id.clone()).unwrap_or_default();
-    Asker { who, request }
+/// Logs that a change was made.
+fn tell(Asker { who, request }: &Asker, method: &str, what: &str) {
+    tracing::info!(who, method, what, request, "change");
 }
 
 /// A refused command as gRPC says it: the field, the value and the remedy, also as google.rpc.BadRequest.
@@ -127,7 +108,7 @@ impl TunnelService for Local {
         let name = command.tunnel().clone();
         match self.agent.execute(command, Owner::Local).await.map_err(|error| status(&error))? {
             Outcome::Added { status, notes } => {
-                asker.tell("AddTunnel", name.as_str());
+                tell(&asker, "AddTunnel", name.as_str());
                 Ok(Response::new(v1::AddTunnelResponse { status: Some((*status).into()), notes }))
             }
             Outcome::Deleted => Err(Status::aborted("the tunnel was deleted at the same time")),
@@ -142,7 +123,7 @@ impl TunnelService for Local {
         let name = convert::tunnel_name(&request.into_inner().name).map_err(|error| status(&error))?;
         let deleted = self.agent.execute(Command::Delete { name: name.clone() }, Owner::Local).await;
         deleted.map_err(|error| status(&error))?;
-        asker.tell("DeleteTunnel", name.as_str());
+        tell(&asker, "DeleteTunnel", name.as_str());
         Ok(Response::new(v1::DeleteTunnelResponse {}))
     }
 
@@ -181,28 +162,20 @@ impl TunnelService for Local {
                 "many watch this agent already; try again when some have ended",
             ));
         }
-        let stays = request.extensions().get::<Peer>().map(Peer::greet);
-        let again = request.extensions().get::<Again>().cloned();
-        let refusal = async move {
-            match again {
-                Some(again) => again.refusal().await,
-                None => std::future::pending().await,
-            }
-        };
+        let refused = until_refused(request.extensions());
         let interval = interval(request.into_inner().interval).map_err(|error| status(&error))?;
         // One message waits at most: a slow reader gets fewer, and each has all that changed since the last.
         let (sender, receiver) = tokio::sync::mpsc::channel(1);
         let service = self.clone();
         let stop = self.stop.clone();
         self.watches.spawn(async move {
-            let _stays = stays;
             let watch = service.watch(interval, &sender);
             tokio::select! {
                 () = stop.cancelled() => {}
                 () = sender.closed() => {}
-                refused = refusal => {
+                refusal = refused => {
                     // Whoever reads nothing is told by the end alone.
-                    let _ = timeout(INTERVAL_LEAST, sender.send(Err(access::status(refused)))).await;
+                    let _ = timeout(INTERVAL_LEAST, sender.send(Err(refusal))).await;
                 }
                 Err(error) = watch => {
                     let _ = sender.send(Err(error)).await;
@@ -239,7 +212,7 @@ impl TunnelService for Local {
 
     async fn leave(&self, request: Request<v1::LeaveRequest>) -> Result<Response<v1::LeaveResponse>, Status> {
         let tunnels = self.agent.leave().await.map_err(|error| status(&error))?;
-        asker(&request).tell("Leave", "");
+        tell(&asker(&request), "Leave", "");
         Ok(Response::new(v1::LeaveResponse { tunnels: u32::try_from(tunnels).unwrap_or(u32::MAX) }))
     }
 }

@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 use tokio::task::{JoinError, JoinSet};
 
 use super::Stopping;
-use crate::controller::audit::{Asker, Deed};
+use crate::controller::audit::Deed;
 use crate::controller::mesh::Mesh;
 use crate::controller::plan::{Plan, PlanHash};
 use crate::controller::state::{ApplyError, Basis, ControllerState};
@@ -17,6 +17,7 @@ use crate::controller::store::transaction::Transaction;
 use crate::controller::store::{Store, StoreError};
 use crate::proto::model::MeshName;
 use crate::proto::session::Generation;
+use crate::proto::trust::Asker;
 
 /// How many orders wait for their judgement at most.
 const WAITING: usize = 64;

@@ -27,16 +27,13 @@ use crate::controller::store::Store;
 use crate::controller::stored::AUDIT;
 use crate::proto::convert::room::page;
 use crate::proto::convert::timestamp;
-use crate::proto::host::accept::Peer;
-use crate::proto::host::access::{self, Again};
+use crate::proto::host::access::{asker, until_refused};
 use crate::proto::host::clock::since_epoch;
 use crate::proto::model::{Invalid, MeshName, NodeName, OperatorName};
 use crate::proto::session::Generation;
 use crate::proto::trust::TokenId;
 use crate::proto::v1;
 use crate::proto::v1::mesh_admin_server::MeshAdmin;
-
-use joining::asker;
 
 /// How often one watch is told of progress at most: a thousand nodes acknowledge within a moment.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -80,23 +77,15 @@ impl Admin {
     {
         let (sender, receiver) = mpsc::channel(1);
         let stop = self.stop.clone();
-        let stays = request.extensions().get::<Peer>().map(Peer::greet);
         let watch = watch(self.clone(), sender.clone());
-        let again = request.extensions().get::<Again>().cloned();
-        let refusal = async move {
-            match again {
-                Some(again) => again.refusal().await,
-                None => std::future::pending().await,
-            }
-        };
+        let refused = until_refused(request.extensions());
         self.watches.spawn(async move {
-            let _stays = stays;
             tokio::select! {
                 () = stop.cancelled() => {}
                 () = sender.closed() => {}
-                refused = refusal => {
+                refusal = refused => {
                     // Whoever reads nothing is told by the end alone.
-                    let _ = timeout(PAUSE, sender.send(Err(access::status(refused)))).await;
+                    let _ = timeout(PAUSE, sender.send(Err(refusal))).await;
                 }
                 ended = watch => {
                     if let Err(error) = ended {

@@ -8,7 +8,7 @@ use rustls::pki_types::CertificateDer;
 use tonic::{Request, Response, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
-use crate::controller::audit::{Asker, Deed};
+use crate::controller::audit::Deed;
 use crate::controller::credentials::Credentials;
 use crate::controller::pki::{PkiError, SigningRequest};
 use crate::controller::runtime::{ChangeError, ControllerHandle};
@@ -17,6 +17,7 @@ use crate::proto::host::accept::Peer;
 use crate::proto::host::access::RequestId;
 use crate::proto::host::clock::{now, since_epoch};
 use crate::proto::model::{Invalid, NodeName};
+use crate::proto::trust::Asker;
 use crate::proto::trust::{CodeHead, KeyId, Principal, Secret, TokenId};
 use crate::proto::v1;
 use crate::proto::v1::enrol_response::Outcome;

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::controller::audit::Asker;
+use crate::proto::trust::Asker;
 
 const HOUR: Duration = Duration::from_secs(3_600);
 const NOW: Duration = Duration::from_secs(1_800_000_000);

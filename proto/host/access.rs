@@ -11,7 +11,7 @@ use tower::{Layer, Service};
 
 use super::accept::Peer;
 use super::{clock, random};
-use crate::proto::trust::{Caller, Refused, need};
+use crate::proto::trust::{Asker, Caller, Refused, need};
 
 /// How often it is judged again whether somebody may go on with what takes long.
 const JUDGED: Duration = Duration::from_secs(1);
@@ -62,20 +62,36 @@ pub struct Guarded<C, S> {
     inner: S,
 }
 
-/// Judges again whoever made a request, for what goes on long after it.
+/// Judges again whoever made a request.
 #[derive(Clone)]
-pub struct Again(Arc<dyn Fn() -> Result<(), Refused> + Send + Sync>);
+struct Again(Arc<dyn Fn() -> Result<(), Refused> + Send + Sync>);
 
-impl Again {
-    /// Waits until the caller may not do any more what was asked for. Returns why.
-    pub async fn refusal(self) -> Refused {
+/// Waits until whoever made a request with these extensions may not do any more what was asked for, for what goes on long after it. Returns what
+/// to tell them. As long as it is waited for, their connection stays.
+pub fn until_refused(extensions: &Extensions) -> impl Future<Output = Status> + Send + use<> {
+    let stays = extensions.get::<Peer>().map(Peer::greet);
+    let again = extensions.get::<Again>().cloned();
+    async move {
+        let _stays = stays;
+        let Some(Again(again)) = again else { return std::future::pending().await };
         loop {
             tokio::time::sleep(JUDGED).await;
-            if let Err(refused) = self.0() {
-                return refused;
+            if let Err(refused) = again() {
+                return status(refused);
             }
         }
     }
+}
+
+/// Who made a request, and how it is called.
+pub fn asker<T>(request: &tonic::Request<T>) -> Asker {
+    let id = request.extensions().get::<RequestId>().map(|RequestId(id)| id.clone());
+    let who = match request.extensions().get::<Caller>() {
+        Some(Caller::Operator(_, who)) => who.clone(),
+        Some(Caller::Agent(node)) => format!("agent {node}"),
+        Some(Caller::Claimant | Caller::Stranger(_)) | None => String::new(),
+    };
+    Asker { who, request: id.unwrap_or_default() }
 }
 
 impl<C, S, B, R> Service<Request<B>> for Guarded<C, S>
@@ -125,7 +141,7 @@ where
 }
 
 /// A refusal as gRPC says it.
-pub fn status(refused: Refused) -> Status {
+fn status(refused: Refused) -> Status {
     match refused.is_known {
         true => Status::permission_denied(refused.words),
         false => Status::unauthenticated(refused.words),

@@ -100,6 +100,15 @@ impl Caller {
     }
 }
 
+/// Who asks for a change, and by which request.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Asker {
+    /// Who, in words.
+    pub who: String,
+    /// Names the request, as its sender called it, or at random.
+    pub request: String,
+}
+
 /// That a call is refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refused {

@@ -6,7 +6,7 @@ mod key;
 mod role;
 mod token;
 
-pub use access::{Caller, METHODS, Need, Refused, need};
+pub use access::{Asker, Caller, METHODS, Need, Refused, need};
 pub use code::{Code, CodeHead, Word};
 pub use key::KeyId;
 pub use role::{Principal, Rights, Role};

@@ -6,16 +6,16 @@ use std::time::{Duration, Instant};
 use tonic::{Code, Request, Response, Status};
 
 use super::{Admin, Stopping, not_changed, parsed, wire};
-use crate::controller::audit::{Asker, Deed};
+use crate::controller::audit::Deed;
 use crate::controller::registry::petitions::Petition;
 use crate::controller::state::ApplyError;
 use crate::controller::trust::{Draft, Token, USES};
 use crate::proto::convert::room::{MESSAGE, Room};
 use crate::proto::convert::{duration, timestamp};
-use crate::proto::host::access::RequestId;
+use crate::proto::host::access::asker;
 use crate::proto::host::{clock, random};
 use crate::proto::model::{NodeName, check_label};
-use crate::proto::trust::{Caller, Code as ApprovalCode, JoinToken, NamePattern, Secret, TokenId};
+use crate::proto::trust::{Code as ApprovalCode, JoinToken, NamePattern, Secret, TokenId};
 use crate::proto::v1;
 
 /// How long a token may be used unless it says otherwise.
@@ -112,20 +112,6 @@ impl Admin {
         let later = later.into_iter().map(String::from).collect::<Vec<_>>().into_iter();
         let (later, more_later) = Room(MESSAGE).fill(later, String::len);
         Ok(Response::new(v1::RemoveNodeResponse { generation: Some(generation.into()), later, more_later }))
-    }
-}
-
-/// Who asks, and by which request.
-pub(super) fn asker<T>(request: &Request<T>) -> Asker {
-    let id = request.extensions().get::<RequestId>().map(|RequestId(id)| id.clone());
-    Asker { who: who(request), request: id.unwrap_or_default() }
-}
-
-fn who<T>(request: &Request<T>) -> String {
-    match request.extensions().get::<Caller>() {
-        Some(Caller::Operator(_, who)) => who.clone(),
-        Some(Caller::Agent(node)) => format!("agent {node}"),
-        Some(Caller::Claimant | Caller::Stranger(_)) | None => String::new(),
     }
 }
 

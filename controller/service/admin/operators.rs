@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use tonic::{Request, Response, Status};
 
-use super::joining::{asker, fault, lifetime};
+use super::joining::{fault, lifetime};
 use super::{Admin, not_changed, parsed, unsigned, wire_certificate};
 use crate::controller::audit::Deed;
 use crate::controller::pki::SigningRequest;
 use crate::controller::trust::{Draft, Operator};
 use crate::proto::convert::timestamp;
+use crate::proto::host::access::asker;
 use crate::proto::host::clock;
 use crate::proto::model::OperatorName;
 use crate::proto::trust::{Principal, Role};

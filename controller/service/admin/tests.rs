@@ -7,11 +7,11 @@ use futures_util::FutureExt;
 use tokio_stream::StreamExt;
 
 use super::*;
-use crate::controller::audit::Asker;
 use crate::controller::registry::{Origin, Path};
 use crate::controller::runtime::{BEHIND, Link, Outgoing};
 use crate::controller::service::tests::{Controller, controller};
 use crate::proto::session::{Ack, AgentMessage, ControllerMessage, Hello, PROTOCOL_VERSION, RunId};
+use crate::proto::trust::Asker;
 
 /// How long to wait for what must come.
 const PATIENCE: Duration = Duration::from_secs(20);

@@ -9,12 +9,12 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint, Server};
 
 use super::*;
-use crate::controller::audit::Asker;
 use crate::controller::mesh;
 use crate::controller::runtime;
 use crate::controller::service::tests::{Controller, controller};
 use crate::proto::model::NodeName;
 use crate::proto::session::{Ack, Delta, Heartbeat, ItemId, PROTOCOL_VERSION, Report, RunId, Tag};
+use crate::proto::trust::Asker;
 use crate::proto::v1::agent_control_client::AgentControlClient;
 use crate::proto::v1::agent_control_server::AgentControlServer;
 
