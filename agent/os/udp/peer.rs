@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 
 use socket2::{SockRef, Socket};
 
-use super::{Purpose, open};
+use super::{Purpose, open, tell_place};
 
 /// Nobody sends from this port (RFC 863).
 const DISCARD: u16 = 9;
@@ -34,6 +34,8 @@ impl PeerSocket {
         let socket = open(peer.ip(), Purpose::Data)?;
         share_port(&socket, port)?;
         socket.connect(&peer.into())?;
+        // Connected, it hears one address of this host, and the kernel need not tell which.
+        tell_place(&socket, peer.is_ipv4(), false)?;
         Ok(Self { socket: socket.into(), peer })
     }
 
@@ -82,6 +84,7 @@ mod tests {
 
     use super::*;
     use crate::agent::os::udp::SocketPair;
+    use crate::agent::os::udp::receive::{Reading, Receiver};
 
     fn sender() -> UdpSocket {
         UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap()
@@ -146,6 +149,21 @@ mod tests {
                 assert_eq!(hears(socket.socket()), Some(vec![n as u8]), "{local}");
             }
         }
+    }
+
+    #[test]
+    fn is_told_how_a_datagram_is_marked_and_not_where_it_arrived() {
+        const MARK: u8 = 0b11;
+        let pair = SocketPair::bind(0, Purpose::Data).unwrap();
+        let port = pair.v4.as_ref().unwrap();
+        let peer = sender();
+        SockRef::from(&peer).set_tos_v4(MARK.into()).unwrap();
+        let own = PeerSocket::open(port, peer.local_addr().unwrap(), Ipv4Addr::LOCALHOST.into()).unwrap();
+        peer.send_to(b"marked", (Ipv4Addr::LOCALHOST, port.local_addr().unwrap().port())).unwrap();
+        let mut receiver = Receiver::default();
+        receiver.read(own.socket(), Reading::Wait).unwrap();
+        let received = receiver.message(0).unwrap();
+        assert_eq!((received.tos, received.local), (MARK, None));
     }
 
     #[test]
