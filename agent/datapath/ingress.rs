@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Shared;
+use super::asking::{Asking, Marking};
 use super::batch::Place;
 use super::load::Load;
 use super::stats::DropReason;
@@ -13,7 +14,7 @@ use super::table::{Device, Table, Tunnel};
 use crate::agent::os::clock;
 use crate::agent::os::udp::peer::PeerSocket;
 use crate::agent::os::udp::receive::{Reading, Received, Receiver};
-use crate::agent::os::udp::{set_merging, tell_place};
+use crate::agent::os::udp::{set_merging, tell_place, tell_tos};
 use crate::agent::packet::coalesce::{Coalescer, Owner, Write};
 use crate::agent::packet::frame::{self, Frame};
 use crate::agent::packet::parse::Packet;
@@ -27,28 +28,6 @@ const SAMPLE: usize = 4 << 20;
 
 /// How often a socket is read at most to empty it: a full one has as many datagrams of 1,400 bytes.
 const READINGS: usize = 500;
-
-/// When a socket is to tell where datagrams arrive. It costs each a twentieth of its way through the kernel, and hardly
-/// ever changes: under load it is asked now and then.
-#[derive(Debug, Default)]
-struct Asking {
-    /// How many readings in a row found the socket busy.
-    busy: usize,
-}
-
-impl Asking {
-    /// From so many messages of one reading on a socket is busy.
-    const BUSY: usize = 16;
-    /// Of so many readings of a busy socket the first few ask.
-    const TURN: usize = 32;
-    const FEW: usize = 4;
-
-    /// Whether to ask, after a reading of so many messages.
-    fn next(&mut self, messages: usize) -> bool {
-        self.busy = if messages < Self::BUSY { 0 } else { self.busy.wrapping_add(1) };
-        self.busy % Self::TURN < Self::FEW
-    }
-}
 
 /// What was found of the datagram before, which holds for the next one that came the same way.
 struct Before {
@@ -67,8 +46,8 @@ struct Before {
 enum Source {
     /// The data port in one address family, and whether it tells where they arrived.
     Port { is_v4: bool, asking: Asking, tells_place: bool },
-    /// A socket of one peer.
-    Peer(PeerSocket),
+    /// A socket of one peer, and whether it tells how datagrams were marked.
+    Peer { socket: PeerSocket, marking: Marking, tells_tos: bool },
 }
 
 /// What brings what arrives at a socket to the devices.
@@ -87,6 +66,8 @@ pub(super) struct Ingress {
     last: Option<SocketAddr>,
     /// Whether there was a packet for a device since it was asked last.
     has_packet: bool,
+    /// Whether there was a packet in the last reading that routers may mark.
+    has_markable: bool,
 }
 
 impl Ingress {
@@ -105,7 +86,10 @@ impl Ingress {
         let local = tunnel.and_then(|tunnel| tunnel.path.local()).ok_or(io::ErrorKind::NotFound)?;
         let port = shared.sockets.of(peer).ok_or(io::ErrorKind::NotFound)?;
         let socket = PeerSocket::open(port, peer, local)?;
-        let ingress = Self::new(Arc::clone(&shared), Source::Peer(socket));
+        let ingress = Self::new(
+            Arc::clone(&shared),
+            Source::Peer { socket, marking: Marking::default(), tells_tos: true },
+        );
         ingress.load.raise(clock::since_boot());
         Ok(ingress)
     }
@@ -121,19 +105,20 @@ impl Ingress {
             heard: 0,
             last: None,
             has_packet: false,
+            has_markable: false,
         }
     }
 
     /// Takes it from now on that everything comes from the peer, for whom alone the socket is.
     pub(super) fn settle(&mut self) {
-        if let Source::Peer(socket) = &self.source {
+        if let Source::Peer { socket, .. } = &self.source {
             self.receiver.set_peer(socket.peer());
         }
     }
 
     /// Leaves its peer to the port again, but for what has arrived already.
     pub(super) fn leave(&self) {
-        if let Source::Peer(socket) = &self.source {
+        if let Source::Peer { socket, .. } = &self.source {
             socket.leave();
         }
     }
@@ -207,13 +192,22 @@ impl Ingress {
             // Kernels before 5.0 merge none, and nothing is said.
             let _ = set_merging(socket, self.merges);
         }
-        if let Source::Port { is_v4, asking, tells_place } = &mut self.source {
-            let asks = asking.next(self.receiver.count());
-            if asks != *tells_place
-                && let Some(socket) = self.shared.sockets.of_family(*is_v4)
-                && tell_place(socket, *is_v4, asks).is_ok()
-            {
-                *tells_place = asks;
+        match &mut self.source {
+            Source::Port { is_v4, asking, tells_place } => {
+                let asks = asking.next(self.receiver.count());
+                if asks != *tells_place
+                    && let Some(socket) = self.shared.sockets.of_family(*is_v4)
+                    && tell_place(socket, *is_v4, asks).is_ok()
+                {
+                    *tells_place = asks;
+                }
+            }
+            Source::Peer { socket, marking, tells_tos } => {
+                let asks = marking.next(std::mem::take(&mut self.has_markable));
+                let is_v4 = socket.peer().is_ipv4();
+                if asks != *tells_tos && tell_tos(socket.socket(), is_v4, asks).is_ok() {
+                    *tells_tos = asks;
+                }
             }
         }
     }
@@ -297,6 +291,8 @@ impl Ingress {
                         is_packet = true;
                         let at = at + start;
                         if let Some(Ok(packet)) = buffer.get(at..end).map(Packet::parse) {
+                            // What extends it has the same mark inside.
+                            self.has_markable |= ecn::of(&packet) != 0;
                             self.coalescer.push(owner, merges, buffer, at, &packet);
                         }
                     }
@@ -323,7 +319,7 @@ impl Ingress {
 fn socket<'s>(source: &'s Source, shared: &'s Shared) -> Option<&'s UdpSocket> {
     match source {
         Source::Port { is_v4, .. } => shared.sockets.of_family(*is_v4),
-        Source::Peer(socket) => Some(socket.socket()),
+        Source::Peer { socket, .. } => Some(socket.socket()),
     }
 }
 
@@ -390,19 +386,45 @@ fn deliver(table: &Table, buffer: &[u8], write: &Write<'_>) {
 mod tests {
     use std::net::Ipv4Addr;
 
+    use socket2::SockRef;
+
     use super::*;
     use crate::agent::datapath::sample;
     use crate::agent::os::udp::send::{Message, Part, Sender, Transmit};
+    use crate::agent::packet::checksum;
     use crate::proto::model::Offload;
 
     #[test]
-    fn a_quiet_socket_always_tells_where_and_a_busy_one_now_and_then() {
-        let mut asking = Asking::default();
-        let mut of = |messages: usize| (0..1000).filter(|_| asking.next(messages)).count();
-        assert_eq!(of(1), 1000);
-        assert_eq!(of(15), 1000);
-        assert!((100..150).contains(&of(32)));
-        assert_eq!(of(1), 1000);
+    fn marks_are_asked_for_as_soon_as_there_is_what_can_be_marked() {
+        const NONE: u8 = 0b00;
+        const CAPABLE: u8 = 0b10;
+        const CONGESTED: u8 = 0b11;
+        let world = world(1);
+        let mut own = world.of_peer(0);
+        let peer = &world.peers[0];
+        let port = world.shared.sockets.v4.as_ref().unwrap().local_addr().unwrap();
+        // Has a packet arrive, which says `inside`, in a datagram that says `outside`.
+        let mut arrives = |inside: u8, outside: u8| {
+            let mut packet = [0x45, inside, 0, 20, 0, 0, 0, 0, 64, 253, 0, 0, 10, 9, 0, 1, 10, 9, 0, 9];
+            let sum = checksum::finish(checksum::sum(&packet, 0));
+            packet[10..12].copy_from_slice(&sum.to_be_bytes());
+            SockRef::from(peer).set_tos_v4(outside.into()).unwrap();
+            peer.send_to(&packet, port).unwrap();
+            assert!(own.pass(Reading::Wait).unwrap());
+        };
+        let congested = || {
+            let table = world.shared.table.load();
+            let tunnel = table.tunnel(table.sender(peer.local_addr().unwrap()).unwrap()).unwrap();
+            tunnel.stats.received.drops.read().get("congested").copied().unwrap_or_default()
+        };
+        arrives(NONE, CONGESTED);
+        assert_eq!(congested(), 1, "at first it is asked");
+        (0..Marking::MANY).for_each(|_| arrives(NONE, NONE));
+        arrives(NONE, CONGESTED);
+        assert_eq!(congested(), 1, "none was to be expected");
+        arrives(CAPABLE, NONE);
+        arrives(NONE, CONGESTED);
+        assert_eq!(congested(), 2);
     }
 
     /// Peers on loopback with a tunnel each, and what receives from them.

@@ -1,6 +1,7 @@
 //! The packet path, on threads apart from tokio: *egress* from the devices to the sockets, and *ingress* from the sockets
 //! to the devices. They share a table that is never changed, only replaced whole.
 
+mod asking;
 mod batch;
 mod egress;
 mod ingress;

@@ -105,7 +105,7 @@ fn open(address: IpAddr, purpose: Purpose) -> io::Result<Socket> {
     match purpose {
         Purpose::Data => {
             socket.set_read_timeout(Some(TURN))?;
-            tell_tos(&socket, address)?;
+            tell_tos(&socket, address.is_ipv4(), true)?;
             forbid_fragments(&socket, address)?;
         }
         Purpose::Control => {}
@@ -121,12 +121,15 @@ pub fn set_merging(socket: &impl AsRawFd, is_on: bool) -> io::Result<()> {
     set_option(socket, libc::SOL_UDP, libc::UDP_GRO, is_on)
 }
 
-/// Makes a socket of `address`'s family tell the TOS byte of each datagram.
-fn tell_tos(socket: &Socket, address: IpAddr) -> io::Result<()> {
-    if address.is_ipv4() {
-        set_option(socket, libc::IPPROTO_IP, libc::IP_RECVTOS, true)
+/// Whether a socket tells the TOS byte, or the traffic class, of each datagram.
+///
+/// # Errors
+/// What the kernel says; none that is known.
+pub fn tell_tos(socket: &impl AsRawFd, is_v4: bool, is_on: bool) -> io::Result<()> {
+    if is_v4 {
+        set_option(socket, libc::IPPROTO_IP, libc::IP_RECVTOS, is_on)
     } else {
-        set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, true)
+        set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, is_on)
     }
 }
 
