@@ -112,6 +112,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_is_shown_is_replaced_when_half_of_its_time_is_over() {
+        const DAY: Duration = Duration::from_secs(24 * 3_600);
+        let directory = tempfile::tempdir().unwrap();
+        let wall = DAY * 20_000;
+        let credentials = Credentials::open(&directory.path().join(DIRECTORY), wall).unwrap();
+        let due = || *credentials.due.lock().unwrap();
+        let first = due();
+        let look = |wall: Duration| credentials.change(wall, |authority| authority.maintain(wall)).unwrap();
+        look(first.checked_sub(DAY).unwrap());
+        assert_eq!(due(), first, "it is not time yet");
+        look(first);
+        assert!(due() > first + DAY * 10, "{first:?} {:?}", due());
+    }
+
+    #[test]
     fn a_root_that_is_away_when_it_is_needed_is_told_in_time() {
         const DAY: Duration = Duration::from_secs(24 * 3_600);
         let directory = tempfile::tempdir().unwrap();

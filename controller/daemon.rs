@@ -41,7 +41,6 @@ const DRAIN: Duration = Duration::from_secs(5);
 /// What is missing or taken, in words.
 pub async fn run(config: Config) -> anyhow::Result<()> {
     let open_files = limits::raise_open_files();
-    limits::keep_memory_private();
     let stop = CancellationToken::new();
     signals::stop_on(&stop)?;
     let directory = config.state_dir.clone();

@@ -398,9 +398,9 @@ impl Stored {
         }
     }
 
-    /// What makes a draft real; `None`: all of it is stored.
+    /// What makes a draft real; `None`: all of it is stored, and nothing is told.
     pub fn transaction_of(&self, draft: &Draft, wall: Duration) -> Option<Transaction> {
-        if draft.touched.is_empty() {
+        if draft.touched.is_empty() && draft.deeds.is_empty() {
             return None;
         }
         let trust = &draft.trust;

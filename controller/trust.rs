@@ -461,6 +461,11 @@ impl Draft {
         Ok(done)
     }
 
+    /// Has something told that was done outside the store.
+    pub fn tell(&mut self, deed: Deed) {
+        self.deeds.push(deed);
+    }
+
     fn edit(&mut self) -> &mut Trust {
         self.edits += 1;
         Arc::make_mut(&mut self.trust)

@@ -36,8 +36,8 @@ fn a_secret_that_is_told_is_noticed() {
         tunmesh::proto::host::credential::Credential { key, chain: Vec::new(), roots: Vec::new() };
     credential.write(&file).unwrap();
     secrets::learn_keys(directory.path());
-    secrets::learn_token("tm1.id.a-token-for-the-laboratory.pin");
-    for words in [&["cat", file.to_str().unwrap()][..], &["echo", "has a-token-for-the-laboratory in it"]] {
+    secrets::learn_token("tm1.id.a-token-for-the-laborato.pin");
+    for words in [&["cat", file.to_str().unwrap()][..], &["echo", "has a-token-for-the-laborato in it"]] {
         let told = std::panic::catch_unwind(|| h1.try_run(words)).unwrap_err();
         assert!(told.downcast_ref::<String>().unwrap().contains("tells a secret"));
     }

@@ -53,7 +53,21 @@ impl Site {
     /// What a command answers whoever has this identity, asked from elsewhere.
     fn ask(&self, identity: &Path, command: &[&str]) -> Result<String, Failed> {
         let who = ["--server", SERVER, "--identity", identity.to_str().unwrap()];
-        self.desk.try_run([PROGRAM].iter().chain(command).chain(&who))
+        let printed = self.desk.try_run([PROGRAM].iter().chain(command).chain(&who));
+        if let (["token", "create", ..], Ok(token)) = (command, &printed) {
+            lab::secrets::learn_token(token.trim());
+        }
+        printed
+    }
+
+    fn generation(&self) -> serde_json::Value {
+        self.controller.json(&["status"])["generation"].clone()
+    }
+
+    /// What was said last of somebody who was refused.
+    fn told(&self) -> String {
+        let events = self.controller.events("access-refused", "");
+        events.last().unwrap()["message"].as_str().unwrap().to_owned()
     }
 
     fn refusal(&self, identity: &Path, command: &[&str]) -> String {
@@ -82,7 +96,7 @@ fn each_role_may_what_it_says_and_no_more() {
         let identity = site.operator(&format!("{role}-1"), role, &[]);
         for (needs, command) in &commands {
             let needed = roles.iter().position(|role| role == needs).unwrap();
-            let before = site.controller.json(&["status"])["generation"].clone();
+            let before = site.generation();
             let answer = site.ask(&identity, command);
             if may >= needed {
                 assert!(answer.is_ok(), "{role}: {command:?}: {}", answer.unwrap_err());
@@ -91,13 +105,8 @@ fn each_role_may_what_it_says_and_no_more() {
             let refusal = answer.unwrap_err().to_string();
             let words = format!("{role}-1 has the role {role}, and this needs the role {needs}");
             assert!(refusal.contains(&words), "{command:?}: {refusal}");
-            assert_eq!(
-                site.controller.json(&["status"])["generation"],
-                before,
-                "{command:?} changed something"
-            );
-            let told = site.controller.events("access-refused", "");
-            assert!(told.last().unwrap()["message"].as_str().unwrap().contains(&words), "{told:?}");
+            assert_eq!(site.generation(), before, "{command:?} changed something");
+            assert!(site.told().contains(&words), "{}", site.told());
         }
     }
     let list = site.controller.run(&["token", "list"]).unwrap();
@@ -121,7 +130,10 @@ fn an_identity_is_worth_nothing_once_it_was_taken_or_has_expired_or_elsewhere() 
 
     let brief = site.operator("brief", "admin", &["--ttl", "2s"]);
     wait_until(SOON, "it expires", || site.ask(&brief, &["status"]).is_err());
-    assert!(site.refusal(&brief, &["status"]).contains("does not hold at this time"));
+    let generation = site.generation();
+    assert!(site.refusal(&brief, &["token", "create"]).contains("does not hold at this time"));
+    assert!(site.told().contains("does not hold at this time"), "{}", site.told());
+    assert_eq!(site.generation(), generation);
 
     // Another controller's admin is nobody here, and does not take this one for theirs.
     let other = Controller::start_secure(&site.router, &["--listen", "0.0.0.0:7444"]);
@@ -130,9 +142,11 @@ fn an_identity_is_worth_nothing_once_it_was_taken_or_has_expired_or_elsewhere() 
     other.run(&create).unwrap();
     assert!(site.refusal(&foreign, &["status"]).contains("is not the controller of"));
     // Also where it does not look.
-    let method = "tunmesh.v1.MeshAdmin/GetControllerStatus";
+    let method = "tunmesh.v1.MeshAdmin/CreateToken";
     let refusal = grpcurl_from(&site.desk, Some(&foreign), SERVER, method, &json!({})).unwrap_err();
     assert!(refusal.to_string().contains("the certificate is of another authority"), "{refusal}");
+    assert!(site.told().contains("another authority"), "{}", site.told());
+    assert_eq!(site.generation(), generation);
 }
 
 #[test]
@@ -155,6 +169,7 @@ fn whoever_watches_from_elsewhere_goes_on_doing_so() {
     let mesh = site.controller.mesh_file(MESH);
     site.controller.run(&["apply", "-f", mesh.to_str().unwrap()]).unwrap();
     wait_until(SOON, "it is told", || std::fs::read_to_string(&file).unwrap().contains("mesh-applied"));
+    lab::secrets::look(&std::fs::read_to_string(&file).unwrap(), "a watch");
     // As long as they may.
     site.controller.run(&["admin", "remove", "anna"]).unwrap();
     wait_until(SOON, "it ends with their rights", || watch.try_wait().unwrap().is_some());
@@ -327,23 +342,53 @@ fn every_change_is_told_with_who_made_it_and_nothing_else_is() {
     site.ask(&viewer, &["mesh", "delete", "prod"]).unwrap_err();
     site.ask(&anna, &["mesh", "delete", "other"]).unwrap_err();
     let token = site.controller.token(&["--name", "web-*"]);
-    let _agent = Agent::start(&site.desk, &["--controller", SERVER, "--name", "web-1", "--token", &token]);
+    let agent = Agent::start(&site.desk, &["--controller", SERVER, "--name", "web-1", "--token", &token]);
     wait_live(&site.controller, &["web-1".to_owned()]);
     site.ask(&anna, &["node", "remove", "web-1"]).unwrap();
+    drop(agent);
     site.controller.run(&["mesh", "delete", "prod"]).unwrap();
+    assert!(site.refusal(&viewer, &["audit"]).contains("needs the role admin"));
+    let id = token.split('.').nth(1).unwrap();
+    site.controller.run(&["token", "revoke", id]).unwrap();
+    // Whoever asks may give the request a name, but not every one.
+    let remove = |request: &str, name: &str| {
+        let grpcurl = grpcurl_path();
+        let (socket, header) = (site.controller.socket(), format!("x-request-id: {request}"));
+        let call =
+            [grpcurl.to_str().unwrap(), "-plaintext", "-unix", "-authority", "localhost", "-H", &header];
+        let name = json!({"name": name}).to_string();
+        let what = ["-d", &name, socket.to_str().unwrap(), "tunmesh.v1.MeshAdmin/RemoveOperator"];
+        site.router.run(call.iter().chain(&what));
+    };
+    site.operator("walter", "viewer", &[]);
+    remove("r-7", "victor");
+    remove(&"r".repeat(1_000), "walter");
+    let rotated = site.ask(&anna, &["ca", "rotate"]).unwrap();
+    let pin = rotated.split_whitespace().find(|word| word.len() == 43).unwrap();
+    let bare = Agent::start(&site.desk, &["--controller", SERVER, "--name", "web-9"]);
+    let code = || {
+        let trouble = bare.session()["trouble"].as_str().unwrap_or_default().to_owned();
+        Some(trouble.split("approve web-9 ").nth(1)?.split_whitespace().next()?.to_owned())
+    };
+    wait_until(SOON, "it asks", || code().is_some());
+    site.controller.run(&["node", "approve", "web-9", &code().unwrap()]).unwrap();
+    wait_live(&site.controller, &["web-9".to_owned()]);
     let audit = site.controller.json(&["audit"]);
     let records = audit["records"].as_array().unwrap();
     let told: Vec<String> = records
         .iter()
         .map(|record| {
             let text = |field: &str| record[field].as_str().unwrap().to_owned();
-            assert_eq!(text("request").len(), 16, "{record}");
+            let is_named = text("what") == "operator victor";
+            assert!(
+                if is_named { text("request") == "r-7" } else { text("request").len() == 16 },
+                "{record}"
+            );
             let revision = |field: &str| text(field).parse::<u64>().unwrap();
             assert!(revision("before") < revision("after"), "{record}");
             format!("{} {} {}", text("who"), text("method"), text("what"))
         })
         .collect();
-    let id = token.split('.').nth(1).unwrap();
     let expected = [
         "root CreateOperator admin anna".to_owned(),
         "root CreateOperator viewer victor".to_owned(),
@@ -352,16 +397,21 @@ fn every_change_is_told_with_who_made_it_and_nothing_else_is() {
         format!("host at 172.100.1.9 Enrol node web-1 with the token {id}"),
         "anna RemoveNode node web-1".to_owned(),
         "root DeleteMesh mesh prod".to_owned(),
+        format!("root RevokeToken token {id}"),
+        "root CreateOperator viewer walter".to_owned(),
+        "root RemoveOperator operator victor".to_owned(),
+        "root RemoveOperator operator walter".to_owned(),
+        format!("anna RotateRoot root {pin}"),
+        "root ApproveNode node web-9".to_owned(),
     ];
     assert_eq!(told, expected);
-    assert!(site.refusal(&viewer, &["audit"]).contains("needs the role admin"));
     assert!(!audit.to_string().contains(token.split('.').nth(2).unwrap()));
     // It goes on where it was, also after a restart.
     let mut site = site;
     site.controller.kill9();
     site.controller.restart();
     site.ask(&anna, &["apply", "-f", mesh]).unwrap();
-    assert_eq!(site.controller.json(&["audit"])["records"].as_array().unwrap().len(), 8);
+    assert_eq!(site.controller.json(&["audit"])["records"].as_array().unwrap().len(), 14);
     // Who changes the store behind its back is seen.
     site.controller.terminate();
     let database = rusqlite::Connection::open(site.controller.state_dir().join("store.db")).unwrap();

@@ -464,8 +464,12 @@ fn a_foreign_address_is_not_listened_on_in_plain_text() {
 #[test]
 fn the_socket_is_for_root_and_the_group_whatever_its_mode() {
     let Setup { host, agent, .. } = &setup(&[]);
-    let told = lab::as_outsider(host, lab::AGENT, &["status"], &agent.socket()).unwrap_err().to_string();
-    assert!(told.contains("is neither root nor a member of the group tunmesh"), "{told}");
+    add(agent, tunnel("udp2", 2, "172.100.1.2")).unwrap();
+    for command in ["status", "leave"] {
+        let told = lab::as_outsider(host, lab::AGENT, &[command], &agent.socket()).unwrap_err().to_string();
+        assert!(told.contains("is neither root nor a member of the group tunmesh"), "{told}");
+    }
+    assert_eq!(agent.tunnel_names(), ["udp2"]);
     assert!(agent.log().contains("a call was refused"));
 }
 

@@ -7,9 +7,9 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use tonic::transport::Channel;
 
-use crate::proto::host::client;
 use crate::proto::host::log::{self, LogFormat};
 use crate::proto::host::output::{self, Format};
+use crate::proto::host::{client, limits};
 use crate::proto::model::Remote;
 use crate::proto::v1::mesh_admin_client::MeshAdminClient;
 
@@ -140,6 +140,8 @@ impl Cli {
     /// # Errors
     /// Why it was not done.
     pub fn run(self) -> Result<ExitCode, Error> {
+        // The controller's keys, or an operator's.
+        limits::keep_memory_private();
         match self.command {
             Command::Serve(args) => args.run().map(|()| ExitCode::SUCCESS),
             Command::Ask(ask) => {

@@ -25,6 +25,7 @@ use crate::controller::runtime::{Applied, ControllerHandle, OrderError, Stopping
 use crate::controller::state::ControllerState;
 use crate::controller::store::Store;
 use crate::controller::stored::AUDIT;
+use crate::controller::trust::Draft;
 use crate::proto::convert::room::page;
 use crate::proto::convert::timestamp;
 use crate::proto::host::access::{asker, until_refused};
@@ -324,14 +325,27 @@ impl MeshAdmin for Admin {
 
     async fn rotate_root(
         &self,
-        _: Request<v1::RotateRootRequest>,
+        request: Request<v1::RotateRootRequest>,
     ) -> Result<Response<v1::RotateRootResponse>, Status> {
+        let asker = asker(&request);
         let credentials = Arc::clone(&self.credentials);
         let rotated = tokio::task::spawn_blocking(move || credentials.rotate(since_epoch())).await;
         rotated.map_err(|_| Stopping)?.map_err(|error| unsigned(&error))?;
         tracing::info!("the next root is made; the last one is believed for 45 days more");
-        let authority = Some(wire::authority(&self.credentials.authority()));
-        Ok(Response::new(v1::RotateRootResponse { authority }))
+        let authority = wire::authority(&self.credentials.authority());
+        let pin = authority.roots.first().map_or("", |root| &root.pin);
+        // Keys are in no store: this alone is not one transaction with what it tells.
+        let deed = Deed { asker, method: "RotateRoot", what: format!("root {pin}") };
+        let tell = move |draft: &mut Draft, _| {
+            draft.tell(deed.clone());
+            Ok(())
+        };
+        self.controller.change(None, tell).await.map_err(|error| {
+            let fault = not_changed(error);
+            let words = format!("the next root is made, but the audit log has it not: {}", fault.message());
+            Status::new(fault.code(), words)
+        })?;
+        Ok(Response::new(v1::RotateRootResponse { authority: Some(authority) }))
     }
 
     async fn list_audit(

@@ -118,6 +118,15 @@ mod tests {
     }
 
     #[test]
+    fn a_directory_that_it_makes_is_its_users_alone() {
+        use std::os::unix::fs::PermissionsExt;
+        let directory = tempfile::tempdir().unwrap();
+        let made = directory.path().join("state");
+        let _lock = Lock::take(&made, "agent").unwrap();
+        assert_eq!(fs::metadata(made).unwrap().permissions().mode() & 0o777, 0o700);
+    }
+
+    #[test]
     fn takes_a_lock_of_any_content() {
         let directory = tempfile::tempdir().unwrap();
         fs::write(directory.path().join(LOCK), b"\xff\xfe and more than a number").unwrap();

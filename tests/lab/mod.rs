@@ -45,7 +45,8 @@ pub use relay::{Faults, Passed, Relay};
 pub use scripted::{Scripted, Talk};
 pub use segment::{Segment, node_name, wait_live};
 pub use tools::{
-    GrpcError, as_outsider, grpcurl, grpcurl_at, grpcurl_from, grpcurl_path, legacy_add, legacy_send, methods,
+    GrpcError, as_member, as_outsider, grpcurl, grpcurl_at, grpcurl_from, grpcurl_path, legacy_add,
+    legacy_send, methods,
 };
 pub use traffic::{PingReport, Pinger, datagrams, ping, ping_ok, transfer, try_transfer};
 

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 
 /// Where the 32 bytes of a private key lie in PKCS #8 of P-256 (RFC 5958, RFC 5915).
 const KEY: std::ops::Range<usize> = 36..68;
@@ -19,9 +19,21 @@ pub fn learn(secret: &str) {
     KNOWN.lock().unwrap_or_else(PoisonError::into_inner).insert(secret.to_owned());
 }
 
-/// Takes note of the secret of a token.
+/// Takes note of the secret of a token, however it may be written.
 pub fn learn_token(token: &str) {
-    learn(token.split('.').nth(2).expect("a token has four parts"));
+    let text = token.split('.').nth(2).expect("a token has four parts");
+    learn(text);
+    let bytes = URL_SAFE_NO_PAD.decode(text).expect("the secret of a token");
+    learn(STANDARD.encode(&bytes).trim_end_matches('='));
+    learn_bytes(&bytes);
+}
+
+/// Takes note of bytes in hexadecimal, and as Rust shows them.
+fn learn_bytes(bytes: &[u8]) {
+    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    learn(&hex);
+    let list: Vec<_> = bytes.iter().map(ToString::to_string).collect();
+    learn(&list.join(", "));
 }
 
 /// Takes note of all private keys in a directory and those below.
@@ -46,12 +58,7 @@ pub fn learn_key(file: &Path) {
     let key = whole.get(KEY).expect("a key of P-256");
     // As it is in the file, and its halves in hexadecimal and as Rust shows bytes.
     learn(lines.get(1).expect("a key has several lines"));
-    for half in key.chunks(16) {
-        let hex: String = half.iter().map(|byte| format!("{byte:02x}")).collect();
-        learn(&hex);
-        let list: Vec<_> = half.iter().map(ToString::to_string).collect();
-        learn(&list.join(", "));
-    }
+    key.chunks(16).for_each(learn_bytes);
 }
 
 /// Panics where a text has a secret that is known so far.

@@ -112,16 +112,36 @@ pub fn grpcurl_from(
 
 /// Runs a command of one of our programs as a user outside all groups, with a socket that somebody has opened to all.
 pub fn as_outsider(host: &Host, program: &str, command: &[&str], socket: &Path) -> Result<String, Failed> {
+    fs::set_permissions(socket, fs::Permissions::from_mode(0o777)).unwrap();
+    as_other(host, &["--clear-groups"], program, command, socket)
+}
+
+/// Runs one as a user who is nobody but a member of a group.
+pub fn as_member(
+    host: &Host,
+    group: &str,
+    program: &str,
+    command: &[&str],
+    socket: &Path,
+) -> Result<String, Failed> {
+    as_other(host, &["--groups", group], program, command, socket)
+}
+
+fn as_other(
+    host: &Host,
+    groups: &[&str],
+    program: &str,
+    command: &[&str],
+    socket: &Path,
+) -> Result<String, Failed> {
     let directory = socket.parent().unwrap();
-    for path in [socket, directory] {
-        fs::set_permissions(path, fs::Permissions::from_mode(0o777)).unwrap();
-    }
+    fs::set_permissions(directory, fs::Permissions::from_mode(0o777)).unwrap();
     // Where it was built may be closed to others.
     let copy = directory.join("program");
     fs::copy(program, &copy).unwrap();
-    let outsider =
-        ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", copy.to_str().unwrap()];
-    host.try_run(outsider.iter().chain(command).chain(&["--socket", socket.to_str().unwrap()]))
+    let user = ["setpriv", "--reuid", "65534", "--regid", "65534"];
+    let arguments = ["--socket", socket.to_str().unwrap()];
+    host.try_run(user.iter().chain(groups).chain(&[copy.to_str().unwrap()]).chain(command).chain(&arguments))
 }
 
 /// Sends a datagram to the legacy control port from the host itself; the reply, if one comes soon.

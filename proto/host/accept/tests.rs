@@ -133,6 +133,28 @@ async fn plain_text_is_for_the_networks_that_are_named() {
 }
 
 #[tokio::test]
+async fn an_agent_of_the_mesh_is_taken_for_a_controller_by_nobody() {
+    let mut door = Door::open("127.0.0.2/32", 9).await;
+    let mut agent = door.credential("web-1", since_epoch());
+    // With all that a controller shows.
+    agent.chain.extend(door.authority.roots().iter().cloned());
+    door.gate.handshakes.change(&agent, door.authority.roots()).unwrap();
+    let root = door.authority.root_facts()[0].pin;
+    for belief in [Belief::Roots(door.authority.roots().to_vec()), Belief::Pin(root), Belief::Anyone] {
+        let config = tls::client(belief, None, Seen::default()).unwrap();
+        let name = ServerName::try_from(tls::CONTROLLER).unwrap();
+        let far = door.reach(1).await;
+        let dialling = TlsConnector::from(Arc::new(config)).connect(name, far);
+        let dialled = tokio::select! {
+            dialled = dialling => dialled,
+            _ = door.connections.next() => panic!("it is believed"),
+        };
+        let fault = dialled.unwrap_err().to_string();
+        assert!(fault.contains("controller.tunmesh"), "{fault}");
+    }
+}
+
+#[tokio::test]
 async fn a_certificate_says_who_dials_and_whoever_has_none_is_let_in_to_be_told() {
     let mut door = Door::open("127.0.0.2/32", 9).await;
     let other = Door::open("127.0.0.2/32", 9).await;
