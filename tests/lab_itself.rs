@@ -1,4 +1,4 @@
-//! The laboratory, tried without an agent.
+//! The laboratory, tried by itself.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a fault ends the test")]
 
@@ -14,7 +14,7 @@ use tunmesh::proto::v1;
 use tunmesh::proto::v1::tunnel_service_server::{TunnelService, TunnelServiceServer};
 
 use lab::{
-    Family, Lab, Peer2015, Pinger, SOON, ThreeHosts, grpcurl_at, holds_within, ping, ping_ok, secrets,
+    Agent, Family, Lab, Peer2015, Pinger, SOON, ThreeHosts, grpcurl_at, holds_within, ping, ping_ok, secrets,
     transfer, try_transfer, wait_until,
 };
 
@@ -42,6 +42,11 @@ fn a_secret_that_is_told_is_noticed() {
         assert!(told.downcast_ref::<String>().unwrap().contains("tells a secret"));
     }
     assert!(h1.try_run(["echo", "tm1.id"]).is_ok());
+    // Also in what a daemon has logged, once it ends.
+    let agent = Agent::start(&h1, &[]);
+    secrets::learn(agent.socket().to_str().unwrap());
+    let told = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(agent))).unwrap_err();
+    assert!(told.downcast_ref::<String>().unwrap().contains("tells a secret"));
 }
 
 #[test]

@@ -335,8 +335,11 @@ impl Following {
     }
 
     fn wait_for(&self, words: &str) {
-        let found =
-            std::iter::from_fn(|| self.lines.recv_timeout(SOON).ok()).any(|line| line.contains(words));
+        let mut lines = std::iter::from_fn(|| self.lines.recv_timeout(SOON).ok());
+        let found = lines.any(|line| {
+            lab::secrets::look(&line, "a command that goes on");
+            line.contains(words)
+        });
         assert!(found, "no line with {words:?}");
     }
 }
