@@ -109,14 +109,21 @@ impl Credentials {
 
 #[cfg(test)]
 mod tests {
+    use tempfile::TempDir;
+
     use super::*;
+
+    const DAY: Duration = Duration::from_secs(24 * 3_600);
+    const MADE: Duration = DAY.saturating_mul(20_000);
+
+    fn made(directory: &TempDir) -> Credentials {
+        Credentials::open(&directory.path().join(DIRECTORY), MADE).unwrap()
+    }
 
     #[test]
     fn what_is_shown_is_replaced_when_half_of_its_time_is_over() {
-        const DAY: Duration = Duration::from_secs(24 * 3_600);
         let directory = tempfile::tempdir().unwrap();
-        let wall = DAY * 20_000;
-        let credentials = Credentials::open(&directory.path().join(DIRECTORY), wall).unwrap();
+        let credentials = made(&directory);
         let due = || *credentials.due.lock().unwrap();
         let first = due();
         let look = |wall: Duration| credentials.change(wall, |authority| authority.maintain(wall)).unwrap();
@@ -128,15 +135,13 @@ mod tests {
 
     #[test]
     fn a_root_that_is_away_when_it_is_needed_is_told_in_time() {
-        const DAY: Duration = Duration::from_secs(24 * 3_600);
         let directory = tempfile::tempdir().unwrap();
-        let wall = DAY * 20_000;
-        let credentials = Credentials::open(&directory.path().join(DIRECTORY), wall).unwrap();
-        assert_eq!(credentials.findings(wall + DAY * 400), Vec::<String>::new(), "it is there");
+        let credentials = made(&directory);
+        assert_eq!(credentials.findings(MADE + DAY * 400), Vec::<String>::new(), "it is there");
         let mut authority = Authority::clone(&credentials.authority());
         authority.export(&directory.path().join("away.pem")).unwrap();
-        assert_eq!(credentials.findings(wall), Vec::<String>::new(), "it is not needed yet");
-        let told = credentials.findings(wall + DAY * 400);
+        assert_eq!(credentials.findings(MADE), Vec::<String>::new(), "it is not needed yet");
+        let told = credentials.findings(MADE + DAY * 400);
         assert!(told[0].contains("controller ca import") && told[0].contains("within 330 d"), "{told:?}");
     }
 }

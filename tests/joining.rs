@@ -11,101 +11,14 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use lab::{
-    AGENT, Agent, CONTROLLER as PROGRAM, Controller, Host, Lab, Pinger, SOON, as_member, as_outsider,
-    grpcurl_from, methods, ping, ping_ok, wait_live, wait_until,
+    AGENT, Agent, CONTROLLER as PROGRAM, Controller, DIALLED, Lab, MESH, SOON, Site, as_member, as_outsider,
+    code, grpcurl_from, methods, ping, ping_ok, wait_live, wait_trouble, wait_until,
 };
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
 use tunmesh::proto::host::credential::{Facts, PrivateKey};
 use tunmesh::proto::trust::{JoinToken, Principal};
-
-const CONTROLLER: &str = "172.100.1.254:7443";
-const MESH: &str = "
-mesh: prod
-overlay: 10.9.0.0/24
-security: plain
-nodes: {web-1: {}, web-2: {}, web-3: {}}
-";
-
-/// Hosts on one segment with a controller to which nothing is plain text.
-struct Site {
-    _lab: Lab,
-    router: Host,
-    hosts: Vec<Host>,
-    controller: Controller,
-}
-
-impl Site {
-    fn new(count: usize, arguments: &[&str]) -> Self {
-        Self::start_by(count, &[&[PROGRAM, "serve"], arguments].concat())
-    }
-
-    /// With a controller that is started by a command.
-    fn start_by(count: usize, command: &[&str]) -> Self {
-        let lab = Lab::new();
-        let router = lab.host("router");
-        let hosts: Vec<_> = (1..=count).map(|n| lab.host(&format!("h{n}"))).collect();
-        let addresses: Vec<_> = (1..=count).map(|n| format!("172.100.1.{n}/24")).collect();
-        let ends: Vec<_> = hosts.iter().zip(addresses.iter().map(String::as_str)).collect();
-        lab.segment(&router, "172.100.1.254/24", &ends);
-        let controller = Controller::start_by(&router, command);
-        Self { _lab: lab, router, hosts, controller }
-    }
-
-    /// An agent of host `n`, from 1.
-    fn agent(&self, n: usize, name: &str, arguments: &[&str]) -> Agent {
-        let fixed = ["--controller", CONTROLLER, "--name", name];
-        Agent::start(&self.hosts[n - 1], &[&fixed, arguments].concat())
-    }
-
-    /// The agents of `count` nodes that have joined with one token.
-    fn joined(&self, count: usize) -> Vec<Agent> {
-        let token = self.controller.token(&["--name", "web-*", "--uses", &count.to_string()]);
-        self.joined_with(&token, count)
-    }
-
-    fn joined_with(&self, token: &str, count: usize) -> Vec<Agent> {
-        let agents: Vec<_> =
-            (1..=count).map(|n| self.agent(n, &format!("web-{n}"), &["--token", token])).collect();
-        self.wait_live(count);
-        agents
-    }
-
-    /// What the store is at: whoever changes anything raises it.
-    fn generation(&self) -> serde_json::Value {
-        self.controller.json(&["status"])["generation"].clone()
-    }
-
-    fn wait_live(&self, count: usize) {
-        wait_live(&self.controller, &(1..=count).map(|n| format!("web-{n}")).collect::<Vec<_>>());
-    }
-
-    fn is_known(&self, node: &str) -> bool {
-        self.controller.node(node)["lastHeard"].is_string()
-    }
-}
-
-/// What an agent says of its session, in words.
-fn trouble(agent: &Agent) -> String {
-    agent.session()["trouble"].as_str().unwrap_or_default().to_owned()
-}
-
-/// The code that an agent shows which nobody has let in yet.
-fn code(agent: &Agent) -> String {
-    wait_trouble(agent, "waits for approval");
-    let text = trouble(agent);
-    text.split("approve web-1 ").nth(1).unwrap().split_whitespace().next().unwrap().to_owned()
-}
-
-fn wait_trouble(agent: &Agent, words: &str) {
-    let mut last = String::new();
-    let told = lab::holds_within(SOON, || {
-        last = trouble(agent);
-        last.contains(words)
-    });
-    assert!(told, "{words:?} is not in: {last}\n{}", agent.log());
-}
 
 #[test]
 fn hosts_join_with_a_token_and_stay_joined() {
@@ -152,7 +65,8 @@ fn a_token_is_refused_in_words_where_it_does_not_hold() {
     let id = |token: &str| token.split('.').nth(1).unwrap().to_owned();
     let is_expired = || controller.run(&["token", "list"]).unwrap().contains("ago");
     wait_until(SOON, "it expires", is_expired);
-    let (listed, generation) = (controller.run(&["token", "list", "-o", "json"]).unwrap(), site.generation());
+    let (listed, generation) =
+        (controller.run(&["token", "list", "-o", "json"]).unwrap(), site.controller.generation());
     for (token, words) in [
         (&spent, "have joined with it"),
         (&revoked, "it was revoked"),
@@ -165,7 +79,7 @@ fn a_token_is_refused_in_words_where_it_does_not_hold() {
         let told = events.iter().any(|event| event["message"].as_str().unwrap().contains(&id(token)));
         assert!(told, "{words}: {events:?}");
         assert!(!site.is_known("web-1"));
-        assert_eq!(site.generation(), generation, "{words}: something changed");
+        assert_eq!(site.controller.generation(), generation, "{words}: something changed");
     }
     assert_eq!(controller.run(&["token", "list", "-o", "json"]).unwrap(), listed, "nothing was used up");
     // No part of a secret is told anywhere, or stored.
@@ -212,7 +126,7 @@ fn who_asks_again_to_join_is_the_same_node_and_uses_nothing_up() {
             "request": STANDARD.encode(key.request().unwrap()),
             "token": {"id": token.id.as_str(), "secret": STANDARD.encode(token.secret.as_bytes())},
         });
-        grpcurl_from(&site.hosts[0], None, CONTROLLER, "tunmesh.v1.Enrolment/Enrol", &request)
+        grpcurl_from(&site.hosts[0], None, DIALLED, "tunmesh.v1.Enrolment/Enrol", &request)
     };
     let key = PrivateKey::generate().unwrap();
     let principals: Vec<_> = (0..3)
@@ -304,11 +218,8 @@ fn a_false_controller_gets_no_session_and_no_token() {
     assert_eq!(false_one.node("web-1")["lastHeard"], serde_json::Value::Null);
     bare.terminate();
     // Whoever types what it shows where they mean it to be lets nobody in: there it shows another one.
-    let meant = Agent::start_copy(
-        &site.hosts[0],
-        &bare.state_dir(),
-        &["--controller", CONTROLLER, "--name", "web-1"],
-    );
+    let meant =
+        Agent::start_copy(&site.hosts[0], &bare.state_dir(), &["--controller", DIALLED, "--name", "web-1"]);
     let own = code(&meant);
     assert!(own[..19] != shown[..19], "{own} {shown}");
     let approve = |code: &str| site.controller.run(&["node", "approve", "web-1", code]);
@@ -392,7 +303,7 @@ fn an_agent_is_no_other_node_than_its_certificate_says() {
     let site = Site::new(2, &[]);
     let mut agents = site.joined(2);
     agents[1].terminate();
-    let claiming = ["--controller", CONTROLLER, "--name", "web-1"];
+    let claiming = ["--controller", DIALLED, "--name", "web-1"];
     let claimed = Agent::start_copy(&site.hosts[1], &agents[1].state_dir(), &claiming);
     wait_trouble(&claimed, "certificate is that of web-2");
     let events = site.controller.events("access-refused", "web-2");
@@ -416,7 +327,7 @@ fn where_plain_text_may_be_nobody_joins_in_it_and_whoever_has_joined_speaks_none
     wait_live(&site.controller, &["web-1".to_owned()]);
     joined.terminate();
     // This controller would not understand it.
-    let may = ["--controller", CONTROLLER, "--name", "web-1", "--insecure", "172.100.0.0/16"];
+    let may = ["--controller", DIALLED, "--name", "web-1", "--insecure", "172.100.0.0/16"];
     let again = Agent::start_copy(&site.hosts[0], &joined.state_dir(), &may);
     wait_live(&site.controller, &["web-1".to_owned()]);
     drop(again);
@@ -469,10 +380,10 @@ fn whoever_shows_no_certificate_is_refused_by_every_method() {
     };
     let state: [&[&str]; 5] =
         [&["nodes"], &["ca", "show"], &["token", "list"], &["admin", "list"], &["mesh", "list"]];
-    let (before, generation) = (all(&state), site.generation());
+    let (before, generation) = (all(&state), site.controller.generation());
     for method in served.iter().map(String::as_str).chain(["list"]) {
         let refusal =
-            grpcurl_from(&site.hosts[0], None, CONTROLLER, method, &json!({})).unwrap_err().to_string();
+            grpcurl_from(&site.hosts[0], None, DIALLED, method, &json!({})).unwrap_err().to_string();
         assert!(refusal.contains("no certificate was shown"), "{method}: {refusal}");
     }
     let events = site.controller.events("access-refused", "");
@@ -484,14 +395,14 @@ fn whoever_shows_no_certificate_is_refused_by_every_method() {
         };
         assert!(events.iter().any(is_of), "{method}: {events:?}");
     }
-    assert_eq!((all(&state), site.generation()), (before, generation), "nothing changed");
+    assert_eq!((all(&state), site.controller.generation()), (before, generation), "nothing changed");
 }
 
 #[test]
 fn the_socket_is_for_root_and_the_group_whatever_its_mode() {
     let site = Site::new(0, &[]);
     let socket = site.controller.socket();
-    let generation = site.generation();
+    let generation = site.controller.generation();
     for (command, method) in [
         (&["status"][..], "GetControllerStatus"),
         (&["token", "create"], "CreateToken"),
@@ -503,7 +414,7 @@ fn the_socket_is_for_root_and_the_group_whatever_its_mode() {
         let told = events.last().unwrap()["message"].as_str().unwrap();
         assert!(told.contains(&format!("{method} on the socket")), "{told}");
     }
-    assert_eq!(site.generation(), generation);
+    assert_eq!(site.controller.generation(), generation);
 }
 
 #[test]
@@ -567,7 +478,7 @@ fn an_agent_that_has_left_is_a_stranger_until_it_joins_again() {
     assert!(agents[0].show("leave").contains("forgotten"));
     agents[0].terminate();
     let state = agents[0].state_dir();
-    let again = ["--controller", CONTROLLER, "--name", "web-1"];
+    let again = ["--controller", DIALLED, "--name", "web-1"];
     let bare = Agent::start_copy(&site.hosts[0], &state, &again);
     wait_trouble(&bare, "waits for approval");
     drop(bare);
@@ -625,124 +536,4 @@ fn another_process_of_its_user_reads_no_memory_of_ours() {
         process.kill().unwrap();
         process.wait().unwrap();
     }
-}
-
-/// A command of an agent whose wall clock is off by so much, as `+1h`; its other clocks go on as they are.
-fn with_clock(off: &str, arguments: &[&str]) -> Vec<String> {
-    with_clock_by(&format!("FAKETIME={off}"), AGENT, arguments)
-}
-
-/// The same for any program, by a setting of libfaketime.
-fn with_clock_by(setting: &str, program: &str, arguments: &[&str]) -> Vec<String> {
-    let directories = fs::read_dir("/usr/lib").unwrap().map(|entry| entry.unwrap().path());
-    let library =
-        directories.map(|directory| directory.join("faketime/libfaketime.so.1")).find(|path| path.exists());
-    let library = library.expect("libfaketime is there: run scripts/test, which installs it");
-    let preload = format!("LD_PRELOAD={}", library.display());
-    let command =
-        ["env", "FAKETIME_DONT_FAKE_MONOTONIC=1", "FAKETIME_NO_CACHE=1", &preload, setting, program];
-    command.iter().chain(arguments).map(|word| (*word).to_owned()).collect()
-}
-
-fn words(command: &[String]) -> Vec<&str> {
-    command.iter().map(String::as_str).collect()
-}
-
-#[test]
-fn a_clock_that_is_off_changes_no_forwarding_and_is_told() {
-    let site = Site::new(3, &[]);
-    let token = site.controller.token(&["--uses", "9"]);
-    let start = |n: usize, off: &str| {
-        let name = format!("web-{n}");
-        let command = with_clock(off, &["--controller", CONTROLLER, "--name", &name, "--token", &token]);
-        Agent::start_by(&site.hosts[n - 1], &words(&command))
-    };
-    let (_hour, _week) = (start(1, "+1h"), start(2, "+7d"));
-    let _right = site.agent(3, "web-3", &["--token", &token]);
-    site.wait_live(3);
-    site.controller.apply_with(MESH, &["--wait"]).unwrap();
-    for to in ["10.9.0.2", "10.9.0.3"] {
-        ping_ok(&site.hosts[0], to);
-    }
-    for (node, words) in [("web-1", "its clock is 1 h 0 min ahead"), ("web-2", "its clock is 7 d 0 h ahead")]
-    {
-        let events = site.controller.events("clock-off", node);
-        assert!(events[0]["message"].as_str().unwrap().contains(words), "{events:?}");
-        assert!(site.controller.run(&["status"]).unwrap().contains(words));
-    }
-    assert_eq!(site.controller.events("clock-off", "web-3").len(), 0);
-}
-
-#[test]
-fn a_host_that_lives_a_week_ago_says_why_it_does_not_join_and_keeps_what_it_has() {
-    let site = Site::new(3, &[]);
-    let mut agents = site.joined(2);
-    site.controller.apply_with(MESH, &["--wait"]).unwrap();
-    ping_ok(&site.hosts[0], "10.9.0.2");
-    let token = site.controller.token(&[]);
-    let new = with_clock("-7d", &["--controller", CONTROLLER, "--name", "web-3", "--token", &token]);
-    let new = Agent::start_by(&site.hosts[2], &words(&new));
-    wait_trouble(&new, "set the clock of this host");
-    assert!(!site.is_known("web-3"));
-    let is_told = |host: &str| {
-        let words = format!("{host}: it does not believe");
-        let events = site.controller.events("access-refused", "");
-        events.iter().any(|event| event["message"].as_str().unwrap().contains(&words))
-    };
-    wait_until(SOON, "the controller tells that the new host does not believe it", || is_told("172.100.1.3"));
-    drop(new);
-    agents[0].terminate();
-    let late = with_clock("-7d", &["--controller", CONTROLLER, "--name", "web-1"]);
-    let late = Agent::start_copy_by(&site.hosts[0], &agents[0].state_dir(), &words(&late));
-    wait_trouble(&late, "set the clock of this host");
-    wait_trouble(&late, "holds only in 5 d 23 h by this host's clock");
-    ping_ok(&site.hosts[0], "10.9.0.2");
-    // Of many at once it tells one now and then.
-    wait_until(Duration::from_secs(40), "it tells of the other one", || is_told("172.100.1.1"));
-}
-
-/// All clocks go on by weeks while the controller is away.
-#[test]
-fn agents_keep_their_mesh_for_29_days_without_a_controller_and_renew_at_its_end() {
-    let directory = tempfile::tempdir().unwrap();
-    let clock = directory.path().join("clock");
-    let set = |days: u32| fs::write(&clock, format!("+{days}d\n")).unwrap();
-    set(0);
-    let setting = format!("FAKETIME_TIMESTAMP_FILE={}", clock.display());
-    let mut site = Site::start_by(2, &words(&with_clock_by(&setting, PROGRAM, &["serve"])));
-    let token = site.controller.token(&["--uses", "2"]);
-    let mut agents = [1, 2].map(|n| {
-        let joining = ["--controller", CONTROLLER, "--name", &format!("web-{n}"), "--token", &token];
-        Agent::start_by(&site.hosts[n - 1], &words(&with_clock_by(&setting, AGENT, &joining)))
-    });
-    site.wait_live(2);
-    site.controller.apply_with(MESH, &["--wait"]).unwrap();
-    ping_ok(&site.hosts[0], "10.9.0.2");
-    let identity = |agent: &Agent| fs::read_to_string(agent.state_dir().join("identity.pem")).unwrap();
-    // When half of its time is over an agent renews its certificate though it still holds.
-    let first = identity(&agents[0]);
-    set(4);
-    agents[0].restart();
-    wait_until(SOON, "it has renewed", || identity(&agents[0]) != first);
-    site.wait_live(2);
-    let before = agents.each_ref().map(identity);
-    ping_ok(&site.hosts[0], "10.9.0.2");
-    let pinger = Pinger::start(&site.hosts[0], "10.9.0.2", Duration::from_millis(50));
-    site.controller.terminate();
-    set(4 + 29);
-    wait_trouble(&agents[0], "refused");
-    site.controller.restart();
-    site.wait_live(2);
-    pinger.lost_nothing("while weeks went by");
-    let after = agents.each_ref().map(identity);
-    assert!(before.iter().zip(&after).all(|(before, after)| before != after), "they have renewed");
-
-    // After too long a time nobody knows the key any more; what there is stays.
-    site.controller.terminate();
-    set(4 + 29 + 7 + 31);
-    site.controller.restart();
-    wait_trouble(&agents[0], "30 days");
-    ping_ok(&site.hosts[0], "10.9.0.2");
-    let events = site.controller.events("access-refused", "web-1");
-    assert!(!events.is_empty());
 }

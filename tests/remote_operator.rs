@@ -60,10 +60,6 @@ impl Site {
         printed
     }
 
-    fn generation(&self) -> serde_json::Value {
-        self.controller.json(&["status"])["generation"].clone()
-    }
-
     /// What was said last of somebody who was refused.
     fn told(&self) -> String {
         let events = self.controller.events("access-refused", "");
@@ -96,7 +92,7 @@ fn each_role_may_what_it_says_and_no_more() {
         let identity = site.operator(&format!("{role}-1"), role, &[]);
         for (needs, command) in &commands {
             let needed = roles.iter().position(|role| role == needs).unwrap();
-            let before = site.generation();
+            let before = site.controller.generation();
             let answer = site.ask(&identity, command);
             if may >= needed {
                 assert!(answer.is_ok(), "{role}: {command:?}: {}", answer.unwrap_err());
@@ -105,7 +101,7 @@ fn each_role_may_what_it_says_and_no_more() {
             let refusal = answer.unwrap_err().to_string();
             let words = format!("{role}-1 has the role {role}, and this needs the role {needs}");
             assert!(refusal.contains(&words), "{command:?}: {refusal}");
-            assert_eq!(site.generation(), before, "{command:?} changed something");
+            assert_eq!(site.controller.generation(), before, "{command:?} changed something");
             assert!(site.told().contains(&words), "{}", site.told());
         }
     }
@@ -130,10 +126,10 @@ fn an_identity_is_worth_nothing_once_it_was_taken_or_has_expired_or_elsewhere() 
 
     let brief = site.operator("brief", "admin", &["--ttl", "2s"]);
     wait_until(SOON, "it expires", || site.ask(&brief, &["status"]).is_err());
-    let generation = site.generation();
+    let generation = site.controller.generation();
     assert!(site.refusal(&brief, &["token", "create"]).contains("does not hold at this time"));
     assert!(site.told().contains("does not hold at this time"), "{}", site.told());
-    assert_eq!(site.generation(), generation);
+    assert_eq!(site.controller.generation(), generation);
 
     // Another controller's admin is nobody here, and does not take this one for theirs.
     let other = Controller::start_secure(&site.router, &["--listen", "0.0.0.0:7444"]);
@@ -146,7 +142,7 @@ fn an_identity_is_worth_nothing_once_it_was_taken_or_has_expired_or_elsewhere() 
     let refusal = grpcurl_from(&site.desk, Some(&foreign), SERVER, method, &json!({})).unwrap_err();
     assert!(refusal.to_string().contains("the certificate is of another authority"), "{refusal}");
     assert!(site.told().contains("another authority"), "{}", site.told());
-    assert_eq!(site.generation(), generation);
+    assert_eq!(site.controller.generation(), generation);
 }
 
 #[test]

@@ -79,6 +79,11 @@ impl Controller {
         file
     }
 
+    /// What the store is at: whoever changes anything raises it.
+    pub fn generation(&self) -> Value {
+        self.json(&["status"])["generation"].clone()
+    }
+
     /// The events so far of a kind, as `controller events` has them; an empty `node` is all.
     pub fn events(&self, kind: &str, node: &str) -> Vec<Value> {
         let text = self.run(&["events", "-o", "json"]).unwrap_or_else(|failed| panic!("{failed}"));

@@ -24,6 +24,7 @@ mod relay;
 mod scripted;
 pub mod secrets;
 mod segment;
+mod site;
 mod tools;
 mod traffic;
 
@@ -44,6 +45,7 @@ pub use reach::all_reach;
 pub use relay::{Faults, Passed, Relay};
 pub use scripted::{Scripted, Talk};
 pub use segment::{Segment, node_name, wait_live};
+pub use site::{DIALLED, MESH, Site, code, trouble, wait_trouble};
 pub use tools::{
     GrpcError, as_member, as_outsider, grpcurl, grpcurl_at, grpcurl_from, grpcurl_path, legacy_add,
     legacy_send, methods,

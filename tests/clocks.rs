@@ -1,0 +1,132 @@
+//! Hosts whose clocks are off, and certificates of which time runs out.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a fault ends the test")]
+
+mod lab;
+
+use std::fs;
+use std::time::Duration;
+
+use lab::{
+    AGENT, Agent, CONTROLLER as PROGRAM, DIALLED, MESH, Pinger, SOON, Site, ping_ok, wait_trouble, wait_until,
+};
+
+/// A command of an agent whose wall clock is off by so much, as `+1h`; its other clocks go on as they are.
+fn with_clock(off: &str, arguments: &[&str]) -> Vec<String> {
+    with_clock_by(&format!("FAKETIME={off}"), AGENT, arguments)
+}
+
+/// The same for any program, by a setting of libfaketime.
+fn with_clock_by(setting: &str, program: &str, arguments: &[&str]) -> Vec<String> {
+    let directories = fs::read_dir("/usr/lib").unwrap().map(|entry| entry.unwrap().path());
+    let library =
+        directories.map(|directory| directory.join("faketime/libfaketime.so.1")).find(|path| path.exists());
+    let library = library.expect("libfaketime is there: run scripts/test, which installs it");
+    let preload = format!("LD_PRELOAD={}", library.display());
+    let command =
+        ["env", "FAKETIME_DONT_FAKE_MONOTONIC=1", "FAKETIME_NO_CACHE=1", &preload, setting, program];
+    command.iter().chain(arguments).map(|word| (*word).to_owned()).collect()
+}
+
+fn words(command: &[String]) -> Vec<&str> {
+    command.iter().map(String::as_str).collect()
+}
+
+#[test]
+fn a_clock_that_is_off_changes_no_forwarding_and_is_told() {
+    let site = Site::new(3, &[]);
+    let token = site.controller.token(&["--uses", "9"]);
+    let start = |n: usize, off: &str| {
+        let name = format!("web-{n}");
+        let command = with_clock(off, &["--controller", DIALLED, "--name", &name, "--token", &token]);
+        Agent::start_by(&site.hosts[n - 1], &words(&command))
+    };
+    let (_hour, _week) = (start(1, "+1h"), start(2, "+7d"));
+    let _right = site.agent(3, "web-3", &["--token", &token]);
+    site.wait_live(3);
+    site.controller.apply_with(MESH, &["--wait"]).unwrap();
+    for to in ["10.9.0.2", "10.9.0.3"] {
+        ping_ok(&site.hosts[0], to);
+    }
+    for (node, words) in [("web-1", "its clock is 1 h 0 min ahead"), ("web-2", "its clock is 7 d 0 h ahead")]
+    {
+        let events = site.controller.events("clock-off", node);
+        assert!(events[0]["message"].as_str().unwrap().contains(words), "{events:?}");
+        assert!(site.controller.run(&["status"]).unwrap().contains(words));
+    }
+    assert_eq!(site.controller.events("clock-off", "web-3").len(), 0);
+}
+
+#[test]
+fn a_host_that_lives_a_week_ago_says_why_it_does_not_join_and_keeps_what_it_has() {
+    let site = Site::new(3, &[]);
+    let mut agents = site.joined(2);
+    site.controller.apply_with(MESH, &["--wait"]).unwrap();
+    ping_ok(&site.hosts[0], "10.9.0.2");
+    let token = site.controller.token(&[]);
+    let new = with_clock("-7d", &["--controller", DIALLED, "--name", "web-3", "--token", &token]);
+    let new = Agent::start_by(&site.hosts[2], &words(&new));
+    wait_trouble(&new, "set the clock of this host");
+    assert!(!site.is_known("web-3"));
+    let is_told = |host: &str| {
+        let words = format!("{host}: it does not believe");
+        let events = site.controller.events("access-refused", "");
+        events.iter().any(|event| event["message"].as_str().unwrap().contains(&words))
+    };
+    wait_until(SOON, "the controller tells that the new host does not believe it", || is_told("172.100.1.3"));
+    drop(new);
+    agents[0].terminate();
+    let late = with_clock("-7d", &["--controller", DIALLED, "--name", "web-1"]);
+    let late = Agent::start_copy_by(&site.hosts[0], &agents[0].state_dir(), &words(&late));
+    wait_trouble(&late, "set the clock of this host");
+    wait_trouble(&late, "holds only in 5 d 23 h by this host's clock");
+    ping_ok(&site.hosts[0], "10.9.0.2");
+    // Of many at once it tells one now and then.
+    wait_until(Duration::from_secs(40), "it tells of the other one", || is_told("172.100.1.1"));
+}
+
+/// All clocks go on by weeks while the controller is away.
+#[test]
+fn agents_keep_their_mesh_for_29_days_without_a_controller_and_renew_at_its_end() {
+    let directory = tempfile::tempdir().unwrap();
+    let clock = directory.path().join("clock");
+    let set = |days: u32| fs::write(&clock, format!("+{days}d\n")).unwrap();
+    set(0);
+    let setting = format!("FAKETIME_TIMESTAMP_FILE={}", clock.display());
+    let mut site = Site::start_by(2, &words(&with_clock_by(&setting, PROGRAM, &["serve"])));
+    let token = site.controller.token(&["--uses", "2"]);
+    let mut agents = [1, 2].map(|n| {
+        let joining = ["--controller", DIALLED, "--name", &format!("web-{n}"), "--token", &token];
+        Agent::start_by(&site.hosts[n - 1], &words(&with_clock_by(&setting, AGENT, &joining)))
+    });
+    site.wait_live(2);
+    site.controller.apply_with(MESH, &["--wait"]).unwrap();
+    ping_ok(&site.hosts[0], "10.9.0.2");
+    let identity = |agent: &Agent| fs::read_to_string(agent.state_dir().join("identity.pem")).unwrap();
+    // When half of its time is over an agent renews its certificate though it still holds.
+    let first = identity(&agents[0]);
+    set(4);
+    agents[0].restart();
+    wait_until(SOON, "it has renewed", || identity(&agents[0]) != first);
+    site.wait_live(2);
+    let before = agents.each_ref().map(identity);
+    ping_ok(&site.hosts[0], "10.9.0.2");
+    let pinger = Pinger::start(&site.hosts[0], "10.9.0.2", Duration::from_millis(50));
+    site.controller.terminate();
+    set(4 + 29);
+    wait_trouble(&agents[0], "refused");
+    site.controller.restart();
+    site.wait_live(2);
+    pinger.lost_nothing("while weeks went by");
+    let after = agents.each_ref().map(identity);
+    assert!(before.iter().zip(&after).all(|(before, after)| before != after), "they have renewed");
+
+    // After too long a time nobody knows the key any more; what there is stays.
+    site.controller.terminate();
+    set(4 + 29 + 7 + 31);
+    site.controller.restart();
+    wait_trouble(&agents[0], "30 days");
+    ping_ok(&site.hosts[0], "10.9.0.2");
+    let events = site.controller.events("access-refused", "web-1");
+    assert!(!events.is_empty());
+}
