@@ -34,27 +34,30 @@ fn words(command: &[String]) -> Vec<&str> {
 
 #[test]
 fn a_clock_that_is_off_changes_no_forwarding_and_is_told() {
-    let site = Site::new(3, &[]);
-    let token = site.controller.token(&["--uses", "9"]);
+    let site = Site::new(4, &[]);
+    let token = site.controller.token(&["--uses", "4"]);
     let start = |n: usize, off: &str| {
         let name = format!("web-{n}");
         let command = with_clock(off, &["--controller", DIALLED, "--name", &name, "--token", &token]);
         Agent::start_by(&site.hosts[n - 1], &words(&command))
     };
-    let (_hour, _week) = (start(1, "+1h"), start(2, "+7d"));
-    let _right = site.agent(3, "web-3", &["--token", &token]);
-    site.wait_live(3);
-    site.controller.apply_with(MESH, &["--wait"]).unwrap();
-    for to in ["10.9.0.2", "10.9.0.3"] {
+    let _off = [(1, "+1h"), (2, "+7d"), (3, "-1h")].map(|(n, off)| start(n, off));
+    let _right = site.agent(4, "web-4", &["--token", &token]);
+    site.wait_live(4);
+    site.controller.apply_with(&MESH.replace("web-3: {}", "web-3: {}, web-4: {}"), &["--wait"]).unwrap();
+    for to in ["10.9.0.2", "10.9.0.3", "10.9.0.4"] {
         ping_ok(&site.hosts[0], to);
     }
-    for (node, words) in [("web-1", "its clock is 1 h 0 min ahead"), ("web-2", "its clock is 7 d 0 h ahead")]
-    {
+    for (node, words) in [
+        ("web-1", "its clock is 1 h 0 min ahead"),
+        ("web-2", "its clock is 7 d 0 h ahead"),
+        ("web-3", "its clock is 1 h 0 min behind"),
+    ] {
         let events = site.controller.events("clock-off", node);
         assert!(events[0]["message"].as_str().unwrap().contains(words), "{events:?}");
         assert!(site.controller.run(&["status"]).unwrap().contains(words));
     }
-    assert_eq!(site.controller.events("clock-off", "web-3").len(), 0);
+    assert_eq!(site.controller.events("clock-off", "web-4").len(), 0);
 }
 
 #[test]

@@ -11,8 +11,8 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use lab::{
-    AGENT, Agent, CONTROLLER as PROGRAM, Controller, DIALLED, Lab, MESH, SOON, Site, as_member, as_outsider,
-    code, grpcurl_from, methods, ping, ping_ok, wait_live, wait_trouble, wait_until,
+    AGENT, Agent, CONTROLLER as PROGRAM, Controller, DIALLED, Lab, MESH, OF_GRPC, SOON, Site, as_member,
+    as_outsider, code, grpcurl_from, methods, ping, ping_ok, wait_live, wait_trouble, wait_until,
 };
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -381,7 +381,7 @@ fn whoever_shows_no_certificate_is_refused_by_every_method() {
     let state: [&[&str]; 5] =
         [&["nodes"], &["ca", "show"], &["token", "list"], &["admin", "list"], &["mesh", "list"]];
     let (before, generation) = (all(&state), site.controller.generation());
-    for method in served.iter().map(String::as_str).chain(["list"]) {
+    for method in served.iter().map(String::as_str).chain(OF_GRPC).chain(["list"]) {
         let refusal =
             grpcurl_from(&site.hosts[0], None, DIALLED, method, &json!({})).unwrap_err().to_string();
         assert!(refusal.contains("no certificate was shown"), "{method}: {refusal}");

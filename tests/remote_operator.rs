@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use lab::{
-    Agent, CONTROLLER as PROGRAM, Controller, Failed, Host, Lab, SOON, grpcurl_from, grpcurl_path, methods,
-    wait_live, wait_until,
+    Agent, CONTROLLER as PROGRAM, Controller, Failed, Host, Lab, OF_GRPC, SOON, grpcurl_from, grpcurl_path,
+    methods, wait_live, wait_until,
 };
 use serde_json::json;
 
@@ -215,7 +215,7 @@ fn an_agent_heeds_operators_from_elsewhere_and_nobody_else() {
     let refusal = |identity, method: &str| call(identity, method).unwrap_err().to_string();
     let served = methods("TunnelService", "tunnel.proto");
     assert!(served.len() > 5, "{served:?}");
-    for method in served.iter().map(String::as_str).chain(["list"]) {
+    for method in served.iter().map(String::as_str).chain(OF_GRPC).chain(["list"]) {
         for (identity, words) in
             [(None, "no certificate was shown"), (Some(&*foreign), "the certificate is of another authority")]
         {

@@ -47,7 +47,7 @@ pub use scripted::{Scripted, Talk};
 pub use segment::{Segment, node_name, wait_live};
 pub use site::{DIALLED, MESH, Site, code, trouble, wait_trouble};
 pub use tools::{
-    GrpcError, as_member, as_outsider, grpcurl, grpcurl_at, grpcurl_from, grpcurl_path, legacy_add,
+    GrpcError, OF_GRPC, as_member, as_outsider, grpcurl, grpcurl_at, grpcurl_from, grpcurl_path, legacy_add,
     legacy_send, methods,
 };
 pub use traffic::{PingReport, Pinger, datagrams, ping, ping_ok, transfer, try_transfer};

@@ -83,6 +83,14 @@ pub fn methods(service: &str, file: &str) -> Vec<String> {
     names.map(|name| format!("tunmesh.v1.{service}/{name}")).collect()
 }
 
+/// The methods of services that gRPC itself defines and ours are served beside.
+pub const OF_GRPC: [&str; 4] = [
+    "grpc.health.v1.Health/Check",
+    "grpc.health.v1.Health/Watch",
+    "grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+    "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+];
+
 /// Calls a method from a host with the real grpcurl, as whoever has the certificate and key in `identity`, and without
 /// looking at what the server shows; the error has what grpcurl printed.
 pub fn grpcurl_from(
@@ -99,15 +107,29 @@ pub fn grpcurl_from(
         let identity = identity.to_str().unwrap();
         command.extend(["-cert", identity, "-key", identity]);
     }
+    let directory = tempfile::tempdir().expect("a directory for what grpcurl reads");
     if method.starts_with("tunmesh.") {
         command.extend(["-import-path", proto]);
         for file in ["tunmesh/v1/tunnel.proto", "tunmesh/v1/control.proto", "tunmesh/v1/admin.proto"] {
             command.extend(["-proto", file]);
         }
         command.extend(["-d", &request]);
+    } else if let Some((service, method)) = method.split_once('/') {
+        fs::write(directory.path().join("standard.proto"), protocol(service, method)).unwrap();
+        command.extend(["-import-path", directory.path().to_str().unwrap(), "-proto", "standard.proto"]);
+        command.extend(["-d", "{}"]);
     }
     command.extend([target, method]);
     host.try_run(command)
+}
+
+/// A protocol of one method, of which nothing but its name matters.
+fn protocol(service: &str, method: &str) -> String {
+    let (package, service) = service.rsplit_once('.').expect("a service is of a package");
+    format!(
+        "syntax = \"proto3\"; package {package}; message Nothing {{}} \
+         service {service} {{ rpc {method}(Nothing) returns (stream Nothing); }}"
+    )
 }
 
 /// Runs a command of one of our programs as a user outside all groups, with a socket that somebody has opened to all.

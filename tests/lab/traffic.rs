@@ -1,7 +1,7 @@
 //! Traffic between hosts: pings and TCP transfers.
 
-use std::fs;
-use std::io::{self, Read, Write};
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::{Child, Stdio};
 use std::thread;
@@ -32,6 +32,8 @@ pub fn ping(host: &Host, target: &str, options: &[&str]) -> bool {
 /// Pings that go on until they are stopped.
 pub struct Pinger {
     process: Child,
+    /// What ping prints: a line for each request that is answered.
+    output: File,
     /// When enough of them were sent to tell whether any are lost.
     telling: Instant,
 }
@@ -39,9 +41,9 @@ pub struct Pinger {
 /// What became of a [`Pinger`]'s pings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PingReport {
-    /// Requests sent.
+    /// Requests sent, without the last one where its reply may have been on its way.
     pub sent: u64,
-    /// Replies received. The last one may have been on its way.
+    /// Replies received.
     pub received: u64,
 }
 
@@ -49,9 +51,12 @@ impl Pinger {
     /// Begins to ping `target` from `host` every `interval`; returns when ping is at work.
     pub fn start(host: &Host, target: &str, interval: Duration) -> Self {
         let mut command = host.command("ping");
-        command.args(["-n", "-q", "-i", &interval.as_secs_f64().to_string(), target]);
-        let process = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("ping starts");
-        let pinger = Self { process, telling: Instant::now() + interval * ENOUGH };
+        command.args(["-n", "-i", &interval.as_secs_f64().to_string(), target]);
+        // A pipe that nobody reads would fill, and ping wait.
+        let output = tempfile::tempfile().expect("a file for what ping prints");
+        command.stdin(Stdio::null()).stdout(output.try_clone().expect("the file once more"));
+        let process = command.spawn().expect("ping starts");
+        let pinger = Self { process, output, telling: Instant::now() + interval * ENOUGH };
         // Before that an interrupt would end it without a summary.
         wait_until(SOON, "ping heeds SIGINT", || pinger.catches_interrupts());
         pinger
@@ -60,10 +65,10 @@ impl Pinger {
     /// Ends the pings and counts them.
     pub fn stop(mut self) -> PingReport {
         self.interrupt();
-        let mut text = String::new();
-        let mut output = self.process.stdout.take().expect("its output is piped");
-        output.read_to_string(&mut text).expect("ping prints text");
         self.process.wait().expect("ping ends");
+        let mut text = String::new();
+        self.output.rewind().expect("the file is read from its start");
+        self.output.read_to_string(&mut text).expect("ping prints text");
         report(&text).unwrap_or_else(|| panic!("ping printed no summary: {text:?}"))
     }
 
@@ -71,8 +76,7 @@ impl Pinger {
     pub fn lost_nothing(self, what: &str) {
         thread::sleep(self.telling.saturating_duration_since(Instant::now()));
         let report = self.stop();
-        // The last reply may have been on its way.
-        assert!(report.sent > 10 && report.received + 1 >= report.sent, "{what}: {report:?}");
+        assert!(report.sent >= 10 && report.received == report.sent, "{what}: {report:?}");
     }
 
     /// Reads the set of caught signals, a bit for each from 1 on, proc(5).
@@ -97,11 +101,15 @@ impl Drop for Pinger {
     }
 }
 
-/// Reads "40 packets transmitted, 39 received, +1 errors, …".
+/// Reads "40 packets transmitted, 39 received, +1 errors, …" and, before it, whether the last one was told of.
 fn report(text: &str) -> Option<PingReport> {
     let line = text.lines().find(|line| line.contains(" packets transmitted"))?;
     let mut figures = line.split(", ").map(|part| part.split(' ').next().and_then(|n| n.parse().ok()));
-    Some(PingReport { sent: figures.next()??, received: figures.next()?? })
+    let (sent, received): (u64, u64) = (figures.next()??, figures.next()??);
+    // Replies, and errors, as "64 bytes from 10.0.1.2: icmp_seq=40 ttl=64 time=0.1 ms".
+    let last = format!("icmp_seq={sent} ");
+    let waiting = sent > 0 && !text.contains(&last);
+    Some(PingReport { sent: sent - u64::from(waiting), received })
 }
 
 /// Sends `bytes` over TCP from a host to another, where they must arrive whole and unchanged.
