@@ -16,11 +16,18 @@ use tunmesh::agent::packet::coalesce::{Coalescer, Merges, Owner};
 use tunmesh::agent::packet::parse::Packet;
 use tunmesh::agent::packet::split::{HEADERS, Train};
 use tunmesh::agent::packet::vnet::{PartialChecksum, SegmentKind, Segmentation, VnetHeader};
+use tunmesh::agent::wireguard::key::PrivateKey;
+use tunmesh::agent::wireguard::message;
+use tunmesh::agent::wireguard::tunnel::{Indices, Noise, Sealed, Tunnel};
 
 /// A full segment of a tunnel with an MTU of 1,472.
 const SEGMENT: usize = 1432;
 /// As many as one message of the data port has.
 const SEGMENTS: usize = 44;
+/// The longest packet of an encrypted tunnel whose path carries 1,500 bytes.
+const LONGEST: u16 = 1440;
+/// The payload of a full segment of such a tunnel.
+const SEALED: usize = 1400;
 
 fn main() {
     divan::main();
@@ -87,6 +94,52 @@ fn coalesce(bencher: Bencher<'_, '_>) {
         coalescer.drain(&mut buffer, |_, write| writes += write.packets);
         assert_eq!(usize::from(writes), SEGMENTS);
     });
+}
+
+/// A pair of hosts with a session.
+fn session() -> [Noise; 2] {
+    let keys = [(); 2].map(|()| PrivateKey::generate().unwrap());
+    let end = |own: usize| Noise::new(&keys[own], &keys[1 - own].public(), None, &Indices::default());
+    let (mut here, mut there) = (end(0), end(1));
+    let response = there.shake(&here.initiate().unwrap()).unwrap().unwrap();
+    let mut keepalive = here.shake(&response).unwrap().unwrap();
+    there.open(&mut keepalive).unwrap();
+    [here, there]
+}
+
+/// Encrypts what a device gave as one.
+fn seal_all(from: &mut Noise, packet: &[u8], room: &mut Vec<u8>) {
+    room.clear();
+    for _ in 0..SEGMENTS {
+        assert_eq!(from.seal([&packet[..40], &packet[40..]], LONGEST, room), Sealed::Datagram);
+    }
+}
+
+#[divan::bench]
+fn seal(bencher: Bencher<'_, '_>) {
+    let ([mut here, _], packet) = (session(), tcp(1, SEALED));
+    let mut room = Vec::with_capacity(1 << 17);
+    bencher
+        .counter(BytesCount::from(packet.len() * SEGMENTS))
+        .bench_local(|| seal_all(&mut here, &packet, &mut room));
+}
+
+#[divan::bench]
+fn open(bencher: Bencher<'_, '_>) {
+    let ([mut here, mut there], packet) = (session(), tcp(1, SEALED));
+    let length = message::sealed_length(packet.len(), LONGEST.into());
+    bencher
+        .with_inputs(|| {
+            let mut room = Vec::new();
+            seal_all(&mut here, &packet, &mut room);
+            room
+        })
+        .counter(BytesCount::from(packet.len() * SEGMENTS))
+        .bench_local_refs(|room| {
+            for datagram in room.chunks_mut(length) {
+                black_box(there.open(datagram).unwrap());
+            }
+        });
 }
 
 /// Which tunnel a packet takes, of so many.

@@ -362,6 +362,19 @@ impl fmt::Display for Remote {
 #[serde(try_from = "String", into = "String")]
 pub struct PublicKey([u8; 32]);
 
+impl PublicKey {
+    /// The point.
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+impl From<[u8; 32]> for PublicKey {
+    fn from(point: [u8; 32]) -> Self {
+        Self(point)
+    }
+}
+
 impl FromStr for PublicKey {
     type Err = Invalid;
 

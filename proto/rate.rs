@@ -32,6 +32,11 @@ impl Bucket {
         self.paid = Some(paid);
         Ok(())
     }
+
+    /// Whether as many can be taken as if nothing ever had been.
+    pub fn is_whole(&self, now: Instant) -> bool {
+        self.paid.is_none_or(|paid| paid <= now)
+    }
 }
 
 /// What others can bring about as often as they like, and what is told now and then alone, with how often it was.

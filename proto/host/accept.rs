@@ -2,7 +2,6 @@
 
 mod transport;
 
-use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
@@ -23,7 +22,7 @@ use super::clock;
 use super::tls::{Shown, Unbelieved};
 use crate::proto::rate::{Bucket, Rate, Seldom};
 use crate::proto::seats::Seats;
-use crate::proto::source::Source;
+use crate::proto::source::{Shares, Source};
 
 use transport::Transport;
 pub use transport::{Handshakes, Next};
@@ -35,8 +34,6 @@ const SILENCE: Duration = Duration::from_secs(5);
 const HANDSHAKE: Duration = Duration::from_secs(3);
 /// How many connections a source may begin: each handshake costs a signature and more.
 const BEGUN: Rate = Rate { burst: 1_000, every: Duration::from_micros(2_500) };
-/// How long it is known how many a source has begun; longer than it takes to have as many as ever again.
-const KNOWN: Duration = Duration::from_secs(5);
 /// How many sessions one connection may begin. An agent needs one, and dials anew for the next.
 const STREAMS: Rate = Rate { burst: 10, every: Duration::from_secs(1) };
 /// How often one log line about refused connections is written.
@@ -57,28 +54,9 @@ pub struct Gate<T> {
     handshakes: Arc<Handshakes>,
     notes: T,
     seats: Arc<Mutex<Seats>>,
-    begun: Arc<Mutex<Begun>>,
+    /// How many connections sources have begun of late.
+    begun: Arc<Mutex<Shares>>,
     refused: Arc<Mutex<Seldom>>,
-}
-
-/// How many connections sources have begun of late.
-#[derive(Debug, Default)]
-struct Begun {
-    sources: BTreeMap<Source, (Bucket, Instant)>,
-    forgot_at: Option<Instant>,
-}
-
-impl Begun {
-    /// Whether a source may begin one more.
-    fn take(&mut self, source: Source, now: Instant) -> bool {
-        if self.forgot_at.is_none_or(|forgot| now >= forgot + KNOWN) {
-            self.forgot_at = Some(now);
-            self.sources.retain(|_, (_, last)| *last + KNOWN > now);
-        }
-        let (bucket, last) = self.sources.entry(source).or_insert((Bucket::default(), now));
-        *last = now;
-        bucket.take(BEGUN, now).is_ok()
-    }
 }
 
 impl<T: TurnedAway + Send + 'static> Gate<T> {
@@ -89,7 +67,7 @@ impl<T: TurnedAway + Send + 'static> Gate<T> {
             handshakes,
             notes,
             seats: Arc::new(Mutex::new(Seats::new(most))),
-            begun: Arc::default(),
+            begun: Arc::new(Mutex::new(Shares::new(BEGUN))),
             refused: Arc::default(),
         }
     }

@@ -1,0 +1,93 @@
+//! The key that a host has for itself.
+
+use std::fmt;
+use std::io;
+use std::str::FromStr;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use gotatun::x25519;
+use rustix::rand::{GetRandomFlags, getrandom};
+use zeroize::Zeroizing;
+
+use crate::proto::model::{Invalid, PublicKey};
+
+/// A Curve25519 private key (RFC 7748). Its memory is wiped when it goes.
+#[derive(Clone)]
+pub struct PrivateKey(x25519::StaticSecret);
+
+impl PrivateKey {
+    /// A new one.
+    ///
+    /// # Errors
+    /// Where the kernel has no randomness, `getrandom(2)`.
+    pub fn generate() -> io::Result<Self> {
+        let mut bytes = Zeroizing::new([0; 32]);
+        // A read of up to 256 bytes is whole.
+        getrandom(&mut *bytes, GetRandomFlags::empty())?;
+        Ok(Self(x25519::StaticSecret::from(*bytes)))
+    }
+
+    /// What others know of it.
+    pub fn public(&self) -> PublicKey {
+        x25519::PublicKey::from(&self.0).to_bytes().into()
+    }
+
+    /// The key as `wg genkey` prints it: 44 characters of base64 (RFC 4648 section 4).
+    pub fn to_text(&self) -> Zeroizing<String> {
+        Zeroizing::new(STANDARD.encode(self.0.as_bytes()))
+    }
+
+    pub(super) fn secret(&self) -> &x25519::StaticSecret {
+        &self.0
+    }
+}
+
+impl FromStr for PrivateKey {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        let bytes = STANDARD.decode(text).ok().map(Zeroizing::new);
+        let bytes = bytes.and_then(|bytes| <[u8; 32]>::try_from(bytes.as_slice()).ok()).map(Zeroizing::new);
+        let bytes = bytes.ok_or_else(|| {
+            Invalid::new("is no private key: not 32 bytes in base64", "give what `wg genkey` prints")
+        })?;
+        Ok(Self(x25519::StaticSecret::from(*bytes)))
+    }
+}
+
+impl fmt::Debug for PrivateKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PrivateKey(of {})", self.public())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Alice's of RFC 7748 section 6.1.
+    #[test]
+    fn the_public_key_is_what_the_standard_says() {
+        let bytes = |hex: &str| -> [u8; 32] {
+            std::array::from_fn(|n| u8::from_str_radix(&hex[2 * n..2 * n + 2], 16).unwrap())
+        };
+        let private = bytes("77076d0a7318a57d3c16c17251b26645df4c2f87ebc0992ab177fba51db92c2a");
+        let public = bytes("8520f0098930a754748b7ddcb43ef75a0dbf3a0d26381af4eba4a98eaa9b4e6a");
+        let key: PrivateKey = STANDARD.encode(private).parse().unwrap();
+        assert_eq!(key.public(), PublicKey::from(public));
+    }
+
+    #[test]
+    fn is_read_as_it_is_written_and_never_shown() {
+        let key = PrivateKey::generate().unwrap();
+        let text = key.to_text();
+        assert_eq!(text.len(), 44);
+        assert_eq!(text.parse::<PrivateKey>().unwrap().public(), key.public());
+        assert_ne!(PrivateKey::generate().unwrap().public(), key.public());
+        assert!(!format!("{key:?}").contains(text.as_str()));
+        for text in ["", "AAAA", &text[1..], &format!("{}A", *text)] {
+            assert!(text.parse::<PrivateKey>().is_err(), "{text}");
+        }
+    }
+}
