@@ -59,16 +59,24 @@ mod tests {
         let rate = Rate { burst: 3, every: Duration::from_secs(1) };
         let (mut shares, start) = (Shares::new(rate), Instant::now());
         let source = |number: u32| Source::from(IpAddr::from(Ipv4Addr::from_bits(number)));
-        let mut taken = |number, seconds| shares.take(source(number), start + Duration::from_secs(seconds));
+        let taken = |shares: &mut Shares, number, seconds| {
+            shares.take(source(number), start + Duration::from_secs(seconds))
+        };
         assert_eq!(
-            [0, 0, 0, 0, 1, 1].map(|seconds| taken(1, seconds)),
+            [0, 0, 0, 0, 1, 1].map(|seconds| taken(&mut shares, 1, seconds)),
             [true, true, true, false, true, false]
         );
-        assert!(taken(2, 1));
+        assert!(taken(&mut shares, 2, 1));
         for number in 0..10_000 {
-            taken(number, 10 + u64::from(number) / 100);
+            taken(&mut shares, number, 10 + u64::from(number) / 100);
         }
         assert!(shares.sources.len() <= 700, "{}", shares.sources.len());
+        assert_eq!(
+            (0..5).filter(|_| taken(&mut shares, 1, 1_000)).count(),
+            3,
+            "it has its whole share again"
+        );
+        assert_eq!(shares.sources.len(), 1);
     }
 
     #[test]

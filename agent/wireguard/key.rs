@@ -14,7 +14,11 @@ use crate::proto::model::{Invalid, PublicKey};
 
 /// A Curve25519 private key (RFC 7748). Its memory is wiped when it goes.
 #[derive(Clone)]
-pub struct PrivateKey(x25519::StaticSecret);
+pub struct PrivateKey {
+    secret: x25519::StaticSecret,
+    /// What it takes a multiplication to know.
+    point: x25519::PublicKey,
+}
 
 impl PrivateKey {
     /// A new one.
@@ -25,21 +29,31 @@ impl PrivateKey {
         let mut bytes = Zeroizing::new([0; 32]);
         // A read of up to 256 bytes is whole.
         getrandom(&mut *bytes, GetRandomFlags::empty())?;
-        Ok(Self(x25519::StaticSecret::from(*bytes)))
+        Ok(Self::from(x25519::StaticSecret::from(*bytes)))
     }
 
     /// What others know of it.
     pub fn public(&self) -> PublicKey {
-        x25519::PublicKey::from(&self.0).to_bytes().into()
+        self.point.to_bytes().into()
     }
 
     /// The key as `wg genkey` prints it: 44 characters of base64 (RFC 4648 section 4).
     pub fn to_text(&self) -> Zeroizing<String> {
-        Zeroizing::new(STANDARD.encode(self.0.as_bytes()))
+        Zeroizing::new(STANDARD.encode(self.secret.as_bytes()))
     }
 
     pub(super) fn secret(&self) -> &x25519::StaticSecret {
-        &self.0
+        &self.secret
+    }
+
+    pub(super) fn point(&self) -> &x25519::PublicKey {
+        &self.point
+    }
+}
+
+impl From<x25519::StaticSecret> for PrivateKey {
+    fn from(secret: x25519::StaticSecret) -> Self {
+        Self { point: x25519::PublicKey::from(&secret), secret }
     }
 }
 
@@ -52,7 +66,7 @@ impl FromStr for PrivateKey {
         let bytes = bytes.ok_or_else(|| {
             Invalid::new("is no private key: not 32 bytes in base64", "give what `wg genkey` prints")
         })?;
-        Ok(Self(x25519::StaticSecret::from(*bytes)))
+        Ok(Self::from(x25519::StaticSecret::from(*bytes)))
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use gotatun::noise::errors::WireGuardError;
+use gotatun::noise::handshake::parse_handshake_anon;
 use gotatun::noise::index_table::IndexTable;
 use gotatun::noise::rate_limiter::RateLimiter;
 use gotatun::noise::{Tunn, TunnResult};
@@ -58,7 +59,7 @@ pub trait Tunnel: Send {
     /// Where it is not the peer's, or has been here; its bytes are of no use then.
     fn open(&mut self, datagram: &mut [u8]) -> Result<Range<usize>, Refused>;
 
-    /// Goes on with a handshake by a message that [`Gate`](super::gate::Gate) let pass, or by a cookie. Returns what is to
+    /// Goes on with a handshake by a message that [`CookieChecker`](super::cookie::CookieChecker) let pass, or by a cookie. Returns what is to
     /// be sent.
     ///
     /// # Errors
@@ -104,8 +105,8 @@ impl Noise {
     /// The sessions of the host with `own` key and the peer with another. Every `keepalive` seconds at least something is
     /// sent to the peer; `None`: nothing is, where there is nothing to send.
     pub fn new(own: &PrivateKey, peer: &PublicKey, keepalive: Option<u16>, indices: &Indices) -> Self {
-        // It only forgets with this what it has counted, and nothing is counted here: that is the gate's.
-        let unused = RateLimiter::new(&x25519::PublicKey::from(own.secret()), u64::MAX);
+        // It only forgets with this what it has counted, and nothing is counted here: handshakes are judged before.
+        let unused = RateLimiter::new(own.point(), u64::MAX);
         let peer = x25519::PublicKey::from(*peer.as_bytes());
         let tunn =
             Tunn::new(own.secret().clone(), peer, None, keepalive, indices.0.clone(), Arc::new(unused));
@@ -210,6 +211,18 @@ impl Tunnel for Noise {
     fn age(&self) -> Option<Duration> {
         self.tunn.time_since_last_handshake().filter(|_| self.is_confirmed)
     }
+}
+
+/// Whose initiation it is, which takes a key exchange. Nothing shows yet that it is not an old one.
+///
+/// # Errors
+/// Where it is none for this host's key.
+pub fn initiator(own: &PrivateKey, initiation: &[u8]) -> Result<PublicKey, Refused> {
+    let Ok(WgKind::HandshakeInit(message)) = Packet::copy_from(initiation).try_into_wg() else {
+        return Err(Refused::Malformed);
+    };
+    let half = parse_handshake_anon(own.secret(), own.point(), &message).map_err(|_| Refused::Forged)?;
+    Ok(half.peer_static_public.into())
 }
 
 fn bytes(message: WgKind) -> Vec<u8> {

@@ -130,6 +130,16 @@ fn what_has_been_here_is_refused_and_what_comes_in_disorder_is_not() {
 }
 
 #[test]
+fn an_initiation_tells_to_its_receiver_alone_whose_it_is() {
+    let mut pair = Pair::new();
+    let initiation = pair.ends[0].initiate().unwrap();
+    let [own, other] = &pair.keys;
+    assert_eq!(initiator(other, &initiation), Ok(own.public()));
+    assert_eq!(initiator(own, &initiation), Err(Refused::Forged));
+    assert_eq!(initiator(other, &initiation[1..]), Err(Refused::Malformed));
+}
+
+#[test]
 fn an_old_initiation_and_that_of_a_stranger_change_nothing() {
     let mut pair = Pair::new();
     let initiation = pair.ends[0].initiate().unwrap();

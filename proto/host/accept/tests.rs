@@ -213,6 +213,8 @@ fn a_source_that_begins_too_many_is_put_off_and_no_other() {
     assert!(begun.take(source(2), start));
     let second = start + Duration::from_secs(1);
     assert_eq!((0..5_000).filter(|_| begun.take(source(1), second)).count(), 400);
+    let later = second + Duration::from_secs(100);
+    assert_eq!((0..5_000).filter(|_| begun.take(source(1), later)).count(), 1_000);
 }
 
 #[tokio::test]

@@ -5,14 +5,11 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use gotatun::noise::TunnResult;
-use gotatun::noise::handshake::parse_handshake_anon;
 use gotatun::noise::rate_limiter::RateLimiter;
-use gotatun::packet::{Packet, WgKind};
-use gotatun::x25519;
+use gotatun::packet::Packet;
 
 use super::Refused;
 use super::key::PrivateKey;
-use crate::proto::model::PublicKey;
 use crate::proto::rate::{Bucket, Rate};
 use crate::proto::source::{Shares, Source};
 
@@ -33,9 +30,7 @@ pub enum Verdict {
 }
 
 /// Judges the handshakes that come to one key.
-pub struct Gate {
-    own: PrivateKey,
-    public: x25519::PublicKey,
+pub struct CookieChecker {
     /// Looks at the first authentication alone.
     first: RateLimiter,
     /// Asks everybody for the second one.
@@ -45,15 +40,12 @@ pub struct Gate {
     proven: Shares,
 }
 
-impl Gate {
-    /// The gate before a key.
-    pub fn new(own: PrivateKey) -> Self {
-        let public = x25519::PublicKey::from(own.secret());
+impl CookieChecker {
+    /// For the handshakes of the host with this key.
+    pub fn new(own: &PrivateKey) -> Self {
         Self {
-            first: RateLimiter::new(&public, u64::MAX),
-            second: RateLimiter::new(&public, 0),
-            public,
-            own,
+            first: RateLimiter::new(own.point(), u64::MAX),
+            second: RateLimiter::new(own.point(), 0),
             all: Bucket::default(),
             looked_at: Bucket::default(),
             proven: Shares::new(PROVEN),
@@ -87,19 +79,6 @@ impl Gate {
             Err(TunnResult::WriteToNetwork(cookie)) => Ok(Verdict::Cookie(Packet::from(cookie).to_vec())),
             Err(TunnResult::Done | TunnResult::Err(_) | TunnResult::WriteToTunnel(_)) => Err(Refused::Forged),
         }
-    }
-
-    /// Whose initiation it is, which takes a key exchange. Nothing shows yet that it is not an old one.
-    ///
-    /// # Errors
-    /// Where it is none for this key.
-    pub fn initiator(&self, initiation: &[u8]) -> Result<PublicKey, Refused> {
-        let Ok(WgKind::HandshakeInit(message)) = Packet::copy_from(initiation).try_into_wg() else {
-            return Err(Refused::Malformed);
-        };
-        let half =
-            parse_handshake_anon(self.own.secret(), &self.public, &message).map_err(|_| Refused::Forged)?;
-        Ok(half.peer_static_public.into())
     }
 }
 
