@@ -6,8 +6,8 @@
 //! *Pure* files take time as an argument and return values. They use std's collections, [`proto`] and `tracing`;
 //! no tokio, tonic, tun, file, clock or randomness (a seed is an argument). They are all of `proto/` but
 //! `proto/host/` (only `proto/mod.rs` and `proto/convert/` see the generated protobuf code), of the agent
-//! `reconcile.rs`, `session.rs`, `state.rs`, `target.rs` and `packet/`, and of the controller `mesh.rs`, `alloc.rs`,
-//! `plan.rs`, `registry.rs` and `state.rs`.
+//! `reconcile.rs`, `session.rs`, `state.rs`, `target.rs`, `packet/` and `wireguard/message.rs`, and of the controller
+//! `mesh.rs`, `alloc.rs`, `plan.rs`, `registry.rs` and `state.rs`.
 //!
 //! `agent/runtime.rs` and `controller/runtime.rs` are the one task that owns the state: they read the clock and
 //! perform the effects.

@@ -13,7 +13,9 @@ use tokio_util::sync::CancellationToken;
 use crate::agent::config::{Config, ControllerConfig};
 use crate::agent::credentials::Credentials;
 use crate::agent::datapath::Datapath;
+use crate::agent::datapath::peer::{OwnKey, Receivers};
 use crate::agent::datapath::stats::AgentStats;
+use crate::agent::keys;
 use crate::agent::os::netlink::Netlink;
 use crate::agent::os::udp::{Purpose, SocketPair};
 use crate::agent::os::{preflight, probe};
@@ -66,6 +68,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         None => None,
     };
     let credentials = Arc::new(Credentials::open(&config.state_dir)?);
+    let key = keys::open(&config.state_dir).context("this host has no random numbers")?;
+    let public_key = key.private.public();
     let tcp = match config.grpc_listen {
         Some(address) => Some(Tcp::bind(address, &credentials).await?),
         None => None,
@@ -84,15 +88,20 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         weakened: config.weakened(),
         insecure,
         offloads: offloads(&without),
+        public_key,
+        key_fault: key.fault,
     };
 
     let (events, device_events) = mpsc::channel(EVENTS);
     let stats = Arc::new(AgentStats::default());
-    let datapath = Datapath::start(data, Arc::clone(&stats), events).context("the data path cannot start")?;
+    let receivers = Arc::<Receivers>::default();
+    let datapath = Datapath::start(data, Arc::clone(&stats), Arc::clone(&receivers), events)
+        .context("the data path cannot start")?;
     let netlink = Netlink::connect().context("netlink cannot be had")?;
-    let platform = Platform::new(netlink, datapath, stats);
+    let platform = Platform::new(netlink, datapath, stats, OwnKey::new(key.private), receivers);
     let policy = Policy {
         data_port: config.data_port,
+        public_key,
         accept: config.accept_prefixes.clone(),
         without: without.clone(),
     };

@@ -6,6 +6,7 @@ pub mod config;
 pub mod credentials;
 pub mod daemon;
 pub mod datapath;
+pub mod keys;
 pub mod operators;
 pub mod os;
 pub mod packet;

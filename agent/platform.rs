@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::agent::datapath::peer::{OwnKey, Peer, Receivers};
 use crate::agent::datapath::stats::TunnelStats;
 use crate::agent::datapath::table::{Kept, OpenDevice, Table};
 use crate::agent::datapath::{Datapath, stats::AgentStats};
@@ -14,8 +15,8 @@ use crate::agent::os::tun::TunDevice;
 use crate::agent::packet::coalesce::Merges;
 use crate::agent::reconcile::{Actual, ActualRoute, Link, Op, Route};
 use crate::agent::state::OpResult;
-use crate::agent::target::Forwarding;
-use crate::proto::model::{DeviceName, Offload, OffloadState, Offloads, TunnelName, TunnelStatus};
+use crate::agent::target::{Forwarding, ForwardingTunnel};
+use crate::proto::model::{DeviceName, Framing, Offload, OffloadState, Offloads, TunnelName, TunnelStatus};
 
 /// A device that this agent made.
 struct OwnDevice {
@@ -45,16 +46,36 @@ pub struct Platform {
     netlink: Netlink,
     datapath: Datapath,
     agent_stats: Arc<AgentStats>,
+    /// By which the peers of encrypted tunnels know this host.
+    own: Arc<OwnKey>,
+    receivers: Arc<Receivers>,
     devices: BTreeMap<DeviceName, OwnDevice>,
     /// With the endpoint that it was learnt at.
     kept: BTreeMap<TunnelName, (SocketAddr, Kept)>,
     next_id: u64,
+    next_peer: u64,
 }
 
 impl Platform {
-    /// A host on which this agent has made nothing yet.
-    pub fn new(netlink: Netlink, datapath: Datapath, agent_stats: Arc<AgentStats>) -> Self {
-        Self { netlink, datapath, agent_stats, devices: BTreeMap::new(), kept: BTreeMap::new(), next_id: 1 }
+    /// A host on which this agent has made nothing yet. `receivers` are the data path's.
+    pub fn new(
+        netlink: Netlink,
+        datapath: Datapath,
+        agent_stats: Arc<AgentStats>,
+        own: OwnKey,
+        receivers: Arc<Receivers>,
+    ) -> Self {
+        Self {
+            netlink,
+            datapath,
+            agent_stats,
+            own: Arc::new(own),
+            receivers,
+            devices: BTreeMap::new(),
+            kept: BTreeMap::new(),
+            next_id: 1,
+            next_peer: 1,
+        }
     }
 
     /// What belongs to no tunnel.
@@ -65,6 +86,19 @@ impl Platform {
     /// A tunnel's counters.
     pub fn stats(&self, tunnel: &TunnelName) -> Option<&TunnelStats> {
         self.kept.get(tunnel).map(|(_, kept)| &*kept.stats)
+    }
+
+    /// When the keys were agreed on by which the packets of an encrypted tunnel go now, as time since boot; `since_boot` is
+    /// now. `None`: there are none, or it is not encrypted.
+    pub fn last_handshake(&self, tunnel: &TunnelName, since_boot: Duration) -> Option<Duration> {
+        let (_, kept) = self.kept.get(tunnel)?;
+        kept.peer.as_ref()?.sessions().established(since_boot)
+    }
+
+    /// Where the peer of a tunnel has shown to be, if it is not where it was said to be.
+    pub fn roamed(&self, tunnel: &TunnelName) -> Option<SocketAddr> {
+        let (_, kept) = self.kept.get(tunnel)?;
+        kept.path.roamed().as_deref().map(|roamed| roamed.address)
     }
 
     /// Notes in a tunnel's status which offloads have proved not to work; `since_boot` is now.
@@ -179,13 +213,25 @@ impl Platform {
         for (name, device) in forwarding {
             if let Some(own) = self.devices.get_mut(name) {
                 own.set_merging(&device.without);
-                let kept = &mut self.kept;
-                table.add(own.open.clone(), device, |tunnel, endpoint| {
-                    let new = || (endpoint, Kept::default());
-                    let (learnt_at, kept) = kept.entry(tunnel.clone()).or_insert_with(new);
-                    if *learnt_at != endpoint {
-                        *learnt_at = endpoint;
+                let (all, own_key, receivers) = (&mut self.kept, &self.own, &self.receivers);
+                let next = &mut self.next_peer;
+                table.add(own.open.clone(), device, |tunnel, ForwardingTunnel { endpoint, framing, .. }| {
+                    let new = || (*endpoint, Kept::default());
+                    let (learnt_at, kept) = all.entry(tunnel.clone()).or_insert_with(new);
+                    if *learnt_at != *endpoint {
+                        *learnt_at = *endpoint;
                         kept.path = Arc::default();
+                    }
+                    let wanted = match framing {
+                        Framing::Wireguard(key) => Some(*key),
+                        Framing::Raw | Framing::Pi => None,
+                    };
+                    if kept.peer.as_ref().map(|peer| peer.key) != wanted {
+                        kept.peer = wanted.map(|key| {
+                            *next += 1;
+                            let (own, receivers) = (Arc::clone(own_key), Arc::clone(receivers));
+                            Arc::new(Peer::new(*next, own, key, None, receivers))
+                        });
                     }
                     kept.clone()
                 });

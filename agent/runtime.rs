@@ -28,11 +28,15 @@ use crate::agent::store::Store;
 use crate::proto::command::{Command, CommandError, ErrorKind, Field, Outcome};
 use crate::proto::host::clock::{now, since_epoch};
 use crate::proto::host::credential::CredentialError;
-use crate::proto::model::{Invalid, Owner, TunnelName, TunnelState, TunnelStatus};
+use crate::proto::model::{Framing, Invalid, Owner, TunnelName, TunnelState, TunnelStatus};
 use crate::proto::session::{ItemId, TunnelReport};
 
 /// How often it is looked whether a controller is to be told of tunnels.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// What an encrypted tunnel waits for.
+const NO_HANDSHAKE: &str = "the peer has not agreed on keys yet: its agent must run, reach this host, and have this host's \
+                            public key";
 
 type Resolved = (String, Result<Vec<IpAddr>, String>);
 
@@ -369,7 +373,13 @@ impl Runtime {
     }
 
     fn with_counters(&mut self, mut status: TunnelStatus) -> TunnelStatus {
-        self.platform.note_refusals(&mut status, clock::since_boot());
+        let since_boot = clock::since_boot();
+        self.platform.note_refusals(&mut status, since_boot);
+        if let Framing::Wireguard(_) = status.tunnel.framing {
+            let handshake = self.platform.last_handshake(&status.name, since_boot);
+            status.last_handshake = handshake.map(|handshake| self.boot.since_epoch(handshake));
+            status.endpoint = self.platform.roamed(&status.name).or(status.endpoint);
+        }
         let Some(stats) = self.platform.stats(&status.name) else { return status };
         status.sent = stats.sent.read();
         status.received = stats.received.read();
@@ -378,6 +388,10 @@ impl Runtime {
             if status.state == TunnelState::Waiting(None) {
                 status.state = TunnelState::Passing;
             }
+        }
+        let is_encrypted = matches!(status.tunnel.framing, Framing::Wireguard(_));
+        if is_encrypted && status.last_handshake.is_none() && status.state == TunnelState::Waiting(None) {
+            status.state = TunnelState::Waiting(Some(NO_HANDSHAKE.to_owned()));
         }
         status
     }

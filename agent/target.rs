@@ -13,10 +13,11 @@ use ipnet::IpNet;
 
 use self::claims::{Claims, Foreign, claim};
 use crate::agent::reconcile::{Actual, Route};
+use crate::agent::wireguard::message;
 use crate::proto::command::{CommandError, ErrorKind, Field};
 use crate::proto::model::{
-    AllowedPrefix, Desired, Device, DeviceName, Framing, Host, Invalid, Mtu, Offload, Offloads, Remote,
-    Tunnel, TunnelName,
+    AllowedPrefix, Desired, Device, DeviceName, Framing, Host, Invalid, Mtu, Offload, Offloads, PublicKey,
+    Remote, Tunnel, TunnelName,
 };
 
 /// Bytes of an IPv4 and a UDP header.
@@ -25,12 +26,16 @@ const OVERHEAD_V4: u32 = 28;
 const OVERHEAD_V6: u32 = 48;
 /// Bytes of `struct tun_pi` of `linux/if_tun.h`.
 const OVERHEAD_PI: u32 = 4;
+/// Bytes of an encrypted packet's header and tag.
+const OVERHEAD_SEALED: u32 = message::OVERHEAD as u32;
 
 /// What this agent was started with.
 #[derive(Debug, Clone)]
 pub struct Policy {
     /// The agent's UDP data port, and that of remotes that name none.
     pub data_port: u16,
+    /// The key by which the peers of encrypted tunnels know this host.
+    pub public_key: PublicKey,
     /// The networks in which overlay addresses, allowed prefixes and routes may lie.
     pub accept: Vec<IpNet>,
     /// What is not used for any tunnel, and why: it was switched off, or this host cannot do it.
@@ -97,8 +102,8 @@ pub struct ForwardingTunnel {
     pub endpoint: SocketAddr,
     /// Whether only the endpoint's port may send, or every port of its address.
     pub exact_port: bool,
-    /// Whether each packet goes behind four bytes of packet information.
-    pub packet_information: bool,
+    /// How packets are laid out in a datagram, and for whom they are encrypted.
+    pub framing: Framing,
     /// The largest packet that is sent whole.
     pub mtu: Mtu,
     /// The largest packet that TCP connections through the tunnel are told of.
@@ -174,11 +179,14 @@ fn place(
     device: &Device,
     endpoint: Option<SocketAddr>,
 ) {
-    let packet_information = tunnel.framing == Framing::Pi;
+    let framing = match tunnel.framing {
+        Framing::Raw => 0,
+        Framing::Pi => OVERHEAD_PI,
+        Framing::Wireguard(_) => OVERHEAD_SEALED,
+    };
     let v6 = endpoint.is_some_and(|endpoint| endpoint.is_ipv6());
     let route_mtu = endpoint.and_then(|endpoint| facts.path_mtus.get(&endpoint.ip()).copied());
-    let overhead =
-        if v6 { OVERHEAD_V6 } else { OVERHEAD_V4 } + if packet_information { OVERHEAD_PI } else { 0 };
+    let overhead = if v6 { OVERHEAD_V6 } else { OVERHEAD_V4 } + framing;
     let path = Mtu::clamped(route_mtu.unwrap_or(Mtu::ETHERNET.into()).saturating_sub(overhead));
     if route_mtu.is_some() {
         target.path_mtus.insert(name.clone(), path);
@@ -199,14 +207,14 @@ fn place(
     });
     let Some(endpoint) = endpoint else { return };
     // A server of 2015 reads at most its MTU, four bytes of packet information included.
-    let cut = if packet_information { OVERHEAD_PI } else { 0 };
+    let cut = if tunnel.framing == Framing::Pi { OVERHEAD_PI } else { 0 };
     let tcp_mtu = path.min(Mtu::clamped(u32::from(wanted).saturating_sub(cut)));
     forwarding.tunnels.insert(
         name.clone(),
         ForwardingTunnel {
             endpoint,
             exact_port: tunnel.remote.port.is_some(),
-            packet_information,
+            framing: tunnel.framing,
             mtu: wanted.min(path),
             tcp_mtu,
             without: tunnel.without.iter().chain(policy.without.keys()).copied().collect(),

@@ -144,8 +144,6 @@ pub enum ErrorKind {
     Clash,
     /// This host does not accept it from anyone.
     NotAccepted,
-    /// This version cannot do it.
-    Unsupported,
     /// The agent could not keep it; nothing changed.
     Storage,
     /// The agent is stopping or too busy.

@@ -358,7 +358,7 @@ impl fmt::Display for Remote {
 }
 
 /// A peer's WireGuard public key: a Curve25519 point, RFC 7748.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct PublicKey([u8; 32]);
 
@@ -379,12 +379,11 @@ impl FromStr for PublicKey {
     type Err = Invalid;
 
     fn from_str(text: &str) -> Result<Self, Invalid> {
-        STANDARD
-            .decode(text)
-            .ok()
-            .and_then(|bytes| <[u8; 32]>::try_from(bytes).ok())
-            .map(Self)
-            .ok_or_else(|| Invalid::new("is not 32 bytes in base64", "give what `wg pubkey` prints"))
+        const REMEDY: &str = "give what `wg pubkey` prints";
+        let bytes = STANDARD.decode(text).ok().and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
+        let point = bytes.ok_or_else(|| Invalid::new("is not 32 bytes in base64", REMEDY))?;
+        // With zero every secret is zero (RFC 7748 section 6.1).
+        if point == [0; 32] { Err(Invalid::new("is no host's key", REMEDY)) } else { Ok(Self(point)) }
     }
 }
 
@@ -649,6 +648,8 @@ pub struct TunnelStatus {
     pub received: Traffic,
     /// When the last packet was received, as time since the Unix epoch.
     pub last_received: Option<std::time::Duration>,
+    /// When the keys were agreed on by which its packets are encrypted now, as time since the Unix epoch.
+    pub last_handshake: Option<std::time::Duration>,
     /// Every offload, with why it is not in use where it is not.
     pub offloads: Vec<OffloadState>,
     /// What its owner should know.

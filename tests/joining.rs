@@ -11,11 +11,9 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use lab::{
-    AGENT, Agent, CONTROLLER as PROGRAM, Controller, DIALLED, Lab, MESH, OF_GRPC, SOON, Site, as_member,
-    as_outsider, code, grpcurl_from, methods, ping, ping_ok, wait_live, wait_trouble, wait_until,
+    AGENT, Agent, CONTROLLER as PROGRAM, Capture, Controller, DIALLED, Lab, MESH, OF_GRPC, SOON, Site,
+    as_member, as_outsider, code, grpcurl_from, methods, ping, ping_ok, wait_live, wait_trouble, wait_until,
 };
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use serde_json::json;
 use tunmesh::proto::host::credential::{Facts, PrivateKey};
 use tunmesh::proto::trust::{JoinToken, Principal};
@@ -440,28 +438,14 @@ fn a_member_of_the_group_steers_the_controller() {
 #[test]
 fn what_crosses_the_control_channel_cannot_be_read() {
     let site = Site::new(2, &[]);
-    let capture = site.controller.state_dir().with_file_name("capture");
-    let mut tcpdump = site
-        .router
-        .command("tcpdump")
-        .args(["-i", "any", "--immediate-mode", "-U", "-Z", "root", "-w", capture.to_str().unwrap()])
-        .args(["tcp", "port", "7443"])
-        .stdin(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("tcpdump starts: run scripts/test, which installs it");
-    let begun = || fs::metadata(&capture).is_ok_and(|file| file.len() >= 24);
-    wait_until(SOON, "tcpdump listens", begun);
+    let capture = Capture::start(&site.router, &["tcp", "port", "7443"]);
     let token = site.controller.token(&["--uses", "2"]);
     let agents = site.joined_with(&token, 2);
     site.controller.apply_with(MESH, &["--wait"]).unwrap();
     ping_ok(&site.hosts[0], "10.9.0.2");
     drop(agents);
-    // Told to end, it writes what it has.
-    kill(Pid::from_raw(tcpdump.id().try_into().unwrap()), Signal::SIGINT).unwrap();
-    tcpdump.wait().unwrap();
-    let captured = fs::read(&capture).unwrap();
-    let has = |bytes: &[u8]| captured.windows(bytes.len()).any(|window| window == bytes);
+    let captured = capture.stop();
+    let has = |bytes: &[u8]| captured.has(bytes);
     // The one name in a handshake, which shows that something was captured.
     assert!(has(b"controller.tunmesh"));
     for text in ["web-1", "web-2", "prod", "10.9.0", "172.100.1.1", "tunmesh issuer"] {

@@ -35,9 +35,16 @@ fn a_secret_that_is_told_is_noticed() {
     let credential =
         tunmesh::proto::host::credential::Credential { key, chain: Vec::new(), roots: Vec::new() };
     credential.write(&file).unwrap();
+    let of_tunnels = tunmesh::agent::wireguard::key::PrivateKey::generate().unwrap();
+    let of_tunnels_file = directory.path().join("wireguard.key");
+    std::fs::write(&of_tunnels_file, of_tunnels.to_text().as_bytes()).unwrap();
     secrets::learn_keys(directory.path());
     secrets::learn_token("tm1.id.a-token-for-the-laborato.pin");
-    for words in [&["cat", file.to_str().unwrap()][..], &["echo", "has a-token-for-the-laborato in it"]] {
+    for words in [
+        &["cat", file.to_str().unwrap()][..],
+        &["cat", of_tunnels_file.to_str().unwrap()],
+        &["echo", "has a-token-for-the-laborato in it"],
+    ] {
         let told = std::panic::catch_unwind(|| h1.try_run(words)).unwrap_err();
         assert!(told.downcast_ref::<String>().unwrap().contains("tells a secret"));
     }

@@ -40,12 +40,15 @@ impl Pair {
 
     /// Sets both tunnels.
     fn set(&self, mtu: u32, without: &[&str]) {
-        for (n, agent) in (1..).zip(&self.agents) {
+        let [a, b] = &self.agents;
+        for (n, agent, other) in [(1, a, b), (2, b, a)] {
+            let is_encrypted = self.framing == "WIREGUARD";
             let tunnel = json!({"replace": true, "tunnel": {
                 "name": "link",
                 "addresses": [format!("{}/{}", overlay(self.family, n), prefix(self.family).0)],
                 "remote": underlay(self.family, 3 - n),
                 "framing": self.framing,
+                "peerPublicKey": if is_encrypted { other.public_key() } else { String::new() },
                 "mtu": mtu,
                 "without": without,
             }});
@@ -155,9 +158,8 @@ fn degrees(pair: &Pair, work: impl FnOnce()) -> Degrees {
     }
 }
 
-#[test]
-fn what_is_off_is_not_used_and_what_is_on_is() {
-    let pair = Pair::new(Family::V4, "RAW", 1500, &[]);
+fn what_is_on_is_used(framing: &'static str) {
+    let pair = Pair::new(Family::V4, framing, 1500, &[]);
     let [a, b] = &pair.hosts;
     let tcp = || transfer(a, b, "10.0.1.2", 20_000_000);
     // Datagrams to the agent itself are messages of the host, too: TCP alone tells.
@@ -190,6 +192,16 @@ fn what_is_off_is_not_used_and_what_is_on_is() {
     pair.set(1400, &["udp-gro"]);
     let used = degrees(&pair, tcp);
     assert!(one(used.socket_in) && many(used.socket_out), "{used:?}");
+}
+
+#[test]
+fn what_is_off_is_not_used_and_what_is_on_is() {
+    what_is_on_is_used("RAW");
+}
+
+#[test]
+fn what_is_off_is_not_used_and_what_is_on_is_where_it_is_encrypted() {
+    what_is_on_is_used("WIREGUARD");
 }
 
 #[test]
@@ -274,8 +286,17 @@ fn transfers_pass_with_each_of_ours_off_in_the_framing_of_2015() {
 }
 
 #[test]
-fn transfers_pass_with_each_of_the_kernels_off() {
-    let pair = Pair::new(Family::V4, "RAW", 1500, &[]);
+fn transfers_pass_with_each_of_ours_off_encrypted() {
+    passes_with_each_off(Family::V4, "WIREGUARD");
+}
+
+#[test]
+fn transfers_pass_with_each_of_ours_off_encrypted_on_ipv6() {
+    passes_with_each_off(Family::V6, "WIREGUARD");
+}
+
+fn passes_with_each_of_the_kernels_off(framing: &'static str) {
+    let pair = Pair::new(Family::V4, framing, 1500, &[]);
     pair.set(1400, &[]);
     let [a, b] = &pair.hosts;
     let off_at = |devices: [String; 2], feature: &str, value: &str| {
@@ -302,8 +323,17 @@ fn transfers_pass_with_each_of_the_kernels_off() {
 }
 
 #[test]
-fn a_flow_keeps_its_order() {
-    let pair = Pair::new(Family::V4, "RAW", 1500, &[]);
+fn transfers_pass_with_each_of_the_kernels_off() {
+    passes_with_each_of_the_kernels_off("RAW");
+}
+
+#[test]
+fn transfers_pass_with_each_of_the_kernels_off_encrypted() {
+    passes_with_each_of_the_kernels_off("WIREGUARD");
+}
+
+fn keeps_the_order_of_a_flow(framing: &'static str) {
+    let pair = Pair::new(Family::V4, framing, 1500, &[]);
     pair.set(1400, &[]);
     let [a, b] = &pair.hosts;
     let out_of_order = |host: &Host| -> u64 {
@@ -328,4 +358,14 @@ fn a_flow_keeps_its_order() {
     });
     assert_eq!([a, b].map(out_of_order), [0, 0]);
     assert_eq!(pair.tunnel(1)["received"]["drops"], Value::Null);
+}
+
+#[test]
+fn a_flow_keeps_its_order() {
+    keeps_the_order_of_a_flow("RAW");
+}
+
+#[test]
+fn an_encrypted_flow_keeps_its_order() {
+    keeps_the_order_of_a_flow("WIREGUARD");
 }

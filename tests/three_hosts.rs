@@ -30,6 +30,11 @@ fn agents(hosts: &ThreeHosts) -> [Agent; 3] {
     [1, 2, 3].map(|n| Agent::start(hosts.host(n), &[]))
 }
 
+/// The key of host `n`, where tunnels to it are encrypted.
+fn key(agents: &[Agent; 3], n: usize, framing: &str) -> String {
+    if framing == "WIREGUARD" { agents[n - 1].public_key() } else { String::new() }
+}
+
 /// Every ordered pair of hosts.
 fn directions() -> impl Iterator<Item = (usize, usize)> {
     PAIRS.into_iter().flat_map(|(a, b)| [(a, b), (b, a)])
@@ -104,6 +109,7 @@ fn by_grpcurl(family: Family, framing: &str, mtu: u32) {
             "addresses": [format!("{}/{length}", on_link(family, n, peer))],
             "remote": hosts.underlay(peer),
             "framing": framing,
+            "peerPublicKey": key(&agents, peer, framing),
             "mtu": mtu,
             "routes": [hosts.subnet(peer)],
         }});
@@ -137,6 +143,11 @@ fn grpcurl_on_ipv6() {
     by_grpcurl(Family::V6, "RAW", 0);
 }
 
+#[test]
+fn grpcurl_with_encrypted_tunnels() {
+    by_grpcurl(Family::V4, "WIREGUARD", 0);
+}
+
 fn on_one_shared_device(family: Family, framing: &str) {
     let hosts = ThreeHosts::new(family);
     let agents = agents(&hosts);
@@ -152,6 +163,7 @@ fn on_one_shared_device(family: Family, framing: &str) {
             "addresses": [format!("{overlay}{n}/{length}")],
             "remote": hosts.underlay(peer),
             "framing": framing,
+            "peerPublicKey": key(&agents, peer, framing),
             "allowedPrefixes": [
                 {"prefix": format!("{overlay}{peer}/{host_length}")},
                 {"prefix": hosts.subnet(peer), "preference": 10},
@@ -175,4 +187,9 @@ fn one_shared_device_a_host() {
 #[test]
 fn one_shared_device_a_host_on_ipv6() {
     on_one_shared_device(Family::V6, "PI");
+}
+
+#[test]
+fn one_shared_device_a_host_on_ipv6_encrypted() {
+    on_one_shared_device(Family::V6, "WIREGUARD");
 }

@@ -304,9 +304,9 @@ fn refusals_name_field_value_and_remedy_and_change_nothing() {
                 new(),
                 json!({"framing": "WIREGUARD", "peerPublicKey": "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="}),
             ),
-            Code::Unimplemented,
-            "tunnel.framing",
-            vec!["WIREGUARD", "RAW"],
+            Code::InvalidArgument,
+            "tunnel.peer_public_key",
+            vec!["AAAA", "is no host's key"],
         ),
     ];
     for (tunnel, code, field, words) in cases {

@@ -90,6 +90,7 @@ fn status_table(status: &v1::GetStatusResponse) -> String {
         vec!["packets".to_owned(), format!("of no tunnel: {}", reasons(&status.packets_dropped))],
     ];
     rows.push(vec!["offloads".to_owned(), offloads(&status.offloads)]);
+    rows.push(vec!["public key".to_owned(), status.public_key.clone()]);
     rows.extend(status.controller.iter().flat_map(controller_rows));
     rows.extend(status.weakened.iter().map(|words| vec!["weakened".to_owned(), words.clone()]));
     rows.extend(status.findings.iter().map(|words| vec!["problem".to_owned(), words.clone()]));
@@ -176,7 +177,7 @@ fn tunnels_table(answer: &v1::ListTunnelsResponse) -> String {
         let tunnel = status.tunnel.clone().unwrap_or_default();
         let (sent, received) =
             (status.sent.clone().unwrap_or_default(), status.received.clone().unwrap_or_default());
-        let framing = tunnel.framing().as_str_name().to_lowercase();
+        let framing = framing(tunnel.framing(), status);
         vec![
             tunnel.name,
             status.owner().as_str_name().to_lowercase(),
@@ -212,6 +213,16 @@ fn tunnels_table(answer: &v1::ListTunnelsResponse) -> String {
         status.notes.iter().map(move |note| format!("{name}: {note}")).chain(off)
     });
     std::iter::once(table).chain(notes).collect::<Vec<_>>().join("\n")
+}
+
+/// The framing, and of an encrypted tunnel how old its keys are.
+fn framing(framing: v1::tunnel::Framing, status: &v1::TunnelStatus) -> String {
+    let name = framing.as_str_name().to_lowercase();
+    match (&status.last_handshake, framing) {
+        (Some(handshake), _) => format!("{name}, keys {} old", span(age(handshake))),
+        (None, v1::tunnel::Framing::Wireguard) => format!("{name}, no keys"),
+        (None, _) => name,
+    }
 }
 
 fn reasons(drops: &BTreeMap<String, u64>) -> String {

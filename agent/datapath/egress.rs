@@ -4,7 +4,8 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::batch::{Place, Way};
+use super::batch::{Delay, Place, Way};
+use super::handshakes::Handshakes;
 use super::outbox::Outbox;
 use super::stats::DropReason;
 use super::table::{Device, Table, Tunnel};
@@ -29,6 +30,7 @@ pub(super) struct Egress {
     answers: Bucket,
     packets: Vec<u8>,
     outbox: Outbox,
+    handshakes: Handshakes,
     /// Time since boot, read once for each turn of a device.
     now: Duration,
 }
@@ -37,6 +39,7 @@ impl Egress {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
         Self {
             outbox: Outbox::new(Arc::clone(&shared), Sender::default()),
+            handshakes: Handshakes::new(Arc::clone(&shared)),
             shared,
             answers: Bucket::default(),
             packets: vec![0; PACKETS],
@@ -105,11 +108,14 @@ impl Egress {
             return answer(&mut self.answers, device, icmp::unreachable(&packet));
         };
         let information = frame::packet_information(packet.is_v4());
+        let roamed = tunnel.path.roamed();
         let way = Way {
             place: Place { device: position, tunnel: index },
             tos: if tunnel.packet_information { 0 } else { ecn::of(&packet) },
             prefix: if tunnel.packet_information { &information } else { &[] },
             limit: if tunnel.takes_trains && tunnel.path.takes_trains(self.now) { SEGMENTS } else { 1 },
+            peer: tunnel.peer.as_deref().map(|peer| (peer, tunnel.mtu)),
+            roamed: roamed.as_ref(),
         };
         let length = packet.bytes().len();
         if header.segments.is_none() {
@@ -117,9 +123,12 @@ impl Egress {
                 if let Some(bytes) = self.packets.get_mut(place) {
                     mss::clamp(bytes, tunnel.tcp_mtu);
                 }
-                self.outbox.add(&way, at, length);
+                let delay = self.outbox.add(&way, &self.packets, at, length);
+                heed(&mut self.handshakes, tunnel, delay);
             } else if let Some(fragments) = fragments(tunnel, &packet) {
-                self.outbox.send_fragments(table, &way, &fragments, length, &self.packets, self.now);
+                let delay =
+                    self.outbox.send_fragments(table, &way, &fragments, length, &self.packets, self.now);
+                heed(&mut self.handshakes, tunnel, delay);
             } else {
                 answer(&mut self.answers, device, icmp::too_big(&packet, tunnel.mtu));
             }
@@ -129,7 +138,8 @@ impl Egress {
             return tunnel.stats.sent.drops.count(DropReason::Malformed, 1);
         };
         if train.longest() <= usize::from(tunnel.mtu) {
-            self.outbox.add_train(table, &way, &train, &self.packets, at, self.now);
+            let delay = self.outbox.add_train(table, &way, &train, &self.packets, at, self.now);
+            heed(&mut self.handshakes, tunnel, delay);
         } else if packet.dont_fragment() {
             // The kernel sends anew what it takes as one, and tells the sender once.
             tunnel.stats.sent.drops.count(DropReason::TooBig, train.count() as u64);
@@ -141,9 +151,19 @@ impl Egress {
                 let whole = [header.get(..train.header_length()).unwrap_or_default(), payload].concat();
                 let Ok(packet) = Packet::parse(&whole) else { break };
                 let fragments = fragment::fragments(&packet, tunnel.mtu);
-                self.outbox.send_fragments(table, &way, &fragments, whole.len(), &self.packets, self.now);
+                let delay =
+                    self.outbox.send_fragments(table, &way, &fragments, whole.len(), &self.packets, self.now);
+                heed(&mut self.handshakes, tunnel, delay);
             }
         }
+    }
+}
+
+/// Does what is to be done where packets wait for a session.
+fn heed(handshakes: &mut Handshakes, tunnel: &Tunnel, delay: Delay) {
+    tunnel.stats.sent.drops.count(DropReason::NoSession, delay.lost);
+    if let Some(initiation) = delay.initiation {
+        handshakes.post_to(tunnel, &initiation);
     }
 }
 

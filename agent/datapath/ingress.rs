@@ -2,13 +2,16 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::sync::Arc;
+use std::ops::Range;
+use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
 use super::Shared;
 use super::asking::{Asking, Marking};
 use super::batch::Place;
+use super::handshakes::Handshakes;
 use super::load::Load;
+use super::peer::Sessions;
 use super::stats::DropReason;
 use super::table::{Device, Table, Tunnel};
 use crate::agent::os::clock;
@@ -19,6 +22,7 @@ use crate::agent::packet::coalesce::{Coalescer, Owner, Write};
 use crate::agent::packet::frame::{self, Frame};
 use crate::agent::packet::parse::Packet;
 use crate::agent::packet::{ecn, mss};
+use crate::agent::wireguard::message::{Index, Message};
 
 /// As many bytes are handed on at once: what lies longer leaves the processor's cache.
 const ENOUGH: usize = 60_000;
@@ -29,17 +33,38 @@ const SAMPLE: usize = 4 << 20;
 /// How often a socket is read at most to empty it: a full one has as many datagrams of 1,400 bytes.
 const READINGS: usize = 500;
 
+/// How a message came: its source, the address of this host that it came to, and its TOS byte.
+type Way = (SocketAddr, Option<IpAddr>, u8);
+
+/// Who is behind a datagram.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Heard {
+    /// As far as can be told nobody.
+    Nobody,
+    /// The peer of a tunnel.
+    Peer,
+    /// The peer, with a packet.
+    Packet,
+}
+
 /// What was found of the datagram before, which holds for the next one that came the same way.
 struct Before {
-    /// Its source, the address of this host that it came to, and its TOS byte.
-    way: (SocketAddr, Option<IpAddr>, u8),
+    way: Way,
+    /// The session, if it was encrypted.
+    session: Option<Index>,
     sender: Place,
     /// The ends of its packet, if the device may have it.
     admitted: Option<(IpAddr, IpAddr)>,
-    /// Whether it was a packet and nothing else, so that the next may go on where it ended.
+    /// Whether the next packet may go on where its packet ended.
     goes_on: bool,
-    /// Whether the address of this host is noted as the one that the peer sends to.
-    is_local_marked: bool,
+    /// Whether its way is noted as the one to the peer.
+    is_way_marked: bool,
+}
+
+impl Before {
+    fn new(way: Way, session: Option<Index>, sender: Place) -> Self {
+        Self { way, session, sender, admitted: None, goes_on: false, is_way_marked: false }
+    }
 }
 
 /// Where datagrams are read.
@@ -56,14 +81,15 @@ pub(super) struct Ingress {
     source: Source,
     receiver: Receiver,
     coalescer: Coalescer,
+    handshakes: Handshakes,
     /// Whether the socket delivers as one message what arrived so.
     merges: bool,
     /// What it has received of late.
     load: Load,
     /// Bytes for tunnels that were received since somebody was picked.
     heard: usize,
-    /// Who sent the last message, where it is a tunnel's.
-    last: Option<SocketAddr>,
+    /// Who sent the last message, and the tunnel whose it was.
+    last: Option<(SocketAddr, Place)>,
     /// Whether there was a packet for a device since it was asked last.
     has_packet: bool,
     /// Whether there was a packet in the last reading that routers may mark.
@@ -76,13 +102,13 @@ impl Ingress {
         Self::new(shared, Source::Port { is_v4, asking: Asking::default(), tells_place: true })
     }
 
-    /// Of one peer, whom the port hears no more then, and who is taken to send much.
+    /// Of one peer that is at an address, whom the port hears no more then, and who is taken to send much.
     ///
     /// # Errors
-    /// Where it has sent nothing yet, or no socket for it alone is to be had.
-    pub(super) fn of_peer(shared: Arc<Shared>, peer: SocketAddr) -> io::Result<Self> {
+    /// Where its tunnel has no way yet, or no socket for it alone is to be had.
+    pub(super) fn of_peer(shared: Arc<Shared>, (peer, tunnel): (SocketAddr, Place)) -> io::Result<Self> {
         let table = shared.table.load();
-        let tunnel = table.sender(peer).and_then(|place| table.tunnel(place));
+        let tunnel = table.tunnel(tunnel);
         let local = tunnel.and_then(|tunnel| tunnel.path.local()).ok_or(io::ErrorKind::NotFound)?;
         let port = shared.sockets.of(peer).ok_or(io::ErrorKind::NotFound)?;
         let socket = PeerSocket::open(port, peer, local)?;
@@ -96,6 +122,7 @@ impl Ingress {
 
     fn new(shared: Arc<Shared>, source: Source) -> Self {
         Self {
+            handshakes: Handshakes::new(Arc::clone(&shared)),
             shared,
             source,
             receiver: Receiver::default(),
@@ -138,8 +165,8 @@ impl Ingress {
         (self.heard, self.last) = (0, None);
     }
 
-    /// Now and then, somebody who very likely sends much.
-    pub(super) fn loud_peer(&mut self) -> Option<SocketAddr> {
+    /// Now and then, somebody who very likely sends much, and its tunnel.
+    pub(super) fn loud_peer(&mut self) -> Option<(SocketAddr, Place)> {
         let loud = self.last.filter(|_| self.heard >= SAMPLE);
         if loud.is_some() {
             self.forget_who_sends();
@@ -232,7 +259,7 @@ impl Ingress {
         for load in [&self.shared.load, &self.load] {
             load.add(self.receiver.count(), all, now);
         }
-        self.last = before.map(|before| before.way.0);
+        self.last = before.map(|before| (before.way.0, before.sender));
     }
 
     /// Gives the devices what was taken in.
@@ -240,7 +267,7 @@ impl Ingress {
         self.coalescer.drain(self.receiver.buffer_mut(), |buffer, write| deliver(table, buffer, &write));
     }
 
-    /// Takes in a datagram or train.
+    /// Takes in a datagram or train. Nothing is left in `before` where nothing of it was a tunnel's.
     fn take_in(
         &mut self,
         table: &Table,
@@ -254,63 +281,182 @@ impl Ingress {
             return stats.datagrams_dropped.count(DropReason::Malformed, 1);
         };
         // A datagram may be empty, which is one.
-        let datagrams = place.len().div_ceil(segment).max(1) as u64;
-        stats.count_datagrams(datagrams);
+        stats.count_datagrams(place.len().div_ceil(segment).max(1) as u64);
         let way = (source, local, tos);
-        if before.as_ref().is_none_or(|before| before.way != way) {
-            *before = table.sender(source).map(|sender| Before {
-                way,
-                sender,
-                admitted: None,
-                goes_on: false,
-                is_local_marked: false,
-            });
+        if before.as_ref().is_some_and(|before| before.way != way) {
+            *before = None;
         }
-        let Some(before) = before else {
-            return stats.datagrams_dropped.count(DropReason::UnknownSender, datagrams);
-        };
-        let sender = before.sender;
-        let (Some(device), Some(tunnel)) = (table.devices().get(sender.device), table.tunnel(sender)) else {
-            return;
-        };
-        let owner = Owner { device: sender.device as u32, tunnel: sender.tunnel as u32 };
-        let merges = device.open.tun.merges();
-        let buffer = self.receiver.buffer_mut();
-        let mut is_packet = false;
+        let (mut sessions, mut heard) = (None, Heard::Nobody);
         let mut at = place.start;
         loop {
             let end = (at + segment).min(place.end);
-            if before.goes_on && self.coalescer.extend(buffer, at..end) {
-                is_packet = true;
-            } else {
-                let Some(datagram) = buffer.get_mut(at..end) else { break };
-                let unwrapped = unwrap(device, tunnel, datagram, tos, &mut before.admitted);
-                before.goes_on = unwrapped == Ok(0);
-                match unwrapped {
-                    Ok(start) => {
-                        is_packet = true;
-                        let at = at + start;
-                        if let Some(Ok(packet)) = buffer.get(at..end).map(Packet::parse) {
-                            // What extends it has the same mark inside.
-                            self.has_markable |= ecn::of(&packet) != 0;
-                            self.coalescer.push(owner, merges, buffer, at, &packet);
-                        }
-                    }
-                    Err(reason) => tunnel.stats.received.drops.count(reason, 1),
-                }
-            }
+            let is_sealed = self.receiver.buffer_mut().get(at..end).is_some_and(frame::is_wireguard);
+            heard = heard.max(match is_sealed {
+                true => self.take_sealed(table, at..end, way, now, before, &mut sessions),
+                false => self.take_plain(table, at..end, way, before),
+            });
             at = end;
             if at >= place.end {
                 break;
             }
         }
-        if is_packet {
+        let Some(before) = before else { return };
+        let Some(tunnel) = table.tunnel(before.sender) else { return };
+        if let Some(mut sessions) = sessions {
+            self.handshakes.release(tunnel, &mut sessions);
+        }
+        if heard == Heard::Packet {
             self.has_packet = true;
             tunnel.stats.mark_received(now);
-            if let Some(local) = local.filter(|_| !before.is_local_marked) {
-                tunnel.path.mark_local(local);
-                before.is_local_marked = true;
+        }
+        if heard > Heard::Nobody && !before.is_way_marked {
+            before.is_way_marked = true;
+            if tunnel.peer.is_some() {
+                tunnel.path.roam(&tunnel.destination, source);
             }
+            if let Some(local) = local {
+                tunnel.path.mark_local(local);
+            }
+        }
+    }
+
+    /// Takes in a datagram that is not encrypted.
+    fn take_plain(
+        &mut self,
+        table: &Table,
+        place: Range<usize>,
+        way: Way,
+        before: &mut Option<Before>,
+    ) -> Heard {
+        if before.as_ref().is_none_or(|before| before.session.is_some()) {
+            *before = table.sender(way.0).map(|sender| Before::new(way, None, sender));
+        }
+        let Some(before) = before else {
+            self.shared.stats.datagrams_dropped.count(DropReason::UnknownSender, 1);
+            return Heard::Nobody;
+        };
+        let buffer = self.receiver.buffer_mut();
+        if before.goes_on && self.coalescer.extend(buffer, place.clone()) {
+            return Heard::Packet;
+        }
+        let (Some(device), Some(tunnel)) =
+            (table.devices().get(before.sender.device), table.tunnel(before.sender))
+        else {
+            return Heard::Nobody;
+        };
+        let Some(datagram) = buffer.get_mut(place.clone()) else { return Heard::Nobody };
+        let unwrapped = unframe(tunnel, datagram).and_then(|(start, pi)| {
+            let packet = datagram.get_mut(start..).unwrap_or_default();
+            // A server of 2015 copies nothing of the packet to the header outside.
+            let tos = (!pi).then_some(way.2);
+            admit(device, tunnel, packet, tos, &mut before.admitted).map(|_| start)
+        });
+        before.goes_on = unwrapped == Ok(0);
+        match unwrapped {
+            Ok(start) => {
+                self.push(device, before.sender, place.start + start..place.end);
+                Heard::Packet
+            }
+            Err(reason) => {
+                tunnel.stats.received.drops.count(reason, 1);
+                Heard::Nobody
+            }
+        }
+    }
+
+    /// Takes in a datagram that is encrypted, or a message of a handshake. `sessions` are those of the datagram before, which
+    /// nobody else has meanwhile.
+    fn take_sealed<'t>(
+        &mut self,
+        table: &'t Table,
+        place: Range<usize>,
+        way: Way,
+        now: Duration,
+        before: &mut Option<Before>,
+        sessions: &mut Option<MutexGuard<'t, Sessions>>,
+    ) -> Heard {
+        let dropped = &self.shared.stats.datagrams_dropped;
+        let Some(datagram) = self.receiver.buffer_mut().get_mut(place.clone()) else { return Heard::Nobody };
+        let message = Message::parse(datagram);
+        let is_known = |before: &Before, receiver| before.session == Some(receiver);
+        let goes_on = match (message, &before) {
+            (Ok(Message::Data { receiver }), Some(before)) => is_known(before, receiver),
+            _ => false,
+        };
+        if !goes_on {
+            // It may be for the peer whose sessions are held.
+            let tunnel = before.as_ref().and_then(|before| table.tunnel(before.sender));
+            if let (Some(tunnel), Some(mut sessions)) = (tunnel, sessions.take()) {
+                self.handshakes.release(tunnel, &mut sessions);
+            }
+        }
+        let receiver = match message {
+            Ok(Message::Data { receiver }) => receiver,
+            Ok(kind) => {
+                self.handshakes.take_in(table, kind, datagram, (way.0, way.1), now);
+                return Heard::Nobody;
+            }
+            Err(refused) => {
+                dropped.count(refused.into(), 1);
+                return Heard::Nobody;
+            }
+        };
+        if !goes_on {
+            let peer = self.shared.receivers.peer(receiver);
+            let sender = peer.and_then(|peer| table.peer(peer));
+            *before = sender.map(|sender| Before::new(way, Some(receiver), sender));
+        }
+        let tunnel = before.as_ref().and_then(|before| table.tunnel(before.sender));
+        let (Some(before), Some(tunnel)) = (before, tunnel) else {
+            dropped.count(DropReason::NoSession, 1);
+            return Heard::Nobody;
+        };
+        let (Some(device), Some(peer)) = (table.devices().get(before.sender.device), &tunnel.peer) else {
+            return Heard::Nobody;
+        };
+        let sessions = sessions.get_or_insert_with(|| peer.sessions());
+        let inner = match sessions.open(datagram) {
+            Ok(inner) => inner,
+            Err(refused) => {
+                tunnel.stats.received.drops.count(refused.into(), 1);
+                return Heard::Nobody;
+            }
+        };
+        // The peer says that it is there, and nothing else.
+        if inner.is_empty() {
+            return Heard::Peer;
+        }
+        let at = place.start + inner.start;
+        let packet = datagram.get(inner).unwrap_or_default();
+        // Without what it was padded with.
+        let end = at + Packet::parse(packet).map_or(packet.len(), |packet| packet.bytes().len());
+        let buffer = self.receiver.buffer_mut();
+        if before.goes_on && self.coalescer.extend(buffer, at..end) {
+            return Heard::Packet;
+        }
+        let packet = buffer.get_mut(at..end).unwrap_or_default();
+        let admitted = admit(device, tunnel, packet, Some(way.2), &mut before.admitted);
+        before.goes_on = admitted.is_ok();
+        match admitted {
+            Ok(()) => {
+                self.push(device, before.sender, at..end);
+                Heard::Packet
+            }
+            Err(reason) => {
+                tunnel.stats.received.drops.count(reason, 1);
+                Heard::Peer
+            }
+        }
+    }
+
+    /// Takes in a packet that a device may have.
+    fn push(&mut self, device: &Device, sender: Place, place: Range<usize>) {
+        let owner = Owner { device: sender.device as u32, tunnel: sender.tunnel as u32 };
+        let buffer = self.receiver.buffer_mut();
+        if let Some(Ok(packet)) = buffer.get(place.clone()).map(Packet::parse) {
+            // What extends it has the same mark inside.
+            self.has_markable |= ecn::of(&packet) != 0;
+            self.coalescer.push(owner, device.open.tun.merges(), buffer, place.start, &packet);
         }
     }
 }
@@ -328,21 +474,25 @@ fn is_of_the_socket(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EBADF | libc::ENOTSOCK | libc::EFAULT | libc::EINVAL))
 }
 
-/// Where the packet in a datagram of `tunnel` begins, if the device may have it. `admitted` are the ends of a packet that it
-/// may have.
-fn unwrap(
+/// Where the packet in a datagram of `tunnel` begins, and whether packet information was before it.
+fn unframe(tunnel: &Tunnel, datagram: &[u8]) -> Result<(usize, bool), DropReason> {
+    match frame::demux(datagram) {
+        // A plain tunnel accepts both plain framings: the peer's may have been changed first. An encrypted one accepts
+        // neither: whoever can send in the name of the peer's address is not the peer.
+        Ok(Frame::Packet { pi, packet }) if tunnel.peer.is_none() => Ok((datagram.len() - packet.len(), pi)),
+        Ok(Frame::Packet { .. } | Frame::Wireguard(_) | Frame::Own(_)) | Err(_) => Err(DropReason::Framing),
+    }
+}
+
+/// Judges a packet that came for a tunnel, and makes of it what its device is given. `tos` is what the datagram was marked
+/// with, where that says something about the packet. `admitted` are the ends of a packet that the device may have.
+fn admit(
     device: &Device,
     tunnel: &Tunnel,
-    datagram: &mut [u8],
-    tos: u8,
+    bytes: &mut [u8],
+    tos: Option<u8>,
     admitted: &mut Option<(IpAddr, IpAddr)>,
-) -> Result<usize, DropReason> {
-    let (start, pi) = match frame::demux(datagram) {
-        // A plain tunnel accepts both plain framings: the peer's may have been changed first.
-        Ok(Frame::Packet { pi, packet }) => (datagram.len() - packet.len(), pi),
-        Ok(Frame::Wireguard(_) | Frame::Own(_)) | Err(_) => return Err(DropReason::Framing),
-    };
-    let bytes = datagram.get_mut(start..).unwrap_or_default();
+) -> Result<(), DropReason> {
     let packet = Packet::parse(bytes).map_err(|_| DropReason::Malformed)?;
     let ends = Some((packet.source(), packet.destination()));
     if *admitted != ends {
@@ -350,12 +500,11 @@ fn unwrap(
         *admitted = ends;
     }
     let is_v4 = packet.is_v4();
-    // A server of 2015 copies nothing of the packet to the header outside.
-    if !pi {
+    if let Some(tos) = tos {
         ecn::decapsulate(bytes, is_v4, tos).map_err(|_| DropReason::Congested)?;
     }
     mss::clamp(bytes, tunnel.tcp_mtu);
-    Ok(start)
+    Ok(())
 }
 
 /// Gives a device what came for it.
@@ -383,159 +532,4 @@ fn deliver(table: &Table, buffer: &[u8], write: &Write<'_>) {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::net::Ipv4Addr;
-
-    use socket2::SockRef;
-
-    use super::*;
-    use crate::agent::datapath::sample;
-    use crate::agent::os::udp::send::{Message, Part, Sender, Transmit};
-    use crate::agent::packet::checksum;
-    use crate::proto::model::Offload;
-
-    #[test]
-    fn marks_are_asked_for_as_soon_as_there_is_what_can_be_marked() {
-        const NONE: u8 = 0b00;
-        const CAPABLE: u8 = 0b10;
-        const CONGESTED: u8 = 0b11;
-        let world = world(1);
-        let mut own = world.of_peer(0);
-        let peer = &world.peers[0];
-        let port = world.shared.sockets.v4.as_ref().unwrap().local_addr().unwrap();
-        // Has a packet arrive, which says `inside`, in a datagram that says `outside`.
-        let mut arrives = |inside: u8, outside: u8| {
-            let mut packet = [0x45, inside, 0, 20, 0, 0, 0, 0, 64, 253, 0, 0, 10, 9, 0, 1, 10, 9, 0, 9];
-            let sum = checksum::finish(checksum::sum(&packet, 0));
-            packet[10..12].copy_from_slice(&sum.to_be_bytes());
-            SockRef::from(peer).set_tos_v4(outside.into()).unwrap();
-            peer.send_to(&packet, port).unwrap();
-            assert!(own.pass(Reading::Wait).unwrap());
-        };
-        let congested = || {
-            let table = world.shared.table.load();
-            let tunnel = table.tunnel(table.sender(peer.local_addr().unwrap()).unwrap()).unwrap();
-            tunnel.stats.received.drops.read().get("congested").copied().unwrap_or_default()
-        };
-        arrives(NONE, CONGESTED);
-        assert_eq!(congested(), 1, "at first it is asked");
-        (0..Marking::MANY).for_each(|_| arrives(NONE, NONE));
-        arrives(NONE, CONGESTED);
-        assert_eq!(congested(), 1, "none was to be expected");
-        arrives(CAPABLE, NONE);
-        arrives(NONE, CONGESTED);
-        assert_eq!(congested(), 2);
-    }
-
-    /// Peers on loopback with a tunnel each, and what receives from them.
-    struct World {
-        peers: Vec<UdpSocket>,
-        shared: Arc<Shared>,
-        port: Ingress,
-    }
-
-    fn world(count: usize) -> World {
-        let peers: Vec<_> = (0..count).map(|_| UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap()).collect();
-        let endpoints: Vec<_> = peers.iter().map(|peer| peer.local_addr().unwrap()).collect();
-        let (shared, _) = sample::shared(sample::table(&endpoints, &[]));
-        for endpoint in endpoints {
-            let table = shared.table.load();
-            let tunnel = table.tunnel(table.sender(endpoint).unwrap()).unwrap();
-            tunnel.path.mark_local(Ipv4Addr::LOCALHOST.into());
-        }
-        let socket = shared.sockets.v4.as_ref().unwrap();
-        socket.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
-        World { port: Ingress::of_port(Arc::clone(&shared), true), peers, shared }
-    }
-
-    impl World {
-        fn of_peer(&self, peer: usize) -> Ingress {
-            Ingress::of_peer(Arc::clone(&self.shared), self.peers[peer].local_addr().unwrap()).unwrap()
-        }
-
-        fn send(&self, peer: &UdpSocket, length: usize, count: usize) {
-            let port = self.shared.sockets.v4.as_ref().unwrap().local_addr().unwrap();
-            for _ in 0..count {
-                peer.send_to(&vec![0x45; length], port).unwrap();
-            }
-        }
-    }
-
-    #[test]
-    fn a_peer_keeps_its_socket_though_little_came_at_first() {
-        let world = world(1);
-        let mut own = world.of_peer(0);
-        world.send(&world.peers[0], 100, 1);
-        assert!(own.pass(Reading::Wait).unwrap());
-        assert!(!own.is_idle());
-    }
-
-    #[test]
-    fn a_socket_whose_peer_has_no_tunnel_any_more_is_idle() {
-        let world = world(1);
-        let mut own = world.of_peer(0);
-        world.shared.table.store(Arc::new(Table::default()));
-        world.send(&world.peers[0], 100, 100);
-        assert!(own.pass(Reading::Wait).unwrap());
-        assert!(own.is_idle());
-    }
-
-    #[test]
-    fn what_waits_behind_the_news_of_an_earlier_datagram_is_read() {
-        let mut world = world(1);
-        let mut own = world.of_peer(0);
-        world.send(&world.peers[0], 100, 40);
-        let peer = world.peers.remove(0);
-        let address = peer.local_addr().unwrap();
-        drop(peer);
-        // Nobody is there any more: the kernel tells the socket that is connected to it.
-        world.shared.sockets.v4.as_ref().unwrap().send_to(b"to nobody", address).unwrap();
-        assert!(own.empty().unwrap());
-        assert_eq!(world.shared.stats.datagrams(), 40);
-    }
-
-    #[test]
-    fn what_waits_as_one_message_is_read_whole_though_it_should_come_one_by_one() {
-        const TRAINS: u64 = 40;
-        let mut world = world(1);
-        let peer = world.peers[0].try_clone().unwrap();
-        world.send(&peer, 100, 1);
-        assert!(world.port.pass(Reading::Few).unwrap());
-        let destination = world.shared.sockets.v4.as_ref().unwrap().local_addr().unwrap().into();
-        let bytes = [0x45; 1_000];
-        for _ in 0..TRAINS {
-            let part = Part { buffer: 0, at: 0, length: bytes.len() as u32 };
-            let train =
-                Message { destination: &destination, source: None, segment: Some(100), tos: 0, parts: 0..1 };
-            Sender::default().send(&peer, std::iter::once(train), &[part], [&bytes, &[]]).unwrap();
-        }
-        let endpoints = [peer.local_addr().unwrap()];
-        world.shared.table.store(Arc::new(sample::table(&endpoints, &[Offload::UdpGro])));
-        assert!(world.port.empty().unwrap());
-        assert_eq!(world.shared.stats.datagrams(), 1 + 10 * TRAINS);
-        assert!(!world.port.merges);
-    }
-
-    #[test]
-    fn only_peers_of_tunnels_are_picked_and_only_while_they_send() {
-        let mut world = world(1);
-        // The peers' tunnels are their address's, whatever the port.
-        let stranger = UdpSocket::bind((Ipv4Addr::new(127, 0, 0, 2), 0)).unwrap();
-        let picked = |world: &mut World, sender: &UdpSocket, datagrams: usize| {
-            let mut picked = None;
-            for _ in 0..datagrams {
-                world.send(sender, 60_000, 1);
-                assert!(world.port.pass(Reading::Wait).unwrap());
-                picked = picked.or(world.port.loud_peer());
-            }
-            picked
-        };
-        let peer = world.peers[0].try_clone().unwrap();
-        assert_eq!(picked(&mut world, &peer, 1), None);
-        assert_eq!(picked(&mut world, &stranger, 2 * SAMPLE / 60_000), None, "strangers count for nobody");
-        assert_eq!(picked(&mut world, &peer, 1 + SAMPLE / 60_000), Some(peer.local_addr().unwrap()));
-        assert_eq!(picked(&mut world, &peer, SAMPLE / 60_000 / 2), None, "it is counted anew");
-        world.port.forget_who_sends();
-        assert_eq!(picked(&mut world, &peer, SAMPLE / 60_000 / 2 + 2), None);
-    }
-}
+mod tests;

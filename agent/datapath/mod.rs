@@ -4,10 +4,12 @@
 mod asking;
 mod batch;
 mod egress;
+mod handshakes;
 mod ingress;
 mod load;
 mod outbox;
 pub mod path;
+pub mod peer;
 #[cfg(test)]
 mod sample;
 pub mod stats;
@@ -18,8 +20,8 @@ use std::io;
 use std::net::IpAddr;
 use std::num::NonZero;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use arc_swap::ArcSwap;
@@ -27,7 +29,9 @@ use tokio::sync::mpsc;
 
 use crate::agent::os::epoll::Waker;
 use crate::agent::os::udp::SocketPair;
+use crate::agent::wireguard::cookie::Limits;
 use load::Load;
+use peer::Receivers;
 use stats::AgentStats;
 use table::Table;
 use threads::Main;
@@ -59,10 +63,20 @@ struct Shared {
     sockets: SocketPair,
     stats: Arc<AgentStats>,
     load: Load,
+    /// Whose the indices of encrypted datagrams are.
+    receivers: Arc<Receivers>,
+    /// How many handshakes there are.
+    limits: Mutex<Limits>,
     /// How many readers wait to be lent a port, by its number.
     wished: [AtomicUsize; 2],
     stop: AtomicBool,
     events: mpsc::Sender<DatapathEvent>,
+}
+
+impl Shared {
+    fn limits(&self) -> MutexGuard<'_, Limits> {
+        self.limits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// A data thread.
@@ -112,6 +126,7 @@ impl Datapath {
     pub fn start(
         sockets: SocketPair,
         stats: Arc<AgentStats>,
+        receivers: Arc<Receivers>,
         events: mpsc::Sender<DatapathEvent>,
     ) -> io::Result<Self> {
         let waker = Arc::new(Waker::new()?);
@@ -120,6 +135,8 @@ impl Datapath {
             sockets,
             stats,
             load: Load::default(),
+            receivers,
+            limits: Mutex::default(),
             wished: Default::default(),
             stop: AtomicBool::new(false),
             events: events.clone(),

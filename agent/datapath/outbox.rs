@@ -1,11 +1,12 @@
 //! Sends what egress has gathered, and finds for each refusal of the kernel what becomes of it.
 
 use std::io;
-use std::net::UdpSocket;
+use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::batch::{Batch, Entry, Way};
+use super::batch::{Batch, Delay, Entry, Way};
+use super::path::Destination;
 use super::stats::DropReason;
 use super::table::{Table, Tunnel};
 use super::{DatapathEvent, Shared};
@@ -44,9 +45,17 @@ impl<T: Transmit> Outbox<T> {
         self.batch.is_full()
     }
 
-    /// Adds the packet of `length` bytes at `at` of the packets.
-    pub(super) fn add(&mut self, way: &Way<'_>, at: usize, length: usize) {
-        self.batch.add(way, at, length);
+    /// Adds the packet of `length` bytes at `at` of `packets`.
+    pub(super) fn add(&mut self, way: &Way<'_>, packets: &[u8], at: usize, length: usize) -> Delay {
+        let mut delay = Delay::default();
+        match way.peer {
+            None => self.batch.add(way, at, length),
+            Some((peer, longest)) => {
+                let packet = packets.get(at..at + length).unwrap_or_default();
+                self.batch.seal(way, &mut peer.sessions(), [packet, &[]], longest, &mut delay);
+            }
+        }
+        delay
     }
 
     /// Adds the packets of a train that begins at `at` of `packets`; what finds no room is sent at once.
@@ -58,12 +67,18 @@ impl<T: Transmit> Outbox<T> {
         packets: &[u8],
         at: usize,
         now: Duration,
-    ) {
-        let mut next = 0;
+    ) -> Delay {
+        let (mut next, mut delay) = (0, Delay::default());
         loop {
-            next = self.batch.add_train(way, train, at, next);
+            next = match way.peer {
+                None => self.batch.add_train(way, train, at, next),
+                Some((peer, longest)) => {
+                    let sessions = (&mut *peer.sessions(), longest);
+                    self.batch.seal_train(way, sessions, train, next, &mut delay)
+                }
+            };
             if next >= train.count() {
-                return;
+                return delay;
             }
             self.flush(table, packets, now);
         }
@@ -77,14 +92,16 @@ impl<T: Transmit> Outbox<T> {
                 first += 1;
                 continue;
             };
-            let is_v4 = tunnel.endpoint.is_ipv4();
+            let address = destination(entry, tunnel).address;
             let of_family = |entry: &&Entry| {
-                table.tunnel(entry.place).is_some_and(|tunnel| tunnel.endpoint.is_ipv4() == is_v4)
+                table
+                    .tunnel(entry.place)
+                    .is_some_and(|tunnel| destination(entry, tunnel).address.is_ipv4() == address.is_ipv4())
             };
             let rest = self.batch.entries().get(first..).unwrap_or_default();
             let run = rest.iter().take_while(of_family).count();
             let run = rest.get(..run).unwrap_or_default();
-            let Some(socket) = self.shared.sockets.of(tunnel.endpoint) else {
+            let Some(socket) = self.shared.sockets.of(address) else {
                 for entry in run {
                     lose(table, entry, DropReason::Unreachable);
                 }
@@ -94,7 +111,7 @@ impl<T: Transmit> Outbox<T> {
             let messages = run.iter().map(|entry| {
                 let tunnel = table.tunnel(entry.place).unwrap_or(tunnel);
                 let segment = (entry.datagrams > 1).then_some(entry.segment as u16);
-                message(tunnel, entry.tos, segment, entry.parts.clone())
+                message(destination(entry, tunnel), tunnel, entry.tos, segment, entry.parts.clone())
             });
             let sent = self.sender.send(socket, messages, self.batch.parts(), [packets, self.batch.made()]);
             if sent.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock) {
@@ -114,14 +131,21 @@ impl<T: Transmit> Outbox<T> {
                     Remedy::Again => tries += 1,
                     Remedy::Singly => {
                         let local = tunnel.path.local();
-                        for datagram in self.batch.datagrams(entry) {
+                        for (datagram, length) in self.batch.datagrams(entry) {
                             let buffers = [packets, self.batch.made()];
-                            let sent =
-                                send_one(&mut self.sender, socket, tunnel, entry.tos, datagram, buffers);
+                            let to = destination(entry, tunnel);
+                            let sent = send_one(
+                                &mut self.sender,
+                                socket,
+                                (to, tunnel),
+                                entry.tos,
+                                datagram,
+                                buffers,
+                            );
                             match sent {
-                                Ok(length) => tunnel.stats.sent.count(1, length - entry.framing),
+                                Ok(()) => tunnel.stats.sent.count(1, length),
                                 Err(reason) => {
-                                    self.tell(tunnel, reason, now);
+                                    self.tell(tunnel, address, reason, now);
                                     tunnel.stats.sent.drops.count(reason, 1);
                                 }
                             }
@@ -133,7 +157,7 @@ impl<T: Transmit> Outbox<T> {
                         (first, tries) = (first + 1, 0);
                     }
                     Remedy::Lost(reason) => {
-                        self.tell(tunnel, reason, now);
+                        self.tell(tunnel, address, reason, now);
                         lose(table, entry, reason);
                         (first, tries) = (first + 1, 0);
                     }
@@ -152,52 +176,76 @@ impl<T: Transmit> Outbox<T> {
         length: usize,
         packets: &[u8],
         now: Duration,
-    ) {
+    ) -> Delay {
         self.flush(table, packets, now);
-        let Some(tunnel) = table.tunnel(way.place) else { return };
-        let Some(socket) = self.shared.sockets.of(tunnel.endpoint) else {
-            return tunnel.stats.sent.drops.count(DropReason::Unreachable, 1);
+        let mut delay = Delay::default();
+        let Some(tunnel) = table.tunnel(way.place) else { return delay };
+        if let Some((peer, longest)) = way.peer {
+            // Each is a packet of its own from here on.
+            for fragment in fragments {
+                if self.is_full() {
+                    self.flush(table, packets, now);
+                }
+                self.batch.seal(way, &mut peer.sessions(), [fragment, &[]], longest, &mut delay);
+            }
+            return delay;
+        }
+        let to = &tunnel.destination;
+        let Some(socket) = self.shared.sockets.of(to.address) else {
+            tunnel.stats.sent.drops.count(DropReason::Unreachable, 1);
+            return delay;
         };
         let part = |buffer, bytes: &[u8]| Part { buffer, at: 0, length: bytes.len() as u32 };
         for fragment in fragments {
             let parts = [part(0, way.prefix), part(1, fragment)];
             let buffers = [way.prefix, fragment];
-            if let Err(reason) = send_one(&mut self.sender, socket, tunnel, way.tos, &parts, buffers) {
-                self.tell(tunnel, reason, now);
-                return tunnel.stats.sent.drops.count(reason, 1);
+            if let Err(reason) = send_one(&mut self.sender, socket, (to, tunnel), way.tos, &parts, buffers) {
+                self.tell(tunnel, to.address, reason, now);
+                tunnel.stats.sent.drops.count(reason, 1);
+                return delay;
             }
         }
         tunnel.stats.sent.count(1, length);
+        delay
     }
 
     /// Tells the runtime what it can do something about.
-    fn tell(&self, tunnel: &Tunnel, reason: DropReason, now: Duration) {
+    fn tell(&self, tunnel: &Tunnel, to: SocketAddr, reason: DropReason, now: Duration) {
         if reason == DropReason::TooBig && tunnel.path.is_news(now) {
             // A full channel has news enough, and what was not told is told again.
-            let _ = self.shared.events.try_send(DatapathEvent::PathNarrowed(tunnel.endpoint.ip()));
+            let _ = self.shared.events.try_send(DatapathEvent::PathNarrowed(to.ip()));
         }
     }
 }
 
-fn message(tunnel: &Tunnel, tos: u8, segment: Option<u16>, parts: std::ops::Range<usize>) -> Message<'_> {
-    Message { destination: &tunnel.destination, source: tunnel.path.local(), segment, tos, parts }
+/// Where the datagrams of a message go.
+fn destination<'d>(entry: &'d Entry, tunnel: &'d Tunnel) -> &'d Destination {
+    entry.roamed.as_deref().unwrap_or(&tunnel.destination)
 }
 
-/// Sends one datagram. Returns its length.
+fn message<'m>(
+    to: &'m Destination,
+    tunnel: &Tunnel,
+    tos: u8,
+    segment: Option<u16>,
+    parts: std::ops::Range<usize>,
+) -> Message<'m> {
+    Message { destination: &to.socket, source: tunnel.path.local(), segment, tos, parts }
+}
+
+/// Sends one datagram.
 fn send_one(
     sender: &mut impl Transmit,
     socket: &UdpSocket,
-    tunnel: &Tunnel,
+    (to, tunnel): (&Destination, &Tunnel),
     tos: u8,
     parts: &[Part],
     buffers: [&[u8]; 2],
-) -> Result<usize, DropReason> {
+) -> Result<(), DropReason> {
     let mut tries = 0;
     loop {
-        let messages = std::iter::once(message(tunnel, tos, None, 0..parts.len()));
-        let Err(error) = sender.send(socket, messages, parts, buffers) else {
-            return Ok(parts.iter().map(|part| part.length as usize).sum());
-        };
+        let messages = std::iter::once(message(to, tunnel, tos, None, 0..parts.len()));
+        let Err(error) = sender.send(socket, messages, parts, buffers) else { return Ok(()) };
         match remedy(&error, socket, tunnel, 1, tries) {
             Remedy::Lost(reason) => return Err(reason),
             Remedy::Again | Remedy::Singly => tries += 1,
@@ -220,8 +268,10 @@ fn remedy(error: &io::Error, socket: &UdpSocket, tunnel: &Tunnel, datagrams: usi
         Some(libc::ENOBUFS | libc::ECONNREFUSED) if tries == 0 => Remedy::Again,
         // No checksums or segmentation on the way that this peer's datagrams take, or more of them than this kernel takes.
         Some(libc::EIO | libc::EINVAL) if datagrams > 1 => Remedy::Singly,
-        Some(libc::EINVAL | libc::EADDRNOTAVAIL) if tunnel.path.local().is_some() => {
-            // The address may have left this host.
+        Some(libc::EINVAL | libc::EADDRNOTAVAIL | libc::ENETUNREACH | libc::EHOSTUNREACH)
+            if tunnel.path.local().is_some() =>
+        {
+            // The address may have left this host: the kernel finds no route from there, or no such address.
             tunnel.path.forget_local();
             Remedy::Again
         }

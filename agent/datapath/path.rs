@@ -1,20 +1,38 @@
 //! What is learnt of the way to a tunnel's peer. Written and read by the data threads; it outlives every table.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwapOption, Guard};
+use socket2::SockAddr;
 
 /// How long no trains are sent where one was refused.
 const WITHOUT_TRAINS: Duration = Duration::from_secs(60);
 /// How long it takes at most until what the path carries is known again.
 const MEASURED: Duration = Duration::from_millis(200);
 
+/// Where datagrams go.
+#[derive(Debug, Clone)]
+pub struct Destination {
+    /// The peer's address and port.
+    pub address: SocketAddr,
+    /// The same as the kernel takes it.
+    pub socket: SockAddr,
+}
+
+impl From<SocketAddr> for Destination {
+    fn from(address: SocketAddr) -> Self {
+        Self { address, socket: address.into() }
+    }
+}
+
 /// What is learnt of the way to a peer.
 #[derive(Debug, Default)]
 pub struct Path {
+    /// Where the peer is now, if it has shown that it is not where it was said to be.
+    roamed: ArcSwapOption<Destination>,
     /// The address of this host that the peer sends to: answers go from there.
     local: ArcSwapOption<IpAddr>,
     /// Milliseconds since boot until which each datagram goes alone; 0: trains go.
@@ -24,6 +42,20 @@ pub struct Path {
 }
 
 impl Path {
+    /// Notes that the peer, who was said to be at `configured`, has shown that it is at `source`.
+    pub fn roam(&self, configured: &Destination, source: SocketAddr) {
+        let roamed = self.roamed.load();
+        if roamed.as_ref().map_or(configured.address, |roamed| roamed.address) != source {
+            let is_back = source == configured.address;
+            self.roamed.store((!is_back).then(|| Arc::new(source.into())));
+        }
+    }
+
+    /// Where the peer is now, if it is not where it was said to be.
+    pub fn roamed(&self) -> Guard<Option<Arc<Destination>>> {
+        self.roamed.load()
+    }
+
     /// Notes the address of this host that a packet of the peer came to.
     pub fn mark_local(&self, local: IpAddr) {
         if self.local.load().as_deref() != Some(&local) {

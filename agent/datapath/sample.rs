@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
 
 use arc_swap::ArcSwap;
 use tokio::sync::mpsc;
@@ -15,7 +15,7 @@ use super::{DatapathEvent, Shared};
 use crate::agent::os::tun::TunDevice;
 use crate::agent::os::udp::SocketPair;
 use crate::agent::target::{ForwardingDevice, ForwardingTunnel};
-use crate::proto::model::{AllowedPrefix, Mtu, Offload};
+use crate::proto::model::{AllowedPrefix, Framing, Mtu, Offload};
 
 /// A device with a tunnel to each of `endpoints`, in this order, with the allowed prefixes 10.9.0.1/32 and so on, which do
 /// `without` some offloads.
@@ -23,7 +23,7 @@ pub(super) fn table(endpoints: &[SocketAddr], without: &[Offload]) -> Table {
     let tunnel = |number: usize, endpoint| ForwardingTunnel {
         endpoint,
         exact_port: false,
-        packet_information: false,
+        framing: Framing::Raw,
         mtu: Mtu::ETHERNET,
         tcp_mtu: Mtu::ETHERNET,
         without: without.iter().copied().collect(),
@@ -55,6 +55,8 @@ pub(super) fn shared(table: Table) -> (Arc<Shared>, mpsc::Receiver<DatapathEvent
         sockets: SocketPair { v4: Some(socket), v6: None },
         stats: Arc::new(AgentStats::default()),
         load: Load::default(),
+        receivers: Arc::default(),
+        limits: Mutex::default(),
         wished: Default::default(),
         stop: AtomicBool::new(false),
         events: sender,

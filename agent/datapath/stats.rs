@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use crate::agent::wireguard::Refused;
 use crate::proto::model::Traffic;
 
 /// Why a packet or datagram went no further.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(usize)]
 pub enum DropReason {
-    /// A datagram from an address that is no tunnel's remote.
+    /// A datagram from an address that is no tunnel's remote, or a handshake of a key that is no tunnel's.
     UnknownSender,
     /// A datagram in another framing than its tunnel's, or in none.
     Framing,
@@ -37,11 +38,34 @@ pub enum DropReason {
     DeviceDown,
     /// Another refusal of the kernel.
     Refused,
+    /// An encrypted datagram of a session that is not there, or not any more; or a packet that waited for a session in vain.
+    NoSession,
+    /// A datagram that was not encrypted or signed with the keys that it should have been.
+    Forged,
+    /// An encrypted datagram that has been here, or a handshake not later than one that has.
+    Repeated,
+    /// An encrypted datagram so late that it is not known whether it has been here.
+    TooLate,
+    /// A handshake of too many.
+    TooMany,
+}
+
+impl From<Refused> for DropReason {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Malformed => Self::Malformed,
+            Refused::Forged => Self::Forged,
+            Refused::NoSession => Self::NoSession,
+            Refused::Repeated => Self::Repeated,
+            Refused::TooLate => Self::TooLate,
+            Refused::TooMany => Self::TooMany,
+        }
+    }
 }
 
 impl DropReason {
     /// All reasons, in the order of their counters.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 18] = [
         Self::UnknownSender,
         Self::Framing,
         Self::Malformed,
@@ -55,6 +79,11 @@ impl DropReason {
         Self::SocketFull,
         Self::DeviceDown,
         Self::Refused,
+        Self::NoSession,
+        Self::Forged,
+        Self::Repeated,
+        Self::TooLate,
+        Self::TooMany,
     ];
 
     /// The reason as counters and metrics name it.
@@ -73,6 +102,11 @@ impl DropReason {
             Self::SocketFull => "socket_full",
             Self::DeviceDown => "device_down",
             Self::Refused => "refused",
+            Self::NoSession => "no_session",
+            Self::Forged => "forged",
+            Self::Repeated => "repeated",
+            Self::TooLate => "too_late",
+            Self::TooMany => "too_many_handshakes",
         }
     }
 }

@@ -7,15 +7,14 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use prefix_trie::joint::{JointPrefixMap, JointPrefixSet};
 
-use socket2::SockAddr;
-
 use super::batch::Place;
-use super::path::Path;
+use super::path::{Destination, Path};
+use super::peer::{OwnKey, Peer, PeerId};
 use super::stats::{DropReason, TunnelStats};
 use crate::agent::os::tun::TunDevice;
 use crate::agent::packet::parse::Packet;
 use crate::agent::target::{ForwardingDevice, ForwardingTunnel};
-use crate::proto::model::{Offload, TunnelName};
+use crate::proto::model::{Framing, Offload, PublicKey, TunnelName};
 
 /// An open device with the number that tells it from an earlier one of its name.
 #[derive(Debug, Clone)]
@@ -33,6 +32,11 @@ pub struct Table {
     by_id: HashMap<u64, usize>,
     by_endpoint: HashMap<(IpAddr, u16), Place>,
     by_address: HashMap<IpAddr, Place>,
+    /// The peers of encrypted tunnels, by the key of this host that they know.
+    by_key: Vec<(Arc<OwnKey>, HashMap<PublicKey, Place>)>,
+    by_peer: HashMap<PeerId, Place>,
+    /// All encrypted tunnels.
+    encrypted: Vec<Place>,
     /// A tunnel for which datagrams must not arrive merged.
     is_without_gro: bool,
 }
@@ -63,15 +67,17 @@ pub struct Kept {
     pub stats: Arc<TunnelStats>,
     /// What is learnt of the way to its peer.
     pub path: Arc<Path>,
+    /// The sessions with its peer, if it is encrypted.
+    pub peer: Option<Arc<Peer>>,
 }
 
 /// A tunnel as packets see it.
 #[derive(Debug)]
 pub struct Tunnel {
-    /// Where its datagrams go.
-    pub endpoint: SocketAddr,
-    /// The same as the kernel takes it.
-    pub destination: SockAddr,
+    /// Where its datagrams go, unless its peer has roamed.
+    pub destination: Destination,
+    /// The sessions with its peer, if it is encrypted: then nothing else is sent or taken.
+    pub peer: Option<Arc<Peer>>,
     /// Whether packets go behind four bytes of packet information.
     pub packet_information: bool,
     /// The largest packet that is sent whole, in bytes.
@@ -94,7 +100,7 @@ impl Table {
         &mut self,
         open: OpenDevice,
         forwarding: &ForwardingDevice,
-        mut kept: impl FnMut(&TunnelName, SocketAddr) -> Kept,
+        mut kept: impl FnMut(&TunnelName, &ForwardingTunnel) -> Kept,
     ) {
         let device = self.devices.len();
         let mut tunnels = Vec::with_capacity(forwarding.tunnels.len());
@@ -103,9 +109,19 @@ impl Table {
             let tunnel = tunnels.len();
             let place = Place { device, tunnel };
             let endpoint = wanted.endpoint;
-            self.by_endpoint.insert((endpoint.ip(), endpoint.port()), place);
-            if !wanted.exact_port {
-                self.by_address.insert(endpoint.ip(), place);
+            let kept = kept(name, wanted);
+            match &kept.peer {
+                // What comes from there and is not encrypted belongs to a plain tunnel first.
+                Some(peer) => {
+                    self.by_endpoint.entry((endpoint.ip(), endpoint.port())).or_insert(place);
+                    self.add_peer(peer, place);
+                }
+                None => {
+                    self.by_endpoint.insert((endpoint.ip(), endpoint.port()), place);
+                    if !wanted.exact_port {
+                        self.by_address.insert(endpoint.ip(), place);
+                    }
+                }
             }
             for allowed in &wanted.allowed_prefixes {
                 let best = prefixes.get(&allowed.prefix).is_none_or(|(other, _)| allowed.preference < *other);
@@ -114,7 +130,7 @@ impl Table {
                 }
             }
             self.is_without_gro |= wanted.without.contains(&Offload::UdpGro);
-            tunnels.push(Tunnel::new(wanted, kept(name, endpoint)));
+            tunnels.push(Tunnel::new(wanted, kept));
         }
         let whole = tunnels.iter().position(|tunnel| tunnel.allowed.is_none());
         let choice = match whole {
@@ -126,6 +142,16 @@ impl Table {
         };
         self.by_id.insert(open.id, device);
         self.devices.push(Device { open, addresses: forwarding.addresses.clone(), tunnels, choice });
+    }
+
+    fn add_peer(&mut self, peer: &Peer, place: Place) {
+        self.by_peer.insert(peer.id, place);
+        self.encrypted.push(place);
+        let known = self.by_key.iter_mut().find(|(own, _)| Arc::ptr_eq(own, &peer.own));
+        match known {
+            Some((_, peers)) => _ = peers.insert(peer.key, place),
+            None => self.by_key.push((Arc::clone(&peer.own), HashMap::from([(peer.key, place)]))),
+        }
     }
 
     /// All devices.
@@ -148,7 +174,28 @@ impl Table {
         self.devices.get(place.device)?.tunnels.get(place.tunnel)
     }
 
-    /// The tunnel that a datagram from `source` belongs to.
+    /// The keys of this host by which peers know it, with the tunnels to them.
+    pub fn own_keys(&self) -> &[(Arc<OwnKey>, HashMap<PublicKey, Place>)] {
+        &self.by_key
+    }
+
+    /// The tunnel of a peer.
+    pub fn peer(&self, peer: PeerId) -> Option<Place> {
+        self.by_peer.get(&peer).copied()
+    }
+
+    /// All encrypted tunnels, with their peers.
+    pub fn peers(&self) -> impl Iterator<Item = (&Tunnel, &Peer)> {
+        (0..self.encrypted.len()).filter_map(|position| self.peer_at(position))
+    }
+
+    /// The encrypted tunnel at a position of all of them.
+    pub fn peer_at(&self, position: usize) -> Option<(&Tunnel, &Peer)> {
+        let tunnel = self.tunnel(*self.encrypted.get(position)?)?;
+        Some((tunnel, tunnel.peer.as_deref()?))
+    }
+
+    /// The tunnel that a datagram from `source` belongs to, if it is not encrypted.
     pub fn sender(&self, source: SocketAddr) -> Option<Place> {
         let exact = self.by_endpoint.get(&(source.ip(), source.port()));
         exact.or_else(|| self.by_address.get(&source.ip())).copied()
@@ -182,13 +229,13 @@ impl Device {
 }
 
 impl Tunnel {
-    fn new(wanted: &ForwardingTunnel, Kept { stats, path }: Kept) -> Self {
+    fn new(wanted: &ForwardingTunnel, Kept { stats, path, peer }: Kept) -> Self {
         let prefixes = &wanted.allowed_prefixes;
         let allowed = prefixes.iter().map(|allowed| allowed.prefix).collect();
         Self {
-            endpoint: wanted.endpoint,
             destination: wanted.endpoint.into(),
-            packet_information: wanted.packet_information,
+            peer,
+            packet_information: wanted.framing == Framing::Pi,
             mtu: wanted.mtu.get(),
             tcp_mtu: wanted.tcp_mtu.get(),
             takes_trains: !wanted.without.contains(&Offload::UdpGso),

@@ -11,6 +11,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::egress::Egress;
+use super::handshakes::Handshakes;
 use super::ingress::Ingress;
 use super::table::Table;
 use super::{DatapathEvent, Shared};
@@ -26,6 +27,11 @@ const PORTS: u64 = u64::MAX;
 
 /// How long a peer's socket waits while its reader waits for a port.
 const MOMENT: Duration = Duration::from_millis(1);
+
+/// How often the sessions of encrypted tunnels are looked at.
+const TICK: Duration = Duration::from_millis(250);
+/// How often one of the peers that this host has not met yet is sent an initiation: 500 a second.
+const GREETING: Duration = Duration::from_millis(2);
 
 /// How long garbage waits: a full socket has that of far longer.
 const PAUSE: Duration = Duration::from_micros(500);
@@ -54,6 +60,15 @@ struct Wish {
     port: usize,
 }
 
+/// When something is due for encrypted tunnels, as times since boot.
+#[derive(Default)]
+struct Sessions {
+    ticked_at: Duration,
+    greeted_at: Duration,
+    /// The position of the peer that is greeted next, and of all there are behind it.
+    next: usize,
+}
+
 /// The thread that reads the devices, and the ports where no reader does.
 pub(super) struct Main {
     shared: Arc<Shared>,
@@ -61,6 +76,8 @@ pub(super) struct Main {
     epoll: Epoll,
     watched: BTreeMap<u64, Arc<TunDevice>>,
     egress: Egress,
+    handshakes: Handshakes,
+    sessions: Sessions,
     ports: Vec<Port>,
     readers: Vec<Sender<(usize, Box<Ingress>)>>,
     /// The readers that have nothing to do.
@@ -86,12 +103,15 @@ impl Main {
     pub(super) fn new(shared: Arc<Shared>, waker: Arc<Waker>) -> io::Result<Self> {
         let (give_back, returned) = channel();
         let egress = Egress::new(Arc::clone(&shared));
+        let handshakes = Handshakes::new(Arc::clone(&shared));
         let mut main = Self {
             shared,
             waker,
             epoll: Epoll::new()?,
             watched: BTreeMap::new(),
             egress,
+            handshakes,
+            sessions: Sessions::default(),
             ports: Vec::new(),
             readers: Vec::new(),
             free: Vec::new(),
@@ -137,8 +157,10 @@ impl Main {
             if !Arc::ptr_eq(&current, &table) {
                 self.watch_devices(&current)?;
                 table = current;
+                self.sessions.next = 0;
             }
-            self.epoll.wait(&mut ready)?;
+            let patience = self.keep_sessions(&table, clock::since_boot());
+            self.epoll.wait(&mut ready, patience)?;
             let now = clock::since_boot();
             for id in &ready {
                 if *id == WAKER {
@@ -152,6 +174,31 @@ impl Main {
             }
         }
         Ok(())
+    }
+
+    /// Does what is due for encrypted tunnels; `now` is time since boot. Returns for how long nothing is.
+    fn keep_sessions(&mut self, table: &Table, now: Duration) -> Option<Duration> {
+        if table.own_keys().is_empty() {
+            return None;
+        }
+        let due = &mut self.sessions;
+        if now >= due.ticked_at + TICK {
+            due.ticked_at = now;
+            self.handshakes.tick(table);
+        }
+        let mut next = due.ticked_at + TICK;
+        while let Some((tunnel, peer)) = table.peer_at(due.next) {
+            if now < due.greeted_at + GREETING {
+                next = next.min(due.greeted_at + GREETING);
+                break;
+            }
+            due.next += 1;
+            if let Some(initiation) = peer.sessions().greet() {
+                due.greeted_at = now;
+                self.handshakes.post_to(tunnel, &initiation);
+            }
+        }
+        Some(next.saturating_sub(now))
     }
 
     fn drain(&mut self, table: &Table, position: usize, now: Duration) {
@@ -290,14 +337,14 @@ impl Reader {
                 thread::sleep(PAUSE);
                 port.empty()?;
             }
-            if let Some(peer) = port.loud_peer() {
-                match Ingress::of_peer(Arc::clone(&self.shared), peer) {
+            if let Some(loud) = port.loud_peer() {
+                match Ingress::of_peer(Arc::clone(&self.shared), loud) {
                     Ok(peer) => {
                         // What came first goes first.
                         port.empty()?;
                         return Ok(Some(peer));
                     }
-                    Err(error) => tracing::debug!(%peer, %error, "no socket for a peer alone"),
+                    Err(error) => tracing::debug!(peer = %loud.0, %error, "no socket for a peer alone"),
                 }
             }
         }

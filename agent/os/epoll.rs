@@ -30,11 +30,13 @@ impl Epoll {
         Ok(epoll::delete(&self.0, fd)?)
     }
 
-    /// Waits until at least one descriptor is readable or has an error, and puts their numbers into `ready`.
-    pub fn wait(&self, ready: &mut Vec<u64>) -> io::Result<()> {
+    /// Waits until at least one descriptor is readable or has an error, and puts their numbers into `ready`: none where
+    /// there is none for `patience`.
+    pub fn wait(&self, ready: &mut Vec<u64>, patience: Option<Duration>) -> io::Result<()> {
         ready.clear();
+        let patience = patience.map(timespec).transpose()?;
         let mut events = [epoll::Event { flags: EventFlags::empty(), data: EventData::new_u64(0) }; EVENTS];
-        let count = match epoll::wait(&self.0, &mut events[..], None) {
+        let count = match epoll::wait(&self.0, &mut events[..], patience.as_ref()) {
             Ok(count) => count,
             Err(rustix::io::Errno::INTR) => 0,
             Err(error) => return Err(error.into()),
@@ -83,7 +85,11 @@ pub fn wait_readable(fd: impl AsFd, patience: Duration) -> io::Result<()> {
 }
 
 fn wait_for(fd: impl AsFd, what: PollFlags, patience: Duration) -> io::Result<()> {
-    let timeout = Timespec::try_from(patience).map_err(io::Error::other)?;
+    let timeout = timespec(patience)?;
     poll(&mut [PollFd::new(&fd, what)], Some(&timeout))?;
     Ok(())
+}
+
+fn timespec(time: Duration) -> io::Result<Timespec> {
+    Timespec::try_from(time).map_err(io::Error::other)
 }

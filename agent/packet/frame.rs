@@ -45,11 +45,16 @@ pub fn demux(datagram: &[u8]) -> Result<Frame<'_>, Unframed> {
         [0x00, 0x00, 0x86, 0xdd, packet @ ..] if version(packet) == Some(6) => {
             Ok(Frame::Packet { pi: true, packet })
         }
-        [0x01..=0x04, 0x00, 0x00, 0x00, ..] => Ok(Frame::Wireguard(datagram)),
+        _ if is_wireguard(datagram) => Ok(Frame::Wireguard(datagram)),
         [0x40..=0x4f | 0x60..=0x6f, ..] => Ok(Frame::Packet { pi: false, packet: datagram }),
         [0x80..=0xff, ..] => Ok(Frame::Own(datagram)),
         _ => Err(Unframed::Unknown),
     }
+}
+
+/// Whether a datagram is a WireGuard message, as [`demux`] tells.
+pub fn is_wireguard(datagram: &[u8]) -> bool {
+    matches!(datagram, [0x01..=0x04, 0x00, 0x00, 0x00, ..])
 }
 
 /// The `tun_pi` header of a packet.

@@ -17,7 +17,7 @@ use crate::proto::command::{Command, CommandError, ErrorKind, Field, Outcome};
 use crate::proto::convert;
 use crate::proto::convert::room::{FIELD, MESSAGE, Room, page, parts};
 use crate::proto::host::access::{asker, until_refused};
-use crate::proto::model::{Invalid, Offload, OffloadState, Owner};
+use crate::proto::model::{Invalid, Offload, OffloadState, Owner, PublicKey};
 use crate::proto::trust::Asker;
 use crate::proto::v1;
 use crate::proto::v1::tunnel_service_server::TunnelService;
@@ -42,6 +42,10 @@ pub struct Facts {
     pub insecure: Vec<String>,
     /// What can be done for many packets at once, and what was switched off for all tunnels.
     pub offloads: Vec<OffloadState>,
+    /// The key by which the peers of encrypted tunnels know this host.
+    pub public_key: PublicKey,
+    /// What is wrong with it.
+    pub key_fault: Option<String>,
 }
 
 impl Facts {
@@ -87,7 +91,6 @@ fn status(error: &CommandError) -> Status {
         ErrorKind::AlreadyExists => Code::AlreadyExists,
         ErrorKind::Clash => Code::FailedPrecondition,
         ErrorKind::NotAccepted => Code::PermissionDenied,
-        ErrorKind::Unsupported => Code::Unimplemented,
         ErrorKind::Storage => Code::Internal,
         ErrorKind::Unavailable => Code::Unavailable,
     };
@@ -203,7 +206,8 @@ impl TunnelService for Local {
             datagrams_received: counters.datagrams,
             datagrams_dropped: convert::drops(counters.datagrams_dropped),
             packets_dropped: convert::drops(counters.packets_dropped),
-            findings: findings.iter().map(ToString::to_string).collect(),
+            findings: findings.iter().map(ToString::to_string).chain(self.facts.key_fault.clone()).collect(),
+            public_key: self.facts.public_key.to_string(),
             weakened: self.facts.weakened_now(controller.as_ref()),
             controller: controller.map(controller_to_wire),
             offloads: offloads(&self.facts.offloads, &tunnels),

@@ -71,6 +71,7 @@ impl AgentState {
             sent: Traffic::default(),
             received: Traffic::default(),
             last_received: None,
+            last_handshake: None,
             offloads: self.offloads(tunnel),
             notes: self.notes(name),
         }

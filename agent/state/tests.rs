@@ -25,7 +25,12 @@ fn net(text: &str) -> IpNet {
 
 fn policy() -> Policy {
     let accept = ["10.0.0.0/8", "192.168.0.0/16", "fc00::/7"];
-    Policy { data_port: 5000, accept: accept.into_iter().map(net).collect(), without: BTreeMap::new() }
+    Policy {
+        data_port: 5000,
+        public_key: [1; 32].into(),
+        accept: accept.into_iter().map(net).collect(),
+        without: BTreeMap::new(),
+    }
 }
 
 /// A tunnel as it is mostly asked for.
@@ -69,7 +74,7 @@ struct Refusal {
 #[test]
 #[allow(clippy::too_many_lines, reason = "a table")]
 fn refusals_name_field_value_and_remedy() {
-    use ErrorKind::{AlreadyExists, Clash, Invalid, NotAccepted, Unsupported};
+    use ErrorKind::{AlreadyExists, Clash, Invalid, NotAccepted};
     let a = || spec("a", "d0", &["10.31.0.1/24"], "10.20.0.5");
     let shared = || TunnelSpec { allowed_prefixes: allowed("10.40.0.0/16", 3), ..a() };
     let routed = || TunnelSpec { routes: vec![net("10.50.0.0/16")], ..a() };
@@ -262,10 +267,26 @@ fn refusals_name_field_value_and_remedy() {
         ),
         refusal(
             &[],
+            TunnelSpec { framing: Framing::Wireguard(policy().public_key), ..free() },
+            Clash,
+            Field::PeerPublicKey,
+            [
+                "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=",
+                "is this host's own",
+                "the key of the host at the other end",
+            ],
+        ),
+        refusal(
+            // Whose remote is another's matters for plain ones alone.
+            &[TunnelSpec { framing: Framing::Wireguard(key), ..a() }],
             TunnelSpec { framing: Framing::Wireguard(key), ..free() },
-            Unsupported,
-            Field::Framing,
-            ["WIREGUARD", "is not available in this version", "write RAW or PI"],
+            Clash,
+            Field::PeerPublicKey,
+            [
+                "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=",
+                "is already the key of tunnel a's peer",
+                "another host's key",
+            ],
         ),
         refusal(
             &[a()],

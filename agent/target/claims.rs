@@ -9,7 +9,9 @@ use prefix_trie::joint::JointPrefixMap;
 use super::{Facts, Policy};
 use crate::agent::reconcile::Actual;
 use crate::proto::command::{CommandError, ErrorKind, Field};
-use crate::proto::model::{AllowedPrefix, Device, DeviceName, Framing, Invalid, Mtu, Tunnel, TunnelName};
+use crate::proto::model::{
+    AllowedPrefix, Device, DeviceName, Framing, Invalid, Mtu, PublicKey, Tunnel, TunnelName,
+};
 
 /// Things of which each has one tunnel or device.
 #[derive(Default)]
@@ -17,6 +19,8 @@ pub(super) struct Claims {
     remotes: BTreeMap<(IpAddr, Option<u16>), TunnelName>,
     endpoints: BTreeMap<SocketAddr, TunnelName>,
     endpoint_addresses: BTreeMap<IpAddr, TunnelName>,
+    /// The peers of encrypted tunnels.
+    peers: BTreeMap<PublicKey, TunnelName>,
     /// Addresses of devices: the device, and who claimed it.
     addresses: BTreeMap<IpAddr, (DeviceName, TunnelName)>,
     /// Networks of devices and routes: the device, and who claimed it.
@@ -62,7 +66,7 @@ pub(super) fn claim(
     device: &Device,
     endpoint: Option<SocketAddr>,
 ) -> Result<(), CommandError> {
-    check_framing(tunnel)?;
+    check_peer(claims, policy, tunnel)?;
     check_device(claims, foreign, tunnel)?;
     check_mtu(tunnel, device)?;
     for (position, address) in device.addresses.iter().enumerate() {
@@ -79,9 +83,15 @@ pub(super) fn claim(
     check_own_endpoint(tunnel, device, endpoint)?;
     if let Some(endpoint) = endpoint {
         check_endpoint(claims, foreign, policy, tunnel, endpoint)?;
-        claims.remotes.insert((endpoint.ip(), tunnel.remote.port), name.clone());
-        claims.endpoints.insert(endpoint, name.clone());
+        // An encrypted tunnel is its peer's key's, wherever its datagrams come from.
+        if !matches!(tunnel.framing, Framing::Wireguard(_)) {
+            claims.remotes.insert((endpoint.ip(), tunnel.remote.port), name.clone());
+            claims.endpoints.insert(endpoint, name.clone());
+        }
         claims.endpoint_addresses.insert(endpoint.ip(), name.clone());
+    }
+    if let Framing::Wireguard(peer) = tunnel.framing {
+        claims.peers.insert(peer, name.clone());
     }
     let whole = tunnel.allowed_prefixes.is_empty();
     claims.whole_devices.entry(tunnel.device.clone()).or_insert_with(|| (name.clone(), whole));
@@ -100,15 +110,20 @@ pub(super) fn claim(
     Ok(())
 }
 
-fn check_framing(tunnel: &Tunnel) -> Result<(), CommandError> {
-    match tunnel.framing {
-        Framing::Raw | Framing::Pi => Ok(()),
-        Framing::Wireguard(_) => Err(CommandError::new(
-            ErrorKind::Unsupported,
-            Field::Framing,
-            tunnel.framing,
-            Invalid::new("is not available in this version", "write RAW or PI, which are not encrypted"),
-        )),
+fn check_peer(claims: &Claims, policy: &Policy, tunnel: &Tunnel) -> Result<(), CommandError> {
+    let Framing::Wireguard(peer) = tunnel.framing else { return Ok(()) };
+    let fault = |problem: String, remedy: &str| {
+        Err(CommandError::new(ErrorKind::Clash, Field::PeerPublicKey, peer, Invalid::new(problem, remedy)))
+    };
+    if peer == policy.public_key {
+        return fault("is this host's own".to_owned(), "give the key of the host at the other end");
+    }
+    match claims.peers.get(&peer) {
+        Some(other) => fault(
+            format!("is already the key of tunnel {other}'s peer"),
+            "change that tunnel, or give another host's key",
+        ),
+        None => Ok(()),
     }
 }
 
@@ -343,7 +358,8 @@ fn check_endpoint(
     }
     let other =
         claims.remotes.get(&(address, tunnel.remote.port)).or_else(|| claims.endpoints.get(&endpoint));
-    if let Some(other) = other {
+    let is_plain = !matches!(tunnel.framing, Framing::Wireguard(_));
+    if let Some(other) = other.filter(|_| is_plain) {
         return fault(
             format!("({endpoint}) is already the remote of tunnel {other}"),
             "change that tunnel, or name another host",

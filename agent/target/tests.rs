@@ -11,7 +11,12 @@ fn mtu(bytes: u32) -> Mtu {
 }
 
 fn policy() -> Policy {
-    Policy { data_port: 5000, accept: vec![net("10.0.0.0/8"), net("fd00::/8")], without: BTreeMap::new() }
+    Policy {
+        data_port: 5000,
+        public_key: [1; 32].into(),
+        accept: vec![net("10.0.0.0/8"), net("fd00::/8")],
+        without: BTreeMap::new(),
+    }
 }
 
 fn tunnel(device: &str, remote: &str) -> Tunnel {
@@ -87,7 +92,7 @@ fn mtu_of_a_tunnel_alone() {
         let forwarding = &target.forwarding.values().next().unwrap().tunnels;
         let sent = forwarding.values().next().unwrap();
         assert_eq!((sent.mtu, sent.tcp_mtu), (mtu(whole), mtu(tcp)), "{case:?}");
-        assert_eq!(sent.packet_information, framing == pi);
+        assert_eq!(sent.framing, framing);
     }
 }
 

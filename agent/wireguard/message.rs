@@ -1,7 +1,5 @@
 //! What a datagram of the protocol is, by its first bytes and its length.
 
-use super::Refused;
-
 /// Bytes that a data packet has beside what it carries: header and tag (section 5.4.6).
 pub const OVERHEAD: usize = HEADER + 16;
 /// What a data packet carries is padded to a multiple of this (section 5.4.6).
@@ -74,6 +72,29 @@ pub fn sealed_length(length: usize, longest: usize) -> usize {
 
 pub(super) fn padded(length: usize, longest: usize) -> usize {
     length.next_multiple_of(PADDING).min(longest).max(length)
+}
+
+/// Why nothing came of a datagram. Nothing has changed then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// Of no type of the protocol, or not as long as its type is.
+    #[error("no message of the protocol")]
+    Malformed,
+    /// Not meant for this host's key, or from the wrong key: an authentication failed.
+    #[error("not authentic")]
+    Forged,
+    /// For a session or handshake that is not there, or not any more.
+    #[error("of no session")]
+    NoSession,
+    /// A data packet that has been here, or an initiation that is not later than the last one.
+    #[error("a repetition")]
+    Repeated,
+    /// A data packet so far behind others that it is not known whether it has been here.
+    #[error("too late")]
+    TooLate,
+    /// There are too many handshakes.
+    #[error("too many handshakes")]
+    TooMany,
 }
 
 #[cfg(test)]

@@ -66,9 +66,9 @@ pub trait Tunnel: Send {
     /// Where it is not the peer's, or of no handshake that is under way.
     fn shake(&mut self, message: &[u8]) -> Result<Option<Vec<u8>>, Refused>;
 
-    /// The next packet that has waited for a session and can go now, as a datagram: to be asked for until there is none,
-    /// after each message that was taken in.
-    fn released(&mut self) -> Option<Vec<u8>>;
+    /// The next packet that has waited for a session and can go now, as a datagram, and how long it was: to be asked for
+    /// until there is none, after each message that was taken in.
+    fn released(&mut self) -> Option<(Vec<u8>, usize)>;
 
     /// Begins a handshake, also where one is under way. Returns what is to be sent.
     fn initiate(&mut self) -> Option<Vec<u8>>;
@@ -96,7 +96,8 @@ pub struct Noise {
     /// Whether the peer has shown that it has the keys of a session: who has only answered does not know whether the other
     /// is there, or somebody has sent an old initiation again (section 5.1).
     is_confirmed: bool,
-    waiting: VecDeque<Packet>,
+    /// With their lengths before they were padded.
+    waiting: VecDeque<(Packet, usize)>,
     /// Where packets are put together before they are encrypted, and datagrams are decrypted.
     scratch: BytesMut,
 }
@@ -142,7 +143,7 @@ impl Tunnel for Noise {
             }
             Err(packet) => {
                 let has_lost = self.waiting.len() >= WAITING && self.waiting.pop_front().is_some();
-                self.waiting.push_back(packet);
+                self.waiting.push_back((packet, length));
                 let initiation = self.tunn.format_handshake_initiation(false);
                 Sealed::Waits { initiation: initiation.map(|message| bytes(message.into())), has_lost }
             }
@@ -182,12 +183,12 @@ impl Tunnel for Noise {
         }
     }
 
-    fn released(&mut self) -> Option<Vec<u8>> {
-        let packet = self.waiting.pop_front()?;
+    fn released(&mut self) -> Option<(Vec<u8>, usize)> {
+        let (packet, length) = self.waiting.pop_front()?;
         match self.encrypt(packet) {
-            Ok(datagram) => Some(datagram.to_vec()),
+            Ok(datagram) => Some((datagram.to_vec(), length)),
             Err(packet) => {
-                self.waiting.push_front(packet);
+                self.waiting.push_front((packet, length));
                 None
             }
         }

@@ -153,7 +153,7 @@ fn framing(tunnel: &v1::Tunnel) -> Result<Framing, CommandError> {
         (Err(_), _) => Err(CommandError::invalid(
             Field::Framing,
             tunnel.framing,
-            Invalid::new("is no framing of this version", "write RAW or PI"),
+            Invalid::new("is no framing of this version", "write WIREGUARD, RAW or PI"),
         )),
     }
 }
@@ -231,6 +231,7 @@ impl From<TunnelStatus> for v1::TunnelStatus {
             sent: Some(status.sent.into()),
             received: Some(status.received.into()),
             last_received: status.last_received.map(timestamp),
+            last_handshake: status.last_handshake.map(timestamp),
             notes: status.notes,
             offloads: status.offloads.into_iter().map(Into::into).collect(),
         }

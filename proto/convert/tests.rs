@@ -108,7 +108,13 @@ fn errors_name_field_value_and_remedy() {
             "is missing",
             "unencrypted is asked for by name: write RAW, or PI",
         ),
-        (v1::Tunnel { framing: 9, ..wire() }, "tunnel.framing", "9", "is no framing", "write RAW or PI"),
+        (
+            v1::Tunnel { framing: 9, ..wire() },
+            "tunnel.framing",
+            "9",
+            "is no framing",
+            "write WIREGUARD, RAW or PI",
+        ),
         (
             v1::Tunnel { framing: Wire::Wireguard.into(), ..wire() },
             "tunnel.peer_public_key",
@@ -193,6 +199,7 @@ fn status(spec: TunnelSpec) -> TunnelStatus {
         sent: Traffic::default(),
         received: Traffic::default(),
         last_received: None,
+        last_handshake: None,
         offloads: Vec::new(),
         notes: Vec::new(),
     }

@@ -48,6 +48,12 @@ impl Agent {
         Self(started.unwrap_or_else(|error| panic!("on {}: {error}", host.role())))
     }
 
+    /// The key by which the peers of encrypted tunnels know its host.
+    pub fn public_key(&self) -> String {
+        let status = grpcurl(self, "tunmesh.v1.TunnelService/GetStatus", &json!({})).unwrap();
+        status["publicKey"].as_str().unwrap().to_owned()
+    }
+
     /// Its session with a controller, by gRPC.
     pub fn session(&self) -> Value {
         grpcurl(self, "tunmesh.v1.TunnelService/GetStatus", &json!({})).unwrap()["controller"].clone()

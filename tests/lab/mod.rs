@@ -11,6 +11,7 @@
 
 mod actual;
 mod agent;
+mod capture;
 mod controller;
 mod daemon;
 mod disk;
@@ -27,12 +28,14 @@ mod segment;
 mod site;
 mod tools;
 mod traffic;
+mod wireguard;
 
 use std::thread;
 use std::time::{Duration, Instant};
 
 pub use actual::actual;
 pub use agent::{AGENT, Agent};
+pub use capture::Capture;
 pub use controller::{CONTROLLER, Controller, UNDERLAYS};
 pub use daemon::{Daemon, StartError, copy_files};
 pub use disk::Disk;
@@ -51,6 +54,7 @@ pub use tools::{
     legacy_send, methods,
 };
 pub use traffic::{PingReport, Pinger, datagrams, ping, ping_ok, transfer, try_transfer};
+pub use wireguard::WireguardGo;
 
 /// What an ordinary step may take on a busy machine.
 pub const SOON: Duration = Duration::from_secs(10);

@@ -1,6 +1,7 @@
 //! The tokens and private keys that tests use, which nothing that anybody prints or logs may hold.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fs;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
@@ -42,8 +43,11 @@ pub fn learn_keys(directory: &Path) {
         let path = entry.path();
         match path.is_dir() {
             true => learn_keys(&path),
-            false if path.extension().is_some_and(|extension| extension == "pem") => learn_key(&path),
-            false => {}
+            false => match path.extension().and_then(OsStr::to_str) {
+                Some("pem") => learn_key(&path),
+                Some("key") => learn_wireguard_key(&path),
+                Some(_) | None => {}
+            },
         }
     }
 }
@@ -59,6 +63,14 @@ pub fn learn_key(file: &Path) {
     // As it is in the file, and its halves in hexadecimal and as Rust shows bytes.
     learn(lines.get(1).expect("a key has several lines"));
     key.chunks(16).for_each(learn_bytes);
+}
+
+/// Takes note of the key in a file as `wg genkey` prints it.
+fn learn_wireguard_key(file: &Path) {
+    let text = fs::read_to_string(file).unwrap_or_default();
+    let text = text.trim_end();
+    learn(text.trim_end_matches('='));
+    STANDARD.decode(text).expect("32 bytes in base64").chunks(16).for_each(learn_bytes);
 }
 
 /// Panics where a text has a secret that is known so far.

@@ -70,6 +70,7 @@ fn policy() -> Policy {
     let accept = ["10.0.0.0/8", "192.168.0.0/16", "fc00::/7"];
     Policy {
         data_port: 5000,
+        public_key: [1; 32].into(),
         accept: accept.into_iter().map(|net| net.parse().unwrap()).collect(),
         without: BTreeMap::new(),
     }

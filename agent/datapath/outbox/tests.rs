@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use tokio::sync::mpsc;
 
 use super::*;
-use crate::agent::datapath::batch::Place;
+use crate::agent::datapath::batch::{Delay, Place};
 use crate::agent::datapath::sample;
 
 const NOW: Duration = Duration::from_secs(1000);
@@ -90,9 +90,10 @@ impl World {
         for (peer, count) in packets {
             let tunnel = self.table.tunnel(place(*peer)).unwrap();
             let limit = if tunnel.path.takes_trains(NOW) { 127 } else { 1 };
-            let way = Way { place: place(*peer), tos: 0, prefix: &[], limit };
+            let way = Way { place: place(*peer), tos: 0, prefix: &[], limit, peer: None, roamed: None };
             for _ in 0..*count {
-                outbox.add(&way, 0, LENGTH);
+                let delay = outbox.add(&way, &bytes, 0, LENGTH);
+                assert_eq!(delay, Delay::default());
             }
         }
         outbox.flush(&self.table, &bytes, NOW);
@@ -179,6 +180,7 @@ fn a_local_address_that_has_left_the_host_is_forgotten() {
     // A train that is refused may be at fault itself: only then each datagram tells.
     for (answers, refused) in [
         (vec![Err(libc::EADDRNOTAVAIL)], vec![train(1, 2)]),
+        (vec![Err(libc::ENETUNREACH)], vec![train(1, 2)]),
         (vec![Err(libc::EINVAL), Err(libc::EINVAL)], vec![train(1, 2), alone(1)]),
     ] {
         let mut world = world(&answers);

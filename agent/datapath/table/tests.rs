@@ -7,7 +7,7 @@ use proptest::sample::select;
 
 use super::*;
 use crate::agent::target::Forwarding;
-use crate::proto::model::{AllowedPrefix, Mtu};
+use crate::proto::model::{AllowedPrefix, Framing, Mtu};
 
 fn net(text: &str) -> IpNet {
     text.parse().unwrap()
@@ -36,7 +36,7 @@ fn wanted(endpoint: SocketAddr, exact_port: bool, allowed_prefixes: Vec<AllowedP
         without: BTreeSet::new(),
         endpoint,
         exact_port,
-        packet_information: false,
+        framing: Framing::Raw,
         mtu: Mtu::ETHERNET,
         tcp_mtu: Mtu::ETHERNET,
         allowed_prefixes,
@@ -95,7 +95,7 @@ proptest! {
                 .filter(|(_, allowed)| allowed.prefix.contains(&destination))
                 .min_by_key(|(n, allowed)| (u8::MAX - allowed.prefix.prefix_len(), allowed.preference, *n));
             let expected = best.map(|(n, _)| SocketAddr::from(([192, 0, 2, n as u8 + 1], 5000)));
-            let chosen = table.devices()[0].tunnel_to(destination).map(|(_, tunnel)| tunnel.endpoint);
+            let chosen = table.devices()[0].tunnel_to(destination).map(|(_, tunnel)| tunnel.destination.address);
             prop_assert_eq!(chosen, expected, "to {}", destination);
         }
     }
@@ -155,7 +155,7 @@ proptest! {
             let exact = all.iter().find(|(_, endpoint, _)| *endpoint == source);
             let of_host = all.iter().find(|(_, endpoint, exact)| endpoint.ip() == source.ip() && !exact);
             let expected = exact.or(of_host).map(|(id, endpoint, _)| (*id, *endpoint));
-            let found = sender(&table, source).map(|(device, tunnel)| (device.open.id, tunnel.endpoint));
+            let found = sender(&table, source).map(|(device, tunnel)| (device.open.id, tunnel.destination.address));
             prop_assert_eq!(found, expected, "from {}", source);
         }
     }

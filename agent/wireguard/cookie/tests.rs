@@ -7,6 +7,7 @@ use crate::agent::wireguard::tunnel::{Indices, Noise, Tunnel};
 /// A host, and one that knows its key.
 struct World {
     checker: CookieChecker,
+    limits: Limits,
     host: PrivateKey,
     peer: PrivateKey,
     sessions: Noise,
@@ -16,7 +17,8 @@ struct World {
 fn world() -> World {
     let [host, peer] = [(); 2].map(|()| PrivateKey::generate().unwrap());
     let sessions = Noise::new(&peer, &host.public(), None, &Indices::default());
-    World { checker: CookieChecker::new(&host), host, peer, sessions, now: Instant::now() }
+    let (checker, limits) = (CookieChecker::new(&host), Limits::default());
+    World { checker, limits, host, peer, sessions, now: Instant::now() }
 }
 
 fn source(number: u32) -> SocketAddr {
@@ -29,7 +31,7 @@ impl World {
     }
 
     fn judge(&mut self, number: u32, message: &[u8]) -> Result<Verdict, Refused> {
-        self.checker.judge(source(number), message, self.now)
+        self.checker.judge(&mut self.limits, source(number), message, self.now)
     }
 
     /// As many handshakes as are heeded without more, all at once.
@@ -60,7 +62,7 @@ fn only_who_knows_the_key_of_the_host_is_heeded() {
     let initiation = world.initiation();
     assert_eq!(world.judge(1, &initiation), Ok(Verdict::Heed));
     let mut other = CookieChecker::new(&world.peer);
-    assert_eq!(other.judge(source(1), &initiation, world.now), Err(Refused::Forged));
+    assert_eq!(other.judge(&mut world.limits, source(1), &initiation, world.now), Err(Refused::Forged));
     for at in [4, 20, 60, 110, 130] {
         let mut changed = initiation.clone();
         changed[at] ^= 1;
@@ -116,10 +118,19 @@ fn a_flood_of_good_ones_is_looked_at_within_bounds() {
 }
 
 #[test]
-fn a_response_is_judged_as_an_initiation_is() {
+fn answers_to_own_initiations_are_heeded_however_many_initiations_there_are() {
     let mut world = world();
     let mut back = Noise::new(&world.host, &world.peer.public(), None, &Indices::default());
     let response = world.sessions.shake(&back.initiate().unwrap()).unwrap().unwrap();
-    assert_eq!(world.judge(1, &response), Ok(Verdict::Heed));
+    world.is_busy();
+    let World { checker, limits, now, .. } = &mut world;
+    let heeded = (0..1_000).take_while(|_| checker.judge_answer(limits, &response, *now).is_ok()).count();
+    assert_eq!(heeded, 500);
+    assert_eq!(checker.judge_answer(limits, &response, *now), Err(Refused::TooMany));
     assert!(matches!(back.shake(&response), Ok(Some(_))));
+    *now += Duration::from_secs(1);
+    let mut forged = response.clone();
+    forged[70] ^= 1;
+    assert_eq!(checker.judge_answer(limits, &forged, *now), Err(Refused::Forged));
+    assert_eq!(checker.judge_answer(limits, &response, *now), Ok(()));
 }

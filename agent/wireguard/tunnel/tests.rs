@@ -36,7 +36,7 @@ impl Pair {
 
     /// What has waited at one and can go now.
     fn released(&mut self, from: usize) -> Vec<Vec<u8>> {
-        std::iter::from_fn(|| self.ends[from].released()).collect()
+        std::iter::from_fn(|| self.ends[from].released()).map(|(datagram, _)| datagram).collect()
     }
 
     fn seal(&mut self, from: usize, packet: &[u8]) -> Vec<u8> {

@@ -1,0 +1,170 @@
+//! What keeps the sessions of encrypted tunnels going: the messages of handshakes, as they arrive and as they are due.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::Shared;
+use super::batch::Place;
+use super::path::Destination;
+use super::peer::{Peer, Sessions};
+use super::stats::DropReason;
+use super::table::{Table, Tunnel};
+use crate::agent::os::udp::send::{Message as Datagram, Part, Sender, Transmit};
+use crate::agent::wireguard::Refused;
+use crate::agent::wireguard::cookie::Verdict;
+use crate::agent::wireguard::message::Message;
+use crate::agent::wireguard::tunnel::initiator;
+
+/// Takes in messages of handshakes and sends what is to be sent. Each data thread has one.
+pub(super) struct Handshakes {
+    shared: Arc<Shared>,
+    sender: Sender,
+}
+
+impl Handshakes {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared, sender: Sender::default() }
+    }
+
+    /// Takes in a message that is no data packet, which came from `source` to `local`; `now` is time since boot.
+    pub(super) fn take_in(
+        &mut self,
+        table: &Table,
+        kind: Message,
+        message: &[u8],
+        (source, local): (SocketAddr, Option<IpAddr>),
+        now: Duration,
+    ) {
+        match self.judge(table, kind, message, source) {
+            Err(refused) => {
+                self.shared.stats.datagrams_dropped.count(refused, 1);
+            }
+            Ok(Judged::Cookie(cookie)) => {
+                self.post(&Destination::from(source), local, &cookie);
+            }
+            Ok(Judged::Of(tunnel, peer)) => {
+                let mut sessions = peer.sessions();
+                match sessions.shake(message) {
+                    Ok(answer) => {
+                        if !matches!(kind, Message::Cookie { .. }) {
+                            tunnel.path.roam(&tunnel.destination, source);
+                            local.inspect(|local| tunnel.path.mark_local(*local));
+                        }
+                        if let Some(answer) = answer {
+                            self.post_to(tunnel, &answer);
+                        }
+                        self.release(tunnel, &mut sessions);
+                    }
+                    Err(refused) => {
+                        tunnel.stats.received.drops.count(refused.into(), 1);
+                        let is_old = refused == Refused::Repeated && kind == Message::Initiation;
+                        if let Some(initiation) = is_old.then(|| sessions.revive(now)).flatten() {
+                            self.post_to(tunnel, &initiation);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whose message it is, and whether it is worth a look.
+    #[allow(clippy::disallowed_methods, reason = "a data thread, and only where there is a handshake")]
+    fn judge<'t>(
+        &self,
+        table: &'t Table,
+        kind: Message,
+        message: &[u8],
+        source: SocketAddr,
+    ) -> Result<Judged<'t>, DropReason> {
+        let of = |place: Place| {
+            let tunnel = table.tunnel(place)?;
+            Some(Judged::Of(tunnel, tunnel.peer.as_deref()?))
+        };
+        match kind {
+            Message::Initiation => {
+                let now = Instant::now();
+                for (own, peers) in table.own_keys() {
+                    let verdict = own.checker().judge(&mut self.shared.limits(), source, message, now);
+                    match verdict {
+                        // It may be for another key of this host.
+                        Err(Refused::Forged) => {}
+                        Err(refused) => return Err(refused.into()),
+                        Ok(Verdict::Cookie(cookie)) => return Ok(Judged::Cookie(cookie)),
+                        Ok(Verdict::Heed) => {
+                            let peer = initiator(&own.private, message)?;
+                            let place = peers.get(&peer).copied();
+                            return place.and_then(of).ok_or(DropReason::UnknownSender);
+                        }
+                    }
+                }
+                // Without an encrypted tunnel there is no key to hold it against.
+                Err(if table.own_keys().is_empty() { DropReason::UnknownSender } else { DropReason::Forged })
+            }
+            Message::Response { receiver } | Message::Cookie { receiver } => {
+                let place = self.shared.receivers.peer(receiver).and_then(|peer| table.peer(peer));
+                let judged = place.and_then(of).ok_or(DropReason::NoSession)?;
+                if let (Judged::Of(_, peer), Message::Response { .. }) = (&judged, kind) {
+                    peer.own.checker().judge_answer(&mut self.shared.limits(), message, Instant::now())?;
+                }
+                Ok(judged)
+            }
+            Message::Data { .. } => Err(DropReason::Malformed),
+        }
+    }
+
+    /// Sends what has waited for a session with a peer, which is there now.
+    pub(super) fn release(&mut self, tunnel: &Tunnel, sessions: &mut Sessions) {
+        while let Some((datagram, length)) = sessions.released() {
+            if self.post_to(tunnel, &datagram) {
+                tunnel.stats.sent.count(1, length);
+            } else {
+                tunnel.stats.sent.drops.count(DropReason::Unreachable, 1);
+            }
+        }
+    }
+
+    /// Looks at the clock for all peers; `now` is time since boot.
+    pub(super) fn tick(&mut self, table: &Table) {
+        for (tunnel, peer) in table.peers() {
+            let ticked = peer.sessions().tick();
+            tunnel.stats.sent.drops.count(DropReason::NoSession, ticked.lost as u64);
+            if let Some(message) = ticked.message {
+                self.post_to(tunnel, &message);
+            }
+        }
+    }
+
+    /// Sends a message to the peer of a tunnel. Returns whether it went.
+    pub(super) fn post_to(&mut self, tunnel: &Tunnel, message: &[u8]) -> bool {
+        let roamed = tunnel.path.roamed();
+        let destination = roamed.as_deref().unwrap_or(&tunnel.destination);
+        let went = self.post(destination, tunnel.path.local(), message);
+        if !went && tunnel.path.local().is_some() {
+            // The address may have left this host.
+            tunnel.path.forget_local();
+            return self.post(destination, None, message);
+        }
+        went
+    }
+
+    /// Sends a datagram. What does not go is asked for again in a while.
+    fn post(&mut self, to: &Destination, source: Option<IpAddr>, message: &[u8]) -> bool {
+        let Some(socket) = self.shared.sockets.of(to.address) else { return false };
+        let datagram = Datagram { destination: &to.socket, source, segment: None, tos: 0, parts: 0..1 };
+        let part = Part { buffer: 0, at: 0, length: message.len() as u32 };
+        let sent = self.sender.send(socket, std::iter::once(datagram), &[part], [message, &[]]);
+        if let Err(error) = &sent {
+            tracing::debug!(to = %to.address, %error, "a message of a handshake was not sent");
+        }
+        sent.is_ok()
+    }
+}
+
+/// What a message is worth.
+enum Judged<'t> {
+    /// It is of a peer, as far as can be told.
+    Of(&'t Tunnel, &'t Peer),
+    /// This instead of an answer.
+    Cookie(Vec<u8>),
+}

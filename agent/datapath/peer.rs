@@ -1,0 +1,235 @@
+//! The peers of encrypted tunnels. Egress and ingress share the sessions with each of them.
+
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Duration;
+
+use crate::agent::wireguard::Refused;
+use crate::agent::wireguard::cookie::CookieChecker;
+use crate::agent::wireguard::key::PrivateKey;
+use crate::agent::wireguard::message::{self, Index};
+use crate::agent::wireguard::tunnel::{Indices, Noise, Sealed, Ticked, Tunnel};
+use crate::proto::model::PublicKey;
+
+/// How many indices of a peer are known at most. A session goes on for 180 s, in which a host that is not answered
+/// begins 36 handshakes.
+const INDICES: usize = 64;
+/// How often at most a peer whose initiations are too old is sent one: its clock may have been set back.
+const REVIVAL: Duration = Duration::from_secs(5);
+
+/// The age of keys is known to the quarter of a second at which the clock was looked at last.
+const ROUNDING: Duration = Duration::from_secs(1);
+
+/// Names a peer; unique in the agent's life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct PeerId(u64);
+
+/// A key of this host, by which peers know it.
+pub struct OwnKey {
+    /// The key.
+    pub private: PrivateKey,
+    /// Judges the handshakes that come to it.
+    checker: Mutex<CookieChecker>,
+}
+
+impl OwnKey {
+    /// A key that no peer knows yet.
+    pub fn new(private: PrivateKey) -> Self {
+        Self { checker: Mutex::new(CookieChecker::new(&private)), private }
+    }
+
+    /// What judges the handshakes that come to it.
+    pub fn checker(&self) -> MutexGuard<'_, CookieChecker> {
+        self.checker.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for OwnKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.private.fmt(f)
+    }
+}
+
+/// Whose each index is that this host has chosen.
+#[derive(Default)]
+pub struct Receivers {
+    indices: Indices,
+    peers: RwLock<HashMap<Index, PeerId>>,
+}
+
+impl Receivers {
+    /// The peer that was told an index.
+    pub fn peer(&self, index: Index) -> Option<PeerId> {
+        self.peers.read().unwrap_or_else(PoisonError::into_inner).get(&index).copied()
+    }
+
+    fn add(&self, index: Index, peer: PeerId) {
+        self.peers.write().unwrap_or_else(PoisonError::into_inner).insert(index, peer);
+    }
+
+    /// Forgets indices of a peer. One that was chosen again meanwhile may be another's.
+    fn remove(&self, indices: impl IntoIterator<Item = Index>, peer: PeerId) {
+        let mut peers = self.peers.write().unwrap_or_else(PoisonError::into_inner);
+        for index in indices {
+            if peers.get(&index) == Some(&peer) {
+                peers.remove(&index);
+            }
+        }
+    }
+}
+
+/// A peer of an encrypted tunnel.
+pub struct Peer {
+    /// Tells it from all others, also from an earlier one of its key.
+    pub id: PeerId,
+    /// The key of this host that it knows.
+    pub own: Arc<OwnKey>,
+    /// Its own.
+    pub key: PublicKey,
+    sessions: Mutex<Sessions>,
+}
+
+impl Peer {
+    /// A peer with which there is no session yet. Every `keepalive` seconds at least something is sent to it.
+    pub fn new(
+        id: u64,
+        own: Arc<OwnKey>,
+        key: PublicKey,
+        keepalive: Option<u16>,
+        receivers: Arc<Receivers>,
+    ) -> Self {
+        let id = PeerId(id);
+        let tunnel = Box::new(Noise::new(&own.private, &key, keepalive, &receivers.indices));
+        let sessions = Sessions {
+            id,
+            tunnel,
+            receivers,
+            indices: VecDeque::new(),
+            is_greeted: false,
+            revived_at: None,
+            established: None,
+        };
+        Self { id, own, key, sessions: Mutex::new(sessions) }
+    }
+
+    /// The sessions with it, for as long as nobody else needs them: to be held for as many packets as are there.
+    pub fn sessions(&self) -> MutexGuard<'_, Sessions> {
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Peer({})", self.key)
+    }
+}
+
+/// The sessions with one peer, and by which indices it names them.
+pub struct Sessions {
+    id: PeerId,
+    tunnel: Box<dyn Tunnel>,
+    receivers: Arc<Receivers>,
+    /// The oldest first.
+    indices: VecDeque<Index>,
+    is_greeted: bool,
+    /// When it was last sent an initiation since its own were too old, as time since boot.
+    revived_at: Option<Duration>,
+    established: Option<Duration>,
+}
+
+impl Sessions {
+    /// As [`Tunnel::seal`].
+    pub fn seal(&mut self, pieces: [&[u8]; 2], longest: u16, room: &mut Vec<u8>) -> Sealed {
+        let sealed = self.tunnel.seal(pieces, longest, room);
+        if let Sealed::Waits { initiation, .. } = &sealed {
+            self.note(initiation.as_deref());
+        }
+        sealed
+    }
+
+    /// As [`Tunnel::open`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open(&mut self, datagram: &mut [u8]) -> Result<std::ops::Range<usize>, Refused> {
+        self.tunnel.open(datagram)
+    }
+
+    /// As [`Tunnel::shake`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn shake(&mut self, message: &[u8]) -> Result<Option<Vec<u8>>, Refused> {
+        let answer = self.tunnel.shake(message)?;
+        self.note(answer.as_deref());
+        Ok(answer)
+    }
+
+    /// As [`Tunnel::released`].
+    pub fn released(&mut self) -> Option<(Vec<u8>, usize)> {
+        self.tunnel.released()
+    }
+
+    /// What begins a handshake with a peer of which nothing was heard since this host knows it, the first time that this
+    /// is asked. Who was restarted knows no session any more, and by this its peer learns of it.
+    pub fn greet(&mut self) -> Option<Vec<u8>> {
+        if std::mem::replace(&mut self.is_greeted, true) || self.tunnel.age().is_some() {
+            return None;
+        }
+        self.initiate()
+    }
+
+    /// What begins a handshake with a peer whose own initiation is older than one that has been here. Somebody may have sent
+    /// that again; but where the clock of a restarted peer was set back there is no other way to it.
+    pub fn revive(&mut self, since_boot: Duration) -> Option<Vec<u8>> {
+        if self.revived_at.is_some_and(|last| since_boot < last + REVIVAL) {
+            return None;
+        }
+        self.revived_at = Some(since_boot);
+        self.initiate()
+    }
+
+    /// As [`Tunnel::tick`].
+    pub fn tick(&mut self) -> Ticked {
+        let ticked = self.tunnel.tick();
+        self.note(ticked.message.as_deref());
+        ticked
+    }
+
+    /// When the keys were agreed on by which packets go now, as time since boot, where `since_boot` is now. The same
+    /// whenever it is asked.
+    pub fn established(&mut self, since_boot: Duration) -> Option<Duration> {
+        let established = self.tunnel.age().map(|age| since_boot.saturating_sub(age));
+        let is_same = |one: Duration, other| one.abs_diff(other) < ROUNDING;
+        if !self.established.zip(established).is_some_and(|(known, new)| is_same(known, new)) {
+            self.established = established;
+        }
+        self.established
+    }
+
+    fn initiate(&mut self) -> Option<Vec<u8>> {
+        let initiation = self.tunnel.initiate();
+        self.note(initiation.as_deref());
+        initiation
+    }
+
+    /// Notes the index by which a message that goes to the peer is answered.
+    fn note(&mut self, message: Option<&[u8]>) {
+        let Some(index) = message.and_then(message::sender) else { return };
+        self.receivers.add(index, self.id);
+        self.indices.push_back(index);
+        if self.indices.len() > INDICES {
+            self.receivers.remove(self.indices.pop_front(), self.id);
+        }
+    }
+}
+
+impl Drop for Sessions {
+    fn drop(&mut self) {
+        self.receivers.remove(self.indices.drain(..), self.id);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,76 @@
+use super::*;
+
+/// Two hosts that know each other's keys.
+fn peers(receivers: &Arc<Receivers>) -> [Peer; 2] {
+    let keys = [(); 2].map(|()| Arc::new(OwnKey::new(PrivateKey::generate().unwrap())));
+    [0, 1].map(|own| {
+        let other = keys[1 - own].private.public();
+        Peer::new(own as u64, Arc::clone(&keys[own]), other, None, Arc::clone(receivers))
+    })
+}
+
+fn known(receivers: &Receivers) -> usize {
+    receivers.peers.read().unwrap().len()
+}
+
+#[test]
+fn indices_are_a_peers_as_long_as_they_may_be_answered() {
+    let receivers = Arc::<Receivers>::default();
+    let [peer, other] = peers(&receivers);
+    let initiations: Vec<_> = (0..100).map(|_| peer.sessions().initiate().unwrap()).collect();
+    let index = |message: &[u8]| message::sender(message).unwrap();
+    assert_eq!(known(&receivers), INDICES);
+    for initiation in &initiations[100 - INDICES..] {
+        assert_eq!(receivers.peer(index(initiation)), Some(peer.id));
+    }
+    assert_eq!(receivers.peer(index(&initiations[0])), None);
+    let response = other.sessions().shake(&initiations[99]).unwrap().unwrap();
+    assert_eq!(receivers.peer(index(&response)), Some(other.id));
+    drop(peer);
+    assert_eq!(known(&receivers), 1);
+    drop(other);
+    assert_eq!(known(&receivers), 0);
+}
+
+#[test]
+fn a_peer_is_greeted_once_and_not_where_it_has_been_heard() {
+    let [peer, other] = peers(&Arc::default());
+    let greeting = peer.sessions().greet().unwrap();
+    assert_eq!(peer.sessions().greet(), None);
+    let response = other.sessions().shake(&greeting).unwrap().unwrap();
+    let mut keepalive = peer.sessions().shake(&response).unwrap().unwrap();
+    assert_eq!(other.sessions().open(&mut keepalive), Ok(16..16));
+    assert_eq!(other.sessions().greet(), None, "there are keys");
+}
+
+#[test]
+fn a_peer_whose_clock_seems_to_be_set_back_is_asked_now_and_then() {
+    let [peer, other] = peers(&Arc::default());
+    let old = peer.sessions().initiate().unwrap();
+    let new = peer.sessions().initiate().unwrap();
+    other.sessions().shake(&new).unwrap();
+    assert_eq!(other.sessions().shake(&old), Err(Refused::Repeated));
+    let now = Duration::from_secs(100);
+    assert!(other.sessions().revive(now).is_some());
+    assert_eq!(other.sessions().revive(now + REVIVAL - Duration::from_millis(1)), None);
+    assert!(other.sessions().revive(now + REVIVAL).is_some());
+}
+
+#[test]
+fn when_keys_were_agreed_on_is_told_the_same_each_time() {
+    let [peer, other] = peers(&Arc::default());
+    let now = Duration::from_secs(100);
+    assert_eq!(peer.sessions().established(now), None);
+    let agree = || {
+        let initiation = peer.sessions().initiate().unwrap();
+        let response = other.sessions().shake(&initiation).unwrap().unwrap();
+        peer.sessions().shake(&response).unwrap();
+    };
+    agree();
+    let first = peer.sessions().established(now).unwrap();
+    assert!(first.abs_diff(now) < ROUNDING);
+    assert_eq!(peer.sessions().established(now + Duration::from_millis(900)), Some(first));
+    // Its age is by a clock of its own, which this one has left behind.
+    let later = now + Duration::from_secs(5);
+    assert!(peer.sessions().established(later).unwrap().abs_diff(later) < ROUNDING);
+}

@@ -1,0 +1,68 @@
+//! What crosses a network, as tcpdump sees it.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Child, Stdio};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+use super::{Host, SOON, wait_until};
+
+/// A running tcpdump. Dropping it ends it.
+pub struct Capture {
+    tcpdump: Child,
+    file: PathBuf,
+    _directory: TempDir,
+}
+
+impl Capture {
+    /// Captures on all interfaces of a host what a filter lets through, as `&["udp", "port", "5000"]`.
+    pub fn start(host: &Host, filter: &[&str]) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("capture");
+        let tcpdump = host
+            .command("tcpdump")
+            .args(["-i", "any", "--immediate-mode", "-U", "-Z", "root", "-w", file.to_str().unwrap()])
+            .args(filter)
+            .stdin(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("tcpdump starts: run scripts/test, which installs it");
+        // As long as the header of a file.
+        let begun = || fs::metadata(&file).is_ok_and(|file| file.len() >= 24);
+        wait_until(SOON, "tcpdump listens", begun);
+        Self { tcpdump, file, _directory: directory }
+    }
+
+    /// All that was captured, with the headers of the file and of each packet.
+    pub fn stop(mut self) -> Captured {
+        // Told to end, it writes what it has.
+        kill(Pid::from_raw(self.tcpdump.id().try_into().unwrap()), Signal::SIGINT).unwrap();
+        self.tcpdump.wait().unwrap();
+        Captured(fs::read(&self.file).unwrap())
+    }
+}
+
+impl Drop for Capture {
+    fn drop(&mut self) {
+        let _ = self.tcpdump.kill();
+        let _ = self.tcpdump.wait();
+    }
+}
+
+/// What was captured.
+pub struct Captured(Vec<u8>);
+
+impl Captured {
+    /// Whether these bytes stand somewhere in it.
+    pub fn has(&self, bytes: &[u8]) -> bool {
+        self.0.windows(bytes.len()).any(|window| window == bytes)
+    }
+
+    /// How many bytes it is.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+}
