@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::agent::datapath::peer::{OwnKey, Peer, Receivers};
-use crate::agent::datapath::stats::TunnelStats;
+use crate::agent::datapath::stats::{DropReason, TunnelStats};
 use crate::agent::datapath::table::{Kept, OpenDevice, Table};
 use crate::agent::datapath::{Datapath, stats::AgentStats};
 use crate::agent::os::netlink::{Interface, Netlink};
@@ -227,6 +227,12 @@ impl Platform {
                         Framing::Raw | Framing::Pi => None,
                     };
                     if kept.peer.as_ref().map(|peer| peer.key) != wanted {
+                        if let Some(peer) = &kept.peer {
+                            let lost = peer.sessions().forget();
+                            kept.stats.sent.drops.count(DropReason::NoSession, lost as u64);
+                            // Where that one is, the next one is not.
+                            kept.path = Arc::default();
+                        }
                         kept.peer = wanted.map(|key| {
                             *next += 1;
                             let (own, receivers) = (Arc::clone(own_key), Arc::clone(receivers));

@@ -8,8 +8,10 @@ use std::fs;
 use std::time::Duration;
 
 use lab::{
-    AGENT, Agent, CONTROLLER as PROGRAM, DIALLED, MESH, Pinger, SOON, Site, ping_ok, wait_trouble, wait_until,
+    AGENT, Agent, CONTROLLER as PROGRAM, DIALLED, Lab, MESH, Pinger, SOON, Site, grpcurl, ping, ping_ok,
+    wait_trouble, wait_until,
 };
+use serde_json::json;
 
 /// A command of an agent whose wall clock is off by so much, as `+1h`; its other clocks go on as they are.
 fn with_clock(off: &str, arguments: &[&str]) -> Vec<String> {
@@ -86,6 +88,37 @@ fn a_host_that_lives_a_week_ago_says_why_it_does_not_join_and_keeps_what_it_has(
     ping_ok(&site.hosts[0], "10.9.0.2");
     // Of many at once it tells one now and then.
     wait_until(Duration::from_secs(40), "it tells of the other one", || is_told("172.100.1.1"));
+}
+
+/// A handshake's time must be later than that of the one before (section 5.4.2 of the WireGuard paper).
+#[test]
+fn an_agent_whose_clock_was_set_back_has_its_encrypted_tunnels_again_soon() {
+    let lab = Lab::new();
+    let hosts = [lab.host("a"), lab.host("b")];
+    lab.link(&hosts[0], "172.100.1.1/24", &hosts[1], "172.100.1.2/24");
+    let mut agents = hosts.each_ref().map(|host| Agent::start(host, &[]));
+    for (own, peer) in [(0, 1), (1, 0)] {
+        let tunnel = json!({"tunnel": {
+            "name": "link", "addresses": [format!("10.9.0.{}/24", own + 1)],
+            "remote": format!("172.100.1.{}", peer + 1), "peerPublicKey": agents[peer].public_key(),
+        }});
+        grpcurl(&agents[own], "tunmesh.v1.TunnelService/AddTunnel", &tunnel).unwrap();
+    }
+    ping_ok(&hosts[0], "10.9.0.2");
+    // So the last handshake is one that it has begun.
+    agents[0].kill9();
+    agents[0].restart();
+    ping_ok(&hosts[0], "10.9.0.2");
+    agents[0].kill9();
+    let late = Agent::start_copy_by(&hosts[0], &agents[0].state_dir(), &words(&with_clock("-1h", &[])));
+    // From there, and to there.
+    for (host, to) in [(&hosts[0], "10.9.0.2"), (&hosts[1], "10.9.0.1")] {
+        wait_until(2 * SOON, "packets pass", || ping(host, to, &[]));
+    }
+    // Its own handshakes are all refused: it was the other one that asked.
+    let link = grpcurl(&agents[1], "tunmesh.v1.TunnelService/GetTunnel", &json!({"name": "link"})).unwrap();
+    assert_eq!(link["status"]["received"]["drops"]["repeated"], "1", "{link}");
+    drop(late);
 }
 
 /// All clocks go on by weeks while the controller is away.

@@ -4,10 +4,16 @@
 
 mod lab;
 
+use std::fs;
 use std::net::UdpSocket;
 use std::time::Duration;
 
-use lab::{Agent, Capture, Host, Lab, Pinger, SOON, grpcurl, ping, ping_ok, transfer, wait_until};
+use lab::{
+    Agent, Capture, Host, Initiations, Lab, Pinger, SOON, SOURCES, grpcurl, ping, ping_ok, transfer,
+    wait_until,
+};
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::UdpGsoSegment;
 use serde_json::{Value, json};
 use tunmesh::agent::wireguard::key::PrivateKey;
 use tunmesh::agent::wireguard::message::{self, Message};
@@ -125,9 +131,14 @@ const AGENT: &str = "172.100.1.1:5000";
 impl Scripted {
     /// On a host, for an agent with this key.
     fn new(host: &Host, agent: &str) -> Self {
+        Self::at(host, 5000, agent)
+    }
+
+    /// The same at another port.
+    fn at(host: &Host, port: u16, agent: &str) -> Self {
         let key = PrivateKey::generate().unwrap();
         let sessions = Noise::new(&key, &agent.parse().unwrap(), None, &Indices::default());
-        let socket = host.enter(|| UdpSocket::bind("172.100.1.2:5000").unwrap());
+        let socket = host.enter(|| UdpSocket::bind(("172.100.1.2", port)).unwrap());
         socket.set_read_timeout(Some(SOON)).unwrap();
         Self { key, sessions, socket }
     }
@@ -274,6 +285,60 @@ fn what_is_not_the_peers_is_refused_and_counted_and_changes_nothing() {
 }
 
 #[test]
+fn nobody_but_the_peer_itself_moves_a_tunnel() {
+    let lab = Lab::new();
+    let (host, other) = (lab.host("a"), lab.host("b"));
+    lab.link(&host, "172.100.1.1/24", &other, "172.100.1.2/24");
+    let agent = Agent::start(&host, &[]);
+    let mut peers = [6001, 6002].map(|port| Scripted::at(&other, port, &agent.public_key()));
+    let status =
+        |n: usize| grpcurl(&agent, GET, &json!({"name": format!("peer{n}")})).unwrap()["status"].clone();
+    let add = |n: usize, key: &PrivateKey| {
+        let tunnel = json!({"tunnel": {
+            "name": format!("peer{n}"), "device": "mesh", "addresses": ["10.9.0.1/24"],
+            "remote": format!("172.100.1.2:600{n}"), "peerPublicKey": key.public().to_string(),
+            "allowedPrefixes": [{"prefix": format!("10.9.0.{}/32", n + 1)}],
+        }});
+        grpcurl(&agent, ADD, &tunnel).unwrap();
+    };
+    (1..).zip(&peers).for_each(|(n, peer)| add(n, &peer.key));
+    let old = peers[1].sessions.initiate().unwrap();
+    peers.iter_mut().for_each(Scripted::shakes_hands);
+    let [one, two] = &mut peers;
+    // Datagrams that arrive as one message: of one peer, and in the name of another.
+    let own = one.sealed(&packet(2, b"of the first one"));
+    let mut anothers = two.sealed(&packet(3, b"of the other one"));
+    anothers[20] ^= 1;
+    setsockopt(&one.socket, UdpGsoSegment, &own.len().try_into().unwrap()).unwrap();
+    for train in [
+        [&own[..], &anothers].concat(),
+        [&anothers[..], &one.sealed(&packet(2, b"of the first one"))].concat(),
+    ] {
+        one.send(&train);
+    }
+    wait_until(SOON, "both are refused", || number(&status(2)["received"]["drops"]["forged"]) == 2);
+    assert_eq!(number(&status(1)["received"]["packets"]), 2);
+    assert_eq!(
+        (&status(1)["endpoint"], &status(2)["endpoint"]),
+        (&json!("172.100.1.2:6001"), &json!("172.100.1.2:6002"))
+    );
+    assert_eq!(status(2)["lastReceived"], Value::Null);
+
+    // To a tunnel that is new an old initiation is as good as any, but its sender is not where the peer is.
+    grpcurl(&agent, DELETE, &json!({"name": "peer2"})).unwrap();
+    add(2, &two.key);
+    let elsewhere = other.enter(|| UdpSocket::bind("172.100.1.2:6003").unwrap());
+    elsewhere.set_read_timeout(Some(SOON)).unwrap();
+    elsewhere.send_to(&old, AGENT).unwrap();
+    let answered = elsewhere.recv(&mut [0; 200]).unwrap();
+    assert_eq!((answered, &status(2)["endpoint"]), (92, &json!("172.100.1.2:6002")));
+    two.shakes_hands();
+    let good = two.sealed(&packet(3, b"from where it is"));
+    two.send(&good);
+    wait_until(SOON, "its packet arrives", || number(&status(2)["received"]["packets"]) == 1);
+}
+
+#[test]
 fn a_peer_that_moves_is_followed_once_it_has_shown_who_it_is() {
     let Pair { lab: _lab, hosts: [a, b], agents } = &joined();
     let cable = b.device_to(a);
@@ -292,6 +357,11 @@ fn a_peer_that_moves_is_followed_once_it_has_shown_who_it_is() {
     stranger.send_to(&packet(2, b"from elsewhere"), AGENT).unwrap();
     ping_ok(a, "10.9.0.2");
     assert_eq!(endpoint(), "172.100.1.7:5000");
+    // A tunnel that is changed to be plain, or another's, does not go where the peer was.
+    let mut tunnel = link(&agents[0])["tunnel"].clone();
+    tunnel["peerPublicKey"] = json!(PrivateKey::generate().unwrap().public().to_string());
+    grpcurl(&agents[0], ADD, &json!({"tunnel": tunnel, "replace": true})).unwrap();
+    assert_eq!(endpoint(), "172.100.1.2:5000");
 }
 
 #[test]
@@ -349,4 +419,45 @@ fn packets_that_come_before_there_are_keys_wait_for_them() {
     assert_eq!(number(&sent["drops"]["no_session"]), 100 - 32, "{sent}");
     assert_eq!(number(&sent["packets"]), 0);
     assert_eq!(message::OVERHEAD, 32);
+}
+
+/// The memory that an agent has, in KiB.
+fn memory(agent: &Agent) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", agent.pid())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+#[test]
+fn initiations_from_everywhere_hold_up_nobody_and_fill_no_memory() {
+    const RATE: u32 = 10_000;
+    let lab = Lab::new();
+    let (router, a, b, strangers) = (lab.host("router"), lab.host("a"), lab.host("b"), lab.host("strangers"));
+    let ends = [(&a, "172.100.1.1/24"), (&b, "172.100.1.2/24"), (&strangers, "172.100.1.3/24")];
+    lab.segment(&router, "172.100.1.254/24", &ends);
+    a.route(SOURCES, "172.100.1.3");
+    let (agent, mut their) = (Agent::start(&a, &[]), Agent::start(&b, &[]));
+    add(&agent, 1, 2, "172.100.1.2", &their.public_key());
+    add(&their, 2, 1, "172.100.1.1", &agent.public_key());
+    ping_ok(&a, "10.9.0.2");
+    let flood = Initiations::start(&strangers, AGENT.parse().unwrap(), &agent.public_key(), RATE);
+    let refused =
+        |reason: &str| number(&grpcurl(&agent, STATUS, &json!({})).unwrap()["datagramsDropped"][reason]);
+    wait_until(SOON, "cookies are asked for", || refused("too_many_handshakes") > u64::from(RATE));
+    for _ in 0..5 {
+        transfer(&a, &b, "10.9.0.2", 50_000_000);
+        transfer(&b, &a, "10.9.0.1", 50_000_000);
+    }
+    let (before, sent) = (memory(&agent), flood.sent());
+    // A peer that knows no session any more shows that it hears what is sent to it, and gets one.
+    their.kill9();
+    their.restart();
+    wait_until(2 * SOON, "packets pass again", || ping(&b, "10.9.0.1", &[]));
+    wait_until(6 * SOON, "100,000 initiations", || flood.sent() > sent + 100_000);
+    ping_ok(&a, "10.9.0.2");
+    // No more than 200 a second were worth a key exchange.
+    let seconds = flood.sent() / u64::from(RATE) + 1;
+    assert!(refused("unknown_sender") <= 200 * (seconds + 1), "{} in {seconds} s", refused("unknown_sender"));
+    let after = memory(&agent);
+    assert!(after < before + 2_048, "{before} KiB, then {after}");
 }

@@ -41,17 +41,20 @@ fn heard_alone(host: &Host) -> BTreeSet<SocketAddr> {
     sockets.lines().filter_map(peer).collect()
 }
 
-fn add(agent: &Agent, name: &str, own: &str, peer: &str, remote: &str) {
+/// Adds a tunnel to a host with another agent.
+fn add(agent: &Agent, name: &str, own: &str, peer: &str, (remote, their, framing): (&str, &Agent, &str)) {
+    let is_encrypted = framing == "WIREGUARD";
     let tunnel = json!({"name": name, "device": "mesh", "addresses": [format!("{own}/24")], "remote": remote,
-                        "framing": "RAW", "allowedPrefixes": [{"prefix": format!("{peer}/32")}]});
+                        "framing": framing, "allowedPrefixes": [{"prefix": format!("{peer}/32")}],
+                        "peerPublicKey": if is_encrypted { their.public_key() } else { String::new() }});
     grpcurl(agent, ADD, &json!({ "tunnel": tunnel })).unwrap();
 }
 
 /// Agents of 172.100.1.1 and 172.100.1.2 with a tunnel that carries packets.
-fn joined(host: &Host, other: &Host) -> (Agent, Agent) {
+fn joined(host: &Host, other: &Host, framing: &str) -> (Agent, Agent) {
     let (agent, their) = (Agent::start(host, &[]), Agent::start(other, &[]));
-    add(&agent, "link", "10.9.0.1", "10.9.0.2", "172.100.1.2");
-    add(&their, "link", "10.9.0.2", "10.9.0.1", "172.100.1.1");
+    add(&agent, "link", "10.9.0.1", "10.9.0.2", ("172.100.1.2", &their, framing));
+    add(&their, "link", "10.9.0.2", "10.9.0.1", ("172.100.1.1", &agent, framing));
     ping_ok(host, "10.9.0.2");
     (agent, their)
 }
@@ -92,12 +95,11 @@ impl Drop for Busy {
     }
 }
 
-#[test]
-fn a_ping_takes_one_thread_and_a_transfer_more() {
+fn a_ping_takes_one_thread(framing: &str) {
     let lab = Lab::new();
     let (host, other) = (lab.host("host"), lab.host("other"));
     lab.link(&host, "172.100.1.1/24", &other, "172.100.1.2/24");
-    let (agent, their) = joined(&host, &other);
+    let (agent, their) = joined(&host, &other, framing);
     let pings_take_one_thread = || {
         let before =
             [&agent, &their].map(|agent| (waits(agent, "tunmesh-data"), waits(agent, "tunmesh-reader")));
@@ -119,8 +121,18 @@ fn a_ping_takes_one_thread_and_a_transfer_more() {
     wait_until(SOON, "pings take one thread again", pings_take_one_thread);
 }
 
+#[test]
+fn a_ping_takes_one_thread_and_a_transfer_more() {
+    a_ping_takes_one_thread("RAW");
+}
+
+#[test]
+fn a_ping_takes_one_thread_and_a_transfer_more_encrypted() {
+    a_ping_takes_one_thread("WIREGUARD");
+}
+
 /// Peers of a host that send much at once, more than it has readers for, and one that does not.
-fn many_peers(underlay: fn(u8) -> String, family: &str) {
+fn many_peers(underlay: fn(u8) -> String, family: &str, framing: &str) {
     let lab = Lab::new();
     let (router, host) = (lab.host("router"), lab.host("host"));
     let readers = thread::available_parallelism().unwrap().get().clamp(2, 8) as u8;
@@ -135,8 +147,9 @@ fn many_peers(underlay: fn(u8) -> String, family: &str) {
         .iter()
         .map(|(n, peer)| {
             let their = Agent::start(peer, &[]);
-            add(&agent, &format!("to{n}"), "10.9.0.1", &format!("10.9.0.{n}"), &underlay(*n));
-            add(&their, "link", &format!("10.9.0.{n}"), "10.9.0.1", &underlay(1));
+            let address = format!("10.9.0.{n}");
+            add(&agent, &format!("to{n}"), "10.9.0.1", &address, (&underlay(*n), &their, framing));
+            add(&their, "link", &address, "10.9.0.1", (&underlay(1), &agent, framing));
             (n, peer, their)
         })
         .collect();
@@ -169,21 +182,25 @@ fn many_peers(underlay: fn(u8) -> String, family: &str) {
 
 #[test]
 fn many_loud_peers_and_a_quiet_one_are_heard_on_ipv4() {
-    many_peers(|n| format!("172.100.1.{n}"), "24");
+    many_peers(|n| format!("172.100.1.{n}"), "24", "RAW");
 }
 
 #[test]
 fn many_loud_peers_and_a_quiet_one_are_heard_on_ipv6() {
-    many_peers(|n| format!("fd00::{n}"), "64");
+    many_peers(|n| format!("fd00::{n}"), "64", "RAW");
 }
 
 #[test]
-fn packets_stay_in_order_where_a_peer_gets_and_leaves_its_socket() {
+fn many_loud_peers_and_a_quiet_one_are_heard_encrypted() {
+    many_peers(|n| format!("172.100.1.{n}"), "24", "WIREGUARD");
+}
+
+fn packets_stay_in_order(framing: &str) {
     const TURNS: usize = 20;
     let lab = Lab::new();
     let (host, other) = (lab.host("host"), lab.host("other"));
     lab.link(&host, "172.100.1.1/24", &other, "172.100.1.2/24");
-    let _agents = joined(&host, &other);
+    let _agents = joined(&host, &other, framing);
     let receiver = host.enter(|| UdpSocket::bind("10.9.0.1:7000").unwrap());
     socket2::SockRef::from(&receiver).set_recv_buffer_size(8 << 20).unwrap();
     receiver.set_read_timeout(Some(SOON)).unwrap();
@@ -232,13 +249,23 @@ fn packets_stay_in_order_where_a_peer_gets_and_leaves_its_socket() {
 }
 
 #[test]
+fn packets_stay_in_order_where_a_peer_gets_and_leaves_its_socket() {
+    packets_stay_in_order("RAW");
+}
+
+#[test]
+fn encrypted_packets_stay_in_order_where_a_peer_gets_and_leaves_its_socket() {
+    packets_stay_in_order("WIREGUARD");
+}
+
+#[test]
 fn a_flood_of_strangers_gives_nobody_a_socket_and_wakes_nobody_for_each_datagram() {
     let lab = Lab::new();
     let (router, host, other, stranger) =
         (lab.host("router"), lab.host("host"), lab.host("other"), lab.host("stranger"));
     let ends = [(&host, "172.100.1.1/24"), (&other, "172.100.1.2/24"), (&stranger, "172.100.1.3/24")];
     lab.segment(&router, "172.100.1.254/24", &ends);
-    let (agent, _their) = joined(&host, &other);
+    let (agent, _their) = joined(&host, &other, "RAW");
     let garbage = || {
         let status = grpcurl(&agent, STATUS, &json!({})).unwrap();
         number(&status["datagramsDropped"]["unknown_sender"])

@@ -115,7 +115,7 @@ impl Egress {
             prefix: if tunnel.packet_information { &information } else { &[] },
             limit: if tunnel.takes_trains && tunnel.path.takes_trains(self.now) { SEGMENTS } else { 1 },
             peer: tunnel.peer.as_deref().map(|peer| (peer, tunnel.mtu)),
-            roamed: roamed.as_ref(),
+            roamed: roamed.as_ref().filter(|_| tunnel.peer.is_some()),
         };
         let length = packet.bytes().len();
         if header.segments.is_none() {
@@ -163,7 +163,7 @@ impl Egress {
 fn heed(handshakes: &mut Handshakes, tunnel: &Tunnel, delay: Delay) {
     tunnel.stats.sent.drops.count(DropReason::NoSession, delay.lost);
     if let Some(initiation) = delay.initiation {
-        handshakes.post_to(tunnel, &initiation);
+        handshakes.ask(tunnel, &initiation);
     }
 }
 

@@ -1,11 +1,13 @@
 //! What keeps the sessions of encrypted tunnels going: the messages of handshakes, as they arrive and as they are due.
 
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Shared;
 use super::batch::Place;
+use super::outbox::{is_of_the_source, reason_of};
 use super::path::Destination;
 use super::peer::{Peer, Sessions};
 use super::stats::DropReason;
@@ -41,18 +43,21 @@ impl Handshakes {
                 self.shared.stats.datagrams_dropped.count(refused, 1);
             }
             Ok(Judged::Cookie(cookie)) => {
-                self.post(&Destination::from(source), local, &cookie);
+                self.shared.stats.datagrams_dropped.count(DropReason::TooMany, 1);
+                // Who gets none asks again.
+                let _ = self.post(&Destination::from(source), local, &cookie);
             }
             Ok(Judged::Of(tunnel, peer)) => {
                 let mut sessions = peer.sessions();
                 match sessions.shake(message) {
                     Ok(answer) => {
-                        if !matches!(kind, Message::Cookie { .. }) {
-                            tunnel.path.roam(&tunnel.destination, source);
-                            local.inspect(|local| tunnel.path.mark_local(*local));
+                        // An initiation may have been sent before: where its sender is, its first packet shows.
+                        if let (Message::Response { .. }, Some(local)) = (kind, local) {
+                            table.mark_way(tunnel, source, local);
                         }
                         if let Some(answer) = answer {
-                            self.post_to(tunnel, &answer);
+                            // Whether it went shows by what follows.
+                            let _ = self.post(&Destination::from(source), local, &answer);
                         }
                         self.release(tunnel, &mut sessions);
                     }
@@ -60,7 +65,7 @@ impl Handshakes {
                         tunnel.stats.received.drops.count(refused.into(), 1);
                         let is_old = refused == Refused::Repeated && kind == Message::Initiation;
                         if let Some(initiation) = is_old.then(|| sessions.revive(now)).flatten() {
-                            self.post_to(tunnel, &initiation);
+                            self.ask(tunnel, &initiation);
                         }
                     }
                 }
@@ -104,8 +109,9 @@ impl Handshakes {
             Message::Response { receiver } | Message::Cookie { receiver } => {
                 let place = self.shared.receivers.peer(receiver).and_then(|peer| table.peer(peer));
                 let judged = place.and_then(of).ok_or(DropReason::NoSession)?;
-                if let (Judged::Of(_, peer), Message::Response { .. }) = (&judged, kind) {
-                    peer.own.checker().judge_answer(&mut self.shared.limits(), message, Instant::now())?;
+                if let (Judged::Of(_, peer), Message::Response { receiver }) = (&judged, kind) {
+                    peer.own.checker().check(message)?;
+                    peer.sessions().expect_answer(receiver)?;
                 }
                 Ok(judged)
             }
@@ -116,48 +122,49 @@ impl Handshakes {
     /// Sends what has waited for a session with a peer, which is there now.
     pub(super) fn release(&mut self, tunnel: &Tunnel, sessions: &mut Sessions) {
         while let Some((datagram, length)) = sessions.released() {
-            if self.post_to(tunnel, &datagram) {
-                tunnel.stats.sent.count(1, length);
-            } else {
-                tunnel.stats.sent.drops.count(DropReason::Unreachable, 1);
+            match self.post_to(tunnel, &datagram) {
+                Ok(()) => tunnel.stats.sent.count(1, length),
+                Err(error) => tunnel.stats.sent.drops.count(reason_of(&error), 1),
             }
         }
     }
 
-    /// Looks at the clock for all peers; `now` is time since boot.
+    /// Looks at the clock for all peers.
     pub(super) fn tick(&mut self, table: &Table) {
         for (tunnel, peer) in table.peers() {
             let ticked = peer.sessions().tick();
             tunnel.stats.sent.drops.count(DropReason::NoSession, ticked.lost as u64);
             if let Some(message) = ticked.message {
-                self.post_to(tunnel, &message);
+                self.ask(tunnel, &message);
             }
         }
     }
 
-    /// Sends a message to the peer of a tunnel. Returns whether it went.
-    pub(super) fn post_to(&mut self, tunnel: &Tunnel, message: &[u8]) -> bool {
-        let roamed = tunnel.path.roamed();
-        let destination = roamed.as_deref().unwrap_or(&tunnel.destination);
-        let went = self.post(destination, tunnel.path.local(), message);
-        if !went && tunnel.path.local().is_some() {
-            // The address may have left this host.
-            tunnel.path.forget_local();
-            return self.post(destination, None, message);
+    /// Sends the peer of a tunnel a message that is sent again where nothing comes of it.
+    pub(super) fn ask(&mut self, tunnel: &Tunnel, message: &[u8]) {
+        if let Err(error) = self.post_to(tunnel, message) {
+            tracing::debug!(to = %tunnel.destination.address, %error, "a message of a handshake was not sent");
         }
-        went
     }
 
-    /// Sends a datagram. What does not go is asked for again in a while.
-    fn post(&mut self, to: &Destination, source: Option<IpAddr>, message: &[u8]) -> bool {
-        let Some(socket) = self.shared.sockets.of(to.address) else { return false };
+    fn post_to(&mut self, tunnel: &Tunnel, message: &[u8]) -> io::Result<()> {
+        let roamed = tunnel.path.roamed();
+        let destination = roamed.as_deref().unwrap_or(&tunnel.destination);
+        let local = tunnel.path.local();
+        match self.post(destination, local, message) {
+            Err(error) if local.is_some() && is_of_the_source(&error) => {
+                tunnel.path.forget_local();
+                self.post(destination, None, message)
+            }
+            sent => sent,
+        }
+    }
+
+    fn post(&mut self, to: &Destination, source: Option<IpAddr>, message: &[u8]) -> io::Result<()> {
+        let socket = self.shared.sockets.of(to.address).ok_or(io::ErrorKind::Unsupported)?;
         let datagram = Datagram { destination: &to.socket, source, segment: None, tos: 0, parts: 0..1 };
         let part = Part { buffer: 0, at: 0, length: message.len() as u32 };
-        let sent = self.sender.send(socket, std::iter::once(datagram), &[part], [message, &[]]);
-        if let Err(error) = &sent {
-            tracing::debug!(to = %to.address, %error, "a message of a handshake was not sent");
-        }
-        sent.is_ok()
+        self.sender.send(socket, std::iter::once(datagram), &[part], [message, &[]]).map(|_| ())
     }
 }
 

@@ -22,6 +22,7 @@ use crate::agent::packet::coalesce::{Coalescer, Owner, Write};
 use crate::agent::packet::frame::{self, Frame};
 use crate::agent::packet::parse::Packet;
 use crate::agent::packet::{ecn, mss};
+use crate::agent::wireguard::Refused;
 use crate::agent::wireguard::message::{Index, Message};
 
 /// As many bytes are handed on at once: what lies longer leaves the processor's cache.
@@ -57,14 +58,41 @@ struct Before {
     admitted: Option<(IpAddr, IpAddr)>,
     /// Whether the next packet may go on where its packet ended.
     goes_on: bool,
+    /// Who was behind what came this way, as far as it is noted.
+    marked: Heard,
     /// Whether its way is noted as the one to the peer.
     is_way_marked: bool,
 }
 
 impl Before {
     fn new(way: Way, session: Option<Index>, sender: Place) -> Self {
-        Self { way, session, sender, admitted: None, goes_on: false, is_way_marked: false }
+        let (admitted, goes_on, is_way_marked) = (None, false, false);
+        Self { way, session, sender, admitted, goes_on, marked: Heard::Nobody, is_way_marked }
     }
+
+    /// Notes that somebody was behind a datagram that came this way at `now`, time since boot.
+    fn mark(&mut self, table: &Table, heard: Heard, now: Duration) {
+        let (source, local, _) = self.way;
+        let is_way_known = self.is_way_marked || local.is_none();
+        if heard == Heard::Nobody || (heard <= self.marked && is_way_known) {
+            return;
+        }
+        let Some(tunnel) = table.tunnel(self.sender) else { return };
+        if heard == Heard::Packet {
+            tunnel.stats.mark_received(now);
+        }
+        self.marked = self.marked.max(heard);
+        if let Some(local) = local.filter(|_| !self.is_way_marked) {
+            self.is_way_marked = true;
+            table.mark_way(tunnel, source, local);
+        }
+    }
+}
+
+/// The sessions of a peer while its datagrams are being taken in: nobody else has them.
+struct Held<'t> {
+    tunnel: &'t Tunnel,
+    sessions: MutexGuard<'t, Sessions>,
 }
 
 /// Where datagrams are read.
@@ -286,37 +314,31 @@ impl Ingress {
         if before.as_ref().is_some_and(|before| before.way != way) {
             *before = None;
         }
-        let (mut sessions, mut heard) = (None, Heard::Nobody);
+        let mut held = None;
         let mut at = place.start;
         loop {
             let end = (at + segment).min(place.end);
             let is_sealed = self.receiver.buffer_mut().get(at..end).is_some_and(frame::is_wireguard);
-            heard = heard.max(match is_sealed {
-                true => self.take_sealed(table, at..end, way, now, before, &mut sessions),
+            let heard = match is_sealed {
+                true => self.take_sealed(table, at..end, way, now, before, &mut held),
                 false => self.take_plain(table, at..end, way, before),
-            });
+            };
+            self.has_packet |= heard == Heard::Packet;
+            if let Some(before) = before {
+                before.mark(table, heard, now);
+            }
             at = end;
             if at >= place.end {
                 break;
             }
         }
-        let Some(before) = before else { return };
-        let Some(tunnel) = table.tunnel(before.sender) else { return };
-        if let Some(mut sessions) = sessions {
+        self.let_go(held);
+    }
+
+    /// Sends what has waited for a session that is there now, and leaves the sessions to others.
+    fn let_go(&mut self, held: Option<Held<'_>>) {
+        if let Some(Held { tunnel, mut sessions }) = held {
             self.handshakes.release(tunnel, &mut sessions);
-        }
-        if heard == Heard::Packet {
-            self.has_packet = true;
-            tunnel.stats.mark_received(now);
-        }
-        if heard > Heard::Nobody && !before.is_way_marked {
-            before.is_way_marked = true;
-            if tunnel.peer.is_some() {
-                tunnel.path.roam(&tunnel.destination, source);
-            }
-            if let Some(local) = local {
-                tunnel.path.mark_local(local);
-            }
         }
     }
 
@@ -364,8 +386,8 @@ impl Ingress {
         }
     }
 
-    /// Takes in a datagram that is encrypted, or a message of a handshake. `sessions` are those of the datagram before, which
-    /// nobody else has meanwhile.
+    /// Takes in a datagram that is encrypted, or a message of a handshake. `held` are the sessions of the datagram before.
+    /// Nothing is left in `before` where it is not authentic.
     fn take_sealed<'t>(
         &mut self,
         table: &'t Table,
@@ -373,25 +395,25 @@ impl Ingress {
         way: Way,
         now: Duration,
         before: &mut Option<Before>,
-        sessions: &mut Option<MutexGuard<'t, Sessions>>,
+        held: &mut Option<Held<'t>>,
     ) -> Heard {
+        let message =
+            self.receiver.buffer_mut().get(place.clone()).map_or(Err(Refused::Malformed), Message::parse);
+        let session = match message {
+            Ok(Message::Data { receiver }) => Some(receiver),
+            Ok(_) | Err(_) => None,
+        };
+        if session.is_none() || before.as_ref().is_none_or(|before| before.session != session) {
+            // It may be for the peer whose sessions are held.
+            self.let_go(held.take());
+            let peer = session.and_then(|session| self.shared.receivers.peer(session));
+            let sender = peer.and_then(|peer| table.peer(peer));
+            *before = sender.map(|sender| Before::new(way, session, sender));
+        }
         let dropped = &self.shared.stats.datagrams_dropped;
         let Some(datagram) = self.receiver.buffer_mut().get_mut(place.clone()) else { return Heard::Nobody };
-        let message = Message::parse(datagram);
-        let is_known = |before: &Before, receiver| before.session == Some(receiver);
-        let goes_on = match (message, &before) {
-            (Ok(Message::Data { receiver }), Some(before)) => is_known(before, receiver),
-            _ => false,
-        };
-        if !goes_on {
-            // It may be for the peer whose sessions are held.
-            let tunnel = before.as_ref().and_then(|before| table.tunnel(before.sender));
-            if let (Some(tunnel), Some(mut sessions)) = (tunnel, sessions.take()) {
-                self.handshakes.release(tunnel, &mut sessions);
-            }
-        }
-        let receiver = match message {
-            Ok(Message::Data { receiver }) => receiver,
+        match message {
+            Ok(Message::Data { .. }) => {}
             Ok(kind) => {
                 self.handshakes.take_in(table, kind, datagram, (way.0, way.1), now);
                 return Heard::Nobody;
@@ -400,25 +422,20 @@ impl Ingress {
                 dropped.count(refused.into(), 1);
                 return Heard::Nobody;
             }
-        };
-        if !goes_on {
-            let peer = self.shared.receivers.peer(receiver);
-            let sender = peer.and_then(|peer| table.peer(peer));
-            *before = sender.map(|sender| Before::new(way, Some(receiver), sender));
         }
-        let tunnel = before.as_ref().and_then(|before| table.tunnel(before.sender));
-        let (Some(before), Some(tunnel)) = (before, tunnel) else {
+        let Some(known) = before else {
             dropped.count(DropReason::NoSession, 1);
             return Heard::Nobody;
         };
-        let (Some(device), Some(peer)) = (table.devices().get(before.sender.device), &tunnel.peer) else {
-            return Heard::Nobody;
-        };
-        let sessions = sessions.get_or_insert_with(|| peer.sessions());
-        let inner = match sessions.open(datagram) {
+        let (device, tunnel) = (table.devices().get(known.sender.device), table.tunnel(known.sender));
+        let (Some(device), Some(tunnel)) = (device, tunnel) else { return Heard::Nobody };
+        let Some(peer) = &tunnel.peer else { return Heard::Nobody };
+        let held = held.get_or_insert_with(|| Held { tunnel, sessions: peer.sessions() });
+        let inner = match held.sessions.open(datagram) {
             Ok(inner) => inner,
             Err(refused) => {
                 tunnel.stats.received.drops.count(refused.into(), 1);
+                *before = None;
                 return Heard::Nobody;
             }
         };
@@ -431,15 +448,15 @@ impl Ingress {
         // Without what it was padded with.
         let end = at + Packet::parse(packet).map_or(packet.len(), |packet| packet.bytes().len());
         let buffer = self.receiver.buffer_mut();
-        if before.goes_on && self.coalescer.extend(buffer, at..end) {
+        if known.goes_on && self.coalescer.extend(buffer, at..end) {
             return Heard::Packet;
         }
         let packet = buffer.get_mut(at..end).unwrap_or_default();
-        let admitted = admit(device, tunnel, packet, Some(way.2), &mut before.admitted);
-        before.goes_on = admitted.is_ok();
+        let admitted = admit(device, tunnel, packet, Some(way.2), &mut known.admitted);
+        known.goes_on = admitted.is_ok();
         match admitted {
             Ok(()) => {
-                self.push(device, before.sender, at..end);
+                self.push(device, known.sender, at..end);
                 Heard::Packet
             }
             Err(reason) => {

@@ -268,10 +268,7 @@ fn remedy(error: &io::Error, socket: &UdpSocket, tunnel: &Tunnel, datagrams: usi
         Some(libc::ENOBUFS | libc::ECONNREFUSED) if tries == 0 => Remedy::Again,
         // No checksums or segmentation on the way that this peer's datagrams take, or more of them than this kernel takes.
         Some(libc::EIO | libc::EINVAL) if datagrams > 1 => Remedy::Singly,
-        Some(libc::EINVAL | libc::EADDRNOTAVAIL | libc::ENETUNREACH | libc::EHOSTUNREACH)
-            if tunnel.path.local().is_some() =>
-        {
-            // The address may have left this host: the kernel finds no route from there, or no such address.
+        Some(_) if tunnel.path.local().is_some() && is_of_the_source(error) => {
             tunnel.path.forget_local();
             Remedy::Again
         }
@@ -279,7 +276,17 @@ fn remedy(error: &io::Error, socket: &UdpSocket, tunnel: &Tunnel, datagrams: usi
     }
 }
 
-fn reason_of(error: &io::Error) -> DropReason {
+/// Whether the address that a datagram is to go from may have left this host: the kernel finds no route from there, or no
+/// such address.
+pub(super) fn is_of_the_source(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EINVAL | libc::EADDRNOTAVAIL | libc::ENETUNREACH | libc::EHOSTUNREACH)
+    )
+}
+
+/// Why what was refused so is lost.
+pub(super) fn reason_of(error: &io::Error) -> DropReason {
     match error.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) => DropReason::Firewall,
         Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::ENETDOWN | libc::EADDRNOTAVAIL) => {

@@ -8,13 +8,15 @@ use std::time::Duration;
 use crate::agent::wireguard::Refused;
 use crate::agent::wireguard::cookie::CookieChecker;
 use crate::agent::wireguard::key::PrivateKey;
-use crate::agent::wireguard::message::{self, Index};
+use crate::agent::wireguard::message::{self, Index, Message};
 use crate::agent::wireguard::tunnel::{Indices, Noise, Sealed, Ticked, Tunnel};
 use crate::proto::model::PublicKey;
 
 /// How many indices of a peer are known at most. A session goes on for 180 s, in which a host that is not answered
 /// begins 36 handshakes.
 const INDICES: usize = 64;
+/// How many answers to one initiation are looked at: whoever sees it can send some, too.
+const ANSWERS: u8 = 4;
 /// How often at most a peer whose initiations are too old is sent one: its clock may have been set back.
 const REVIVAL: Duration = Duration::from_secs(5);
 
@@ -107,6 +109,7 @@ impl Peer {
             receivers,
             indices: VecDeque::new(),
             is_greeted: false,
+            awaited: None,
             revived_at: None,
             established: None,
         };
@@ -133,6 +136,8 @@ pub struct Sessions {
     /// The oldest first.
     indices: VecDeque<Index>,
     is_greeted: bool,
+    /// The last initiation, by its index, and how many answers to it are looked at still.
+    awaited: Option<(Index, u8)>,
     /// When it was last sent an initiation since its own were too old, as time since boot.
     revived_at: Option<Duration>,
     established: Option<Duration>,
@@ -162,8 +167,30 @@ impl Sessions {
     /// As there.
     pub fn shake(&mut self, message: &[u8]) -> Result<Option<Vec<u8>>, Refused> {
         let answer = self.tunnel.shake(message)?;
+        if matches!(Message::parse(message), Ok(Message::Response { .. })) {
+            self.awaited = None;
+        }
         self.note(answer.as_deref());
         Ok(answer)
+    }
+
+    /// Judges an answer to an initiation before any key is worked with.
+    ///
+    /// # Errors
+    /// `NoSession` where none is awaited, and `TooMany`.
+    pub fn expect_answer(&mut self, index: Index) -> Result<(), Refused> {
+        match &mut self.awaited {
+            Some((awaited, left)) if *awaited == index => {
+                *left = left.checked_sub(1).ok_or(Refused::TooMany)?;
+                Ok(())
+            }
+            Some(_) | None => Err(Refused::NoSession),
+        }
+    }
+
+    /// As [`Tunnel::forget`].
+    pub fn forget(&mut self) -> usize {
+        self.tunnel.forget()
     }
 
     /// As [`Tunnel::released`].
@@ -217,6 +244,9 @@ impl Sessions {
     /// Notes the index by which a message that goes to the peer is answered.
     fn note(&mut self, message: Option<&[u8]>) {
         let Some(index) = message.and_then(message::sender) else { return };
+        if message.is_some_and(message::is_initiation) {
+            self.awaited = Some((index, ANSWERS));
+        }
         self.receivers.add(index, self.id);
         self.indices.push_back(index);
         if self.indices.len() > INDICES {

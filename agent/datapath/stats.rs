@@ -46,7 +46,7 @@ pub enum DropReason {
     Repeated,
     /// An encrypted datagram so late that it is not known whether it has been here.
     TooLate,
-    /// A handshake of too many.
+    /// A handshake of too many. Its sender may have been sent a cookie, to come again with.
     TooMany,
 }
 

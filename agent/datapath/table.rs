@@ -195,6 +195,18 @@ impl Table {
         Some((tunnel, tunnel.peer.as_deref()?))
     }
 
+    /// Notes that the peer of a tunnel, who has shown who it is, is at `source` and sends to `local`; not where that is
+    /// inside the overlay: a tunnel would run inside itself.
+    pub fn mark_way(&self, tunnel: &Tunnel, source: SocketAddr, local: IpAddr) {
+        if self.devices.iter().any(|device| device.addresses.contains(&local)) {
+            return;
+        }
+        if tunnel.peer.is_some() {
+            tunnel.path.roam(&tunnel.destination, source);
+        }
+        tunnel.path.mark_local(local);
+    }
+
     /// The tunnel that a datagram from `source` belongs to, if it is not encrypted.
     pub fn sender(&self, source: SocketAddr) -> Option<Place> {
         let exact = self.by_endpoint.get(&(source.ip(), source.port()));

@@ -195,7 +195,7 @@ impl Main {
             due.next += 1;
             if let Some(initiation) = peer.sessions().greet() {
                 due.greeted_at = now;
-                self.handshakes.post_to(tunnel, &initiation);
+                self.handshakes.ask(tunnel, &initiation);
             }
         }
         Some(next.saturating_sub(now))

@@ -15,10 +15,10 @@ use crate::proto::source::{Shares, Source};
 
 /// The initiations of all hosts together that are heeded without more: a key exchange takes a tenth of a millisecond.
 const ALL: Rate = Rate { burst: 200, every: Duration::from_millis(5) };
-/// The answers to this host's own initiations, of which it sends at most as many.
-const ANSWERS: Rate = Rate { burst: 500, every: Duration::from_millis(2) };
 /// Those of one source that has shown that it is there, as Linux has it (drivers/net/wireguard/ratelimiter.c).
 const PROVEN: Rate = Rate { burst: 5, every: Duration::from_millis(50) };
+/// Those of all sources together that have shown that they are there.
+const ALL_PROVEN: Rate = Rate { burst: 1_000, every: Duration::from_millis(1) };
 /// Those of which the second authentication is looked at, which takes some microseconds: who is left out asks again.
 const LOOKED_AT: Rate = Rate { burst: 2_000, every: Duration::from_micros(50) };
 
@@ -34,8 +34,8 @@ pub enum Verdict {
 /// How many handshakes there are, to all keys of this host together.
 pub struct Limits {
     all: Bucket,
-    answers: Bucket,
     looked_at: Bucket,
+    all_proven: Bucket,
     proven: Shares,
 }
 
@@ -43,8 +43,8 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             all: Bucket::default(),
-            answers: Bucket::default(),
             looked_at: Bucket::default(),
+            all_proven: Bucket::default(),
             proven: Shares::new(PROVEN),
         }
     }
@@ -64,8 +64,8 @@ impl CookieChecker {
         Self { first: RateLimiter::new(own.point(), u64::MAX), second: RateLimiter::new(own.point(), 0) }
     }
 
-    /// Judges an initiation from `source`. Costs no key exchange, and nothing is kept of a source that has not shown that
-    /// it is there.
+    /// Judges an initiation from `source`. Costs no key exchange, and nothing is kept for longer than a second of a source that has
+    /// not shown that it is there.
     ///
     /// # Errors
     /// `Forged` where its sender does not know the key, and `TooMany`.
@@ -84,25 +84,21 @@ impl CookieChecker {
         // What it has counted by source is of no use here.
         self.second.try_reset_count();
         match self.second.verify_packet(source, Packet::copy_from(message)) {
-            Ok(_) if limits.proven.take(Source::from(source.ip()), now) => Ok(Verdict::Heed),
-            Ok(_) => Err(Refused::TooMany),
+            Ok(_) => {
+                let is_within = limits.proven.take(Source::from(source.ip()), now)
+                    && limits.all_proven.take(ALL_PROVEN, now).is_ok();
+                if is_within { Ok(Verdict::Heed) } else { Err(Refused::TooMany) }
+            }
             Err(TunnResult::WriteToNetwork(cookie)) => Ok(Verdict::Cookie(Packet::from(cookie).to_vec())),
             Err(TunnResult::Done | TunnResult::Err(_) | TunnResult::WriteToTunnel(_)) => Err(Refused::Forged),
         }
     }
 
-    /// Judges the answer to an initiation of this host, which whoever sends it has seen: it needs no cookie, however many
-    /// initiations there are.
+    /// Checks that the sender of an initiation or response knows the key. Costs no key exchange.
     ///
     /// # Errors
-    /// As [`judge`](Self::judge).
-    pub fn judge_answer(&mut self, limits: &mut Limits, message: &[u8], now: Instant) -> Result<(), Refused> {
-        self.check(message)?;
-        limits.answers.take(ANSWERS, now).map_err(|_| Refused::TooMany)
-    }
-
-    /// Checks that the sender of a message knows the key.
-    fn check(&self, message: &[u8]) -> Result<(), Refused> {
+    /// `Forged` where it does not.
+    pub fn check(&self, message: &[u8]) -> Result<(), Refused> {
         // It counts by source what it never refuses: as one, it keeps nothing.
         let nobody = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
         match self.first.verify_packet(nobody, Packet::copy_from(message)) {

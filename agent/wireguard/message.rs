@@ -64,6 +64,11 @@ pub fn sender(message: &[u8]) -> Option<Index> {
     }
 }
 
+/// Whether a message begins a handshake.
+pub fn is_initiation(message: &[u8]) -> bool {
+    Message::parse(message) == Ok(Message::Initiation)
+}
+
 /// How long a packet of `length` bytes is when it is encrypted for a tunnel whose longest packet is `longest`: padding does
 /// not make it longer than that.
 pub fn sealed_length(length: usize, longest: usize) -> usize {

@@ -22,6 +22,9 @@ use crate::proto::model::PublicKey;
 /// The most packets that wait for a session with one peer. Beyond, the oldest is lost.
 pub const WAITING: usize = 32;
 
+/// How many sessions gotatun keeps, those included that the peer has not heard of.
+const SESSIONS: usize = 8;
+
 /// What became of a packet that was to be encrypted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Sealed {
@@ -76,6 +79,9 @@ pub trait Tunnel: Send {
     /// Looks at the clock. It is to be called every 250 ms or so.
     fn tick(&mut self) -> Ticked;
 
+    /// Gives up the packets that wait for a session, and says how many there were.
+    fn forget(&mut self) -> usize;
+
     /// How old the keys are by which packets are encrypted now; `None`: there is no session.
     fn age(&self) -> Option<Duration>;
 }
@@ -96,6 +102,8 @@ pub struct Noise {
     /// Whether the peer has shown that it has the keys of a session: who has only answered does not know whether the other
     /// is there, or somebody has sent an old initiation again (section 5.1).
     is_confirmed: bool,
+    /// How many initiations of the peer were answered since it has shown that it has keys.
+    answered: usize,
     /// With their lengths before they were padded.
     waiting: VecDeque<(Packet, usize)>,
     /// Where packets are put together before they are encrypted, and datagrams are decrypted.
@@ -111,7 +119,7 @@ impl Noise {
         let peer = x25519::PublicKey::from(*peer.as_bytes());
         let tunn =
             Tunn::new(own.secret().clone(), peer, None, keepalive, indices.0.clone(), Arc::new(unused));
-        Self { tunn, is_confirmed: false, waiting: VecDeque::new(), scratch: BytesMut::new() }
+        Self { tunn, is_confirmed: false, answered: 0, waiting: VecDeque::new(), scratch: BytesMut::new() }
     }
 
     fn packet(&mut self, bytes: &[u8]) -> Packet {
@@ -158,7 +166,7 @@ impl Tunnel for Noise {
         };
         match self.tunn.handle_incoming_packet(WgKind::Data(packet)) {
             TunnResult::WriteToTunnel(packet) => {
-                self.is_confirmed = true;
+                (self.is_confirmed, self.answered) = (true, 0);
                 let place = HEADER..HEADER + packet.len();
                 let room = datagram.get_mut(place.clone()).ok_or(Refused::Malformed)?;
                 room.copy_from_slice(&packet);
@@ -175,7 +183,13 @@ impl Tunnel for Noise {
             TunnResult::Done => Ok(None),
             TunnResult::WriteToNetwork(answer) => {
                 // To a response the answer is a first packet of the session.
-                self.is_confirmed |= matches!(answer, WgKind::Data(_));
+                if matches!(answer, WgKind::Data(_)) {
+                    (self.is_confirmed, self.answered) = (true, 0);
+                } else {
+                    // The peer has not heard the answers before, and its session gives way to the last of them.
+                    self.answered += 1;
+                    self.is_confirmed &= self.answered < SESSIONS;
+                }
                 Ok(Some(bytes(answer)))
             }
             TunnResult::Err(error) => Err(refusal(&error)),
@@ -204,9 +218,13 @@ impl Tunnel for Noise {
             Err(_) => {
                 // Nobody has answered for long: what is to be sent next begins anew.
                 self.is_confirmed = false;
-                Ticked { message: None, lost: self.waiting.drain(..).count() }
+                Ticked { message: None, lost: self.forget() }
             }
         }
+    }
+
+    fn forget(&mut self) -> usize {
+        self.waiting.drain(..).count()
     }
 
     fn age(&self) -> Option<Duration> {

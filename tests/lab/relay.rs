@@ -39,9 +39,9 @@ impl Faults {
 /// What became of the datagrams of one direction.
 #[derive(Debug, Default)]
 pub struct Passed {
-    /// Datagrams that came.
+    /// Datagrams with a packet that came.
     pub came: AtomicU64,
-    /// Datagrams that went on, doubles included.
+    /// Those that went on, doubles included.
     pub went: AtomicU64,
     /// Datagrams that went on with a bit changed.
     pub damaged: AtomicU64,
@@ -110,7 +110,7 @@ impl Direction {
         while !stop.load(Ordering::Relaxed) {
             match self.from.recv(&mut buffer) {
                 Ok(length) => {
-                    self.passed.came.fetch_add(1, Ordering::Relaxed);
+                    self.passed.came.fetch_add(has_packet(&buffer[..length]), Ordering::Relaxed);
                     if self.befalls(self.faults.damaged) {
                         self.damage(&mut buffer[..length]);
                     }
@@ -127,7 +127,7 @@ impl Direction {
             while waiting.peek().is_some_and(|Reverse((due, ..))| *due <= Instant::now()) {
                 if let Some(Reverse((_, _, datagram))) = waiting.pop() {
                     self.to.send_to(&datagram, self.end).expect("the relay sends");
-                    self.passed.went.fetch_add(1, Ordering::Relaxed);
+                    self.passed.went.fetch_add(has_packet(&datagram), Ordering::Relaxed);
                 }
             }
         }
@@ -153,5 +153,17 @@ impl Direction {
     fn number(&mut self) -> u64 {
         self.seed = self.seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         self.seed >> 33
+    }
+}
+
+/// 1 where a datagram has a packet in it, and 0 where it is a message of a handshake or an empty one, which only says that
+/// its sender is there.
+fn has_packet(datagram: &[u8]) -> u64 {
+    /// Header and tag of what is encrypted, with nothing between.
+    const EMPTY: usize = 32;
+    match datagram {
+        [1..=3, 0, 0, 0, ..] => 0,
+        [4, 0, 0, 0, ..] => (datagram.len() > EMPTY).into(),
+        _ => 1,
     }
 }

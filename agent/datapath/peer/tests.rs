@@ -33,6 +33,25 @@ fn indices_are_a_peers_as_long_as_they_may_be_answered() {
 }
 
 #[test]
+fn an_answer_is_looked_at_while_one_is_awaited_and_not_for_ever() {
+    let [peer, other] = peers(&Arc::default());
+    let initiation = peer.sessions().initiate().unwrap();
+    let index = message::sender(&initiation).unwrap();
+    let expected = |index| peer.sessions().expect_answer(index);
+    assert_eq!(expected(Index(index.0 ^ 1)), Err(Refused::NoSession));
+    for _ in 0..ANSWERS {
+        assert_eq!(expected(index), Ok(()));
+    }
+    assert_eq!(expected(index), Err(Refused::TooMany));
+    let again = peer.sessions().initiate().unwrap();
+    let next = message::sender(&again).unwrap();
+    assert_eq!((expected(index), expected(next)), (Err(Refused::NoSession), Ok(())));
+    let response = other.sessions().shake(&again).unwrap().unwrap();
+    peer.sessions().shake(&response).unwrap();
+    assert_eq!(expected(next), Err(Refused::NoSession), "it has been answered");
+}
+
+#[test]
 fn a_peer_is_greeted_once_and_not_where_it_has_been_heard() {
     let [peer, other] = peers(&Arc::default());
     let greeting = peer.sessions().greet().unwrap();
