@@ -29,6 +29,9 @@ struct Arguments {
     /// The largest packet, in bytes.
     #[arg(long, default_value_t = 0)]
     mtu: u32,
+    /// The key of the peer of the first tunnel, which is encrypted then.
+    #[arg(long)]
+    peer_public_key: Option<String>,
     /// How many tunnels; all but the first lead nowhere.
     #[arg(long, default_value_t = 1)]
     count: u16,
@@ -80,13 +83,15 @@ fn tunnel(arguments: &Arguments, number: u16) -> v1::Tunnel {
         (true, false) => format!("10.10.{high}.{low}/32"),
         (false, false) => String::new(),
     };
+    let key = arguments.peer_public_key.clone().filter(|_| is_first).unwrap_or_default();
     v1::Tunnel {
         name: format!("t{number}"),
         device,
         addresses: if address.is_empty() { Vec::new() } else { vec![address] },
         mtu: arguments.mtu,
         remote: if is_first { arguments.remote.clone() } else { format!("172.101.{high}.{low}") },
-        framing: Framing::Raw.into(),
+        framing: if key.is_empty() { Framing::Raw } else { Framing::Wireguard }.into(),
+        peer_public_key: key,
         allowed_prefixes: vec![v1::AllowedPrefix {
             prefix: if is_first { format!("{peer}/32") } else { format!("10.11.{high}.{low}/32") },
             preference: 0,

@@ -12,7 +12,8 @@ that a drift of the machine hits all alike, and the table has the medians of all
   cpu         seconds of processor time of both daemons for each Gbit of tcp1
   rss         MiB of both daemons together
 
-Lines as `tunmesh / relay` have its figures as shares of the better relay's.
+Lines as `tunmesh / relay` have its figures as shares of the better relay's, `mesh_encrypted / gotatun` as multiples of
+gotatun's.
 """
 
 import argparse
@@ -113,22 +114,34 @@ def vxlan():
     give_addresses("vx0")
 
 
-def tunmesh(count=1, flags=""):
+def tunmesh(count=1, flags="", is_encrypted=False):
     for host, _ in HOSTS:
         state = f"{scratch}/state{host}"
         shutil.rmtree(state, ignore_errors=True)
         socket = f"{scratch}/agent{host}.sock"
         spawn(host, f"{arguments.bin}/agent --no-legacy --socket {socket} --state-dir {state} {flags}")
-    for host, n in HOSTS:
-        socket = f"{scratch}/agent{host}.sock"
+    sockets = {host: f"{scratch}/agent{host}.sock" for host, _ in HOSTS}
+    for socket in sockets.values():
         for _ in range(100):
             if os.path.exists(socket):
                 break
             time.sleep(0.05)
+    for host, n in HOSTS:
+        framing = "--mtu 1472"
+        if is_encrypted:
+            framing = f"--mtu 1440 --peer-public-key {public_key(other(host))}"
         sh(
-            f"{arguments.tunnels} --socket {socket} --overlay 10.9.0.{n} 10.9.0.{3 - n} --remote 172.100.1.{3 - n}"
-            f" --mtu 1472 --count {count}"
+            f"{arguments.tunnels} --socket {sockets[host]} --overlay 10.9.0.{n} 10.9.0.{3 - n} --remote 172.100.1.{3 - n}"
+            f" {framing} --count {count}"
         )
+
+
+def public_key(host):
+    return json.loads(sh(f"{arguments.bin}/agent status -o json --socket {scratch}/agent{host}.sock"))["publicKey"]
+
+
+def mesh_encrypted():
+    tunmesh(is_encrypted=True)
 
 
 def tunmesh_1000():
@@ -343,12 +356,12 @@ def socat():
 
 
 SYSTEMS = {
-    function.__name__.replace("_", "-"): function
-    for function in [
+    "mesh_encrypted": mesh_encrypted,
+    **{function.__name__.replace("_", "-"): function for function in [
         tunmesh, tunmesh_1000, tunmesh_no_tun_tso, tunmesh_no_udp_gso, tunmesh_no_udp_gro, tunmesh_one_by_one,
         relay1, relay2, limit1, limit2, veth, vxlan, wireguard_go, boringtun, gotatun, vpncloud, vpncloud_plain, nebula,
         tinc, fastd, openvpn, openvpn_plain, n2n, socat,
-    ]
+    ]},
 }  # fmt: skip
 
 # ---- measuring
@@ -447,7 +460,7 @@ def table(results):
         figures = [figures for figures in rounds if "error" not in figures]
         if figures:
             medians[system] = {column: statistics.median(f[column] for f in figures) for column in COLUMNS}
-    width = max(len(system) for system in results) + 2
+    width = max(len(system) for system in results) + len(" / gotatun") + 1
     lines = ["".ljust(width) + "".join(column.rjust(8) for column in COLUMNS)]
     for system, rounds in results.items():
         if system in medians:
@@ -455,13 +468,14 @@ def table(results):
         else:
             cells = "  " + rounds[0]["error"].strip().splitlines()[-1]
         lines.append(system.ljust(width) + cells)
-    bounds = [medians[system] for system in ("relay1", "relay2") if system in medians]
-    for system in (system for system in medians if bounds and system.startswith("tunmesh")):
-        ratios = []
-        for column in COLUMNS:
-            better = (min if column in ("rtt", "cpu", "rss") else max)(bound[column] for bound in bounds)
-            ratios.append(f"{medians[system][column] / better:8.2f}" if better else " " * 8)
-        lines.append(f"{system} / relay".ljust(width) + "".join(ratios))
+    for name, begin, others in (("relay", "tunmesh", ("relay1", "relay2")), ("gotatun", "mesh_encrypted", ("gotatun",))):
+        bounds = [medians[system] for system in others if system in medians]
+        for system in (system for system in medians if bounds and system.startswith(begin)):
+            ratios = []
+            for column in COLUMNS:
+                better = (min if column in ("rtt", "cpu", "rss") else max)(bound[column] for bound in bounds)
+                ratios.append(f"{medians[system][column] / better:8.2f}" if better else " " * 8)
+            lines.append(f"{system} / {name}".ljust(width) + "".join(ratios))
     return "\n".join(lines)
 
 
@@ -478,6 +492,7 @@ def main():
     parser.add_argument("--hard", action="store_true", help="segments are real on the cable, as on most networks")
     parser.add_argument("--bin", default=f"{ROOT}/target/release", help=argparse.SUPPRESS)
     parser.add_argument("--tunnels", help=argparse.SUPPRESS)
+    parser.add_argument("--initiations", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     systems = arguments.systems or default
     unknown = [system for system in systems if system not in SYSTEMS]
