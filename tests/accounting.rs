@@ -6,7 +6,7 @@ mod lab;
 
 use std::net::UdpSocket;
 
-use lab::{Agent, Host, Lab, SOON, datagrams, grpcurl, ping, ping_ok, transfer, wait_until};
+use lab::{Agent, Host, Lab, SOON, datagrams, grpcurl, number, ping, ping_ok, transfer, wait_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -14,10 +14,6 @@ use serde_json::{Value, json};
 const ADD: &str = "tunmesh.v1.TunnelService/AddTunnel";
 const GET: &str = "tunmesh.v1.TunnelService/GetTunnel";
 const STATUS: &str = "tunmesh.v1.TunnelService/GetStatus";
-
-fn number(value: &Value) -> u64 {
-    value.as_str().map_or(0, |text| text.parse().unwrap())
-}
 
 fn sum(drops: &Value) -> u64 {
     drops.as_object().into_iter().flatten().map(|(_, count)| number(count)).sum()

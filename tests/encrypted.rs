@@ -9,7 +9,7 @@ use std::net::UdpSocket;
 use std::time::Duration;
 
 use lab::{
-    Agent, Capture, Host, Initiations, Lab, Pinger, SOON, SOURCES, grpcurl, ping, ping_ok, transfer,
+    Agent, Capture, Host, Initiations, Lab, Pinger, SOON, SOURCES, grpcurl, number, ping, ping_ok, transfer,
     wait_until,
 };
 use nix::sys::socket::setsockopt;
@@ -23,10 +23,6 @@ const ADD: &str = "tunmesh.v1.TunnelService/AddTunnel";
 const DELETE: &str = "tunmesh.v1.TunnelService/DeleteTunnel";
 const GET: &str = "tunmesh.v1.TunnelService/GetTunnel";
 const STATUS: &str = "tunmesh.v1.TunnelService/GetStatus";
-
-fn number(value: &Value) -> u64 {
-    value.as_str().map_or(0, |text| text.parse().unwrap())
-}
 
 fn link(agent: &Agent) -> Value {
     grpcurl(agent, GET, &json!({"name": "link"})).unwrap()["status"].clone()

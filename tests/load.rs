@@ -13,8 +13,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use lab::{Agent, Host, Lab, SOON, grpcurl, ping, ping_ok, transfer, wait_until};
-use serde_json::{Value, json};
+use lab::{Agent, Host, Lab, SOON, grpcurl, number, ping, ping_ok, transfer, wait_until};
+use serde_json::json;
 
 const ADD: &str = "tunmesh.v1.TunnelService/AddTunnel";
 const STATUS: &str = "tunmesh.v1.TunnelService/GetStatus";
@@ -57,10 +57,6 @@ fn joined(host: &Host, other: &Host, framing: &str) -> (Agent, Agent) {
     add(&their, "link", "10.9.0.2", "10.9.0.1", ("172.100.1.1", &agent, framing));
     ping_ok(host, "10.9.0.2");
     (agent, their)
-}
-
-fn number(value: &Value) -> u64 {
-    value.as_str().map_or(0, |text| text.parse().unwrap())
 }
 
 /// Does something again and again until it is dropped.

@@ -5,7 +5,7 @@
 
 mod lab;
 
-use lab::{Agent, Family, Host, Lab, SOON, datagrams, grpcurl, ping_ok, transfer, wait_until};
+use lab::{Agent, Family, Host, Lab, SOON, datagrams, grpcurl, number, ping_ok, transfer, wait_until};
 use serde_json::{Value, json};
 
 const ADD: &str = "tunmesh.v1.TunnelService/AddTunnel";
@@ -95,10 +95,6 @@ fn prefix(family: Family) -> (u32, u32) {
         Family::V4 => (24, 28),
         Family::V6 => (64, 48),
     }
-}
-
-fn number(value: &Value) -> u64 {
-    value.as_str().map_or(0, |text| text.parse().unwrap())
 }
 
 /// Packets that an interface received and sent, as its driver counts them: one that is many is one.

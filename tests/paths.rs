@@ -10,8 +10,8 @@ use std::thread;
 use std::time::Duration;
 
 use lab::{
-    AGENT, Agent, Family, Faults, Host, Lab, Passed, Pinger, Relay, SOON, ThreeHosts, grpcurl, ping, ping_ok,
-    refusing_trains_to, transfer, wait_until,
+    AGENT, Agent, Family, Faults, Host, Lab, Passed, Pinger, Relay, SOON, ThreeHosts, grpcurl, number, ping,
+    ping_ok, refusing_trains_to, transfer, wait_until,
 };
 use serde_json::{Value, json};
 
@@ -21,10 +21,6 @@ const BULK: u64 = 20_000_000;
 
 fn tunnel(agent: &Agent, name: &str) -> Value {
     grpcurl(agent, GET, &json!({"name": name})).unwrap()["status"].clone()
-}
-
-fn number(value: &Value) -> u64 {
-    value.as_str().map_or(0, |text| text.parse().unwrap())
 }
 
 /// The key of an agent, where tunnels to it are encrypted.

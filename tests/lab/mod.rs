@@ -53,7 +53,7 @@ pub use segment::{Segment, node_name, wait_live};
 pub use site::{DIALLED, MESH, Site, code, trouble, wait_trouble};
 pub use tools::{
     GrpcError, OF_GRPC, as_member, as_outsider, grpcurl, grpcurl_at, grpcurl_from, grpcurl_path, legacy_add,
-    legacy_send, methods,
+    legacy_send, methods, number,
 };
 pub use traffic::{PingReport, Pinger, datagrams, ping, ping_ok, transfer, try_transfer};
 pub use wireguard::WireguardGo;

@@ -50,6 +50,11 @@ pub fn grpcurl_at(socket: &Path, method: &str, request: &Value) -> Result<Value,
         .unwrap_or_else(|| panic!("{method} {request}: grpcurl ended with {}\n{stderr}", output.status)))
 }
 
+/// A 64-bit number, which JSON of protobuf has as a text; one that is not there is 0.
+pub fn number(value: &Value) -> u64 {
+    value.as_str().map_or(0, |text| text.parse().unwrap())
+}
+
 /// Reads google.rpc.Status as JSON, which `-format-error` prints. Errors of grpcurl itself have another form.
 fn error(stderr: &str) -> Option<GrpcError> {
     let mut status: Value = serde_json::from_str(stderr).ok()?;
