@@ -233,6 +233,8 @@ impl Platform {
                             // Where that one is, the next one is not.
                             kept.path = Arc::default();
                         }
+                        // What passed before says nothing of whether this passes.
+                        kept.stats.forget_received();
                         kept.peer = wanted.map(|key| {
                             *next += 1;
                             let (own, receivers) = (Arc::clone(own_key), Arc::clone(receivers));

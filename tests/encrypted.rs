@@ -358,6 +358,8 @@ fn a_peer_that_moves_is_followed_once_it_has_shown_who_it_is() {
     tunnel["peerPublicKey"] = json!(PrivateKey::generate().unwrap().public().to_string());
     grpcurl(&agents[0], ADD, &json!({"tunnel": tunnel, "replace": true})).unwrap();
     assert_eq!(endpoint(), "172.100.1.2:5000");
+    let changed = link(&agents[0]);
+    assert_eq!((&changed["state"], &changed["lastReceived"]), (&json!("WAITING"), &Value::Null), "{changed}");
 }
 
 #[test]

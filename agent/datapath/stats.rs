@@ -174,6 +174,11 @@ impl TunnelStats {
         self.last_received.store(millis, Ordering::Relaxed);
     }
 
+    /// Notes that nothing was received from whoever the peer is now.
+    pub fn forget_received(&self) {
+        self.last_received.store(0, Ordering::Relaxed);
+    }
+
     /// When the last packet was received, as time since boot.
     pub fn last_received(&self) -> Option<Duration> {
         match self.last_received.load(Ordering::Relaxed) {
