@@ -8,6 +8,7 @@ use ipnet::IpNet;
 
 use super::service::controller::Introduction;
 use crate::proto::model::{NodeName, Offload, Remote};
+use crate::proto::session::Reach;
 
 /// What an agent is started with.
 #[derive(Debug, Clone)]
@@ -45,8 +46,8 @@ pub struct ControllerConfig {
     pub node: NodeName,
     /// What it says of itself.
     pub labels: BTreeMap<String, String>,
-    /// Where others reach its data port; absent: the address that its session comes from.
-    pub endpoint: Option<Remote>,
+    /// Where others reach its data port.
+    pub reach: Reach,
 }
 
 impl ControllerConfig {

@@ -15,7 +15,7 @@ use crate::agent::credentials::Credentials;
 use crate::agent::datapath::Datapath;
 use crate::agent::datapath::peer::{OwnKey, Receivers};
 use crate::agent::datapath::stats::AgentStats;
-use crate::agent::keys;
+use crate::agent::keys::Keys;
 use crate::agent::os::netlink::Netlink;
 use crate::agent::os::udp::{Purpose, SocketPair};
 use crate::agent::os::{preflight, probe};
@@ -68,7 +68,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         None => None,
     };
     let credentials = Arc::new(Credentials::open(&config.state_dir)?);
-    let key = keys::open(&config.state_dir).context("this host has no random numbers")?;
+    let keys = Keys::new(&config.state_dir);
+    let key = keys.own().context("this host has no random numbers")?;
     let public_key = key.private.public();
     let tcp = match config.grpc_listen {
         Some(address) => Some(Tcp::bind(address, &credentials).await?),
@@ -98,7 +99,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let datapath = Datapath::start(data, Arc::clone(&stats), Arc::clone(&receivers), events)
         .context("the data path cannot start")?;
     let netlink = Netlink::connect().context("netlink cannot be had")?;
-    let platform = Platform::new(netlink, datapath, stats, OwnKey::new(key.private), receivers);
+    let platform = Platform::new(netlink, datapath, stats, (keys, OwnKey::new(key.private)), receivers);
     let policy = Policy {
         data_port: config.data_port,
         public_key,
@@ -175,7 +176,7 @@ fn uplink(
     let identity = Identity {
         node: config.node.clone(),
         labels: config.labels.clone(),
-        endpoint: config.endpoint.clone(),
+        reach: config.reach.clone(),
         data_port,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         run_id: RunId::new(random),

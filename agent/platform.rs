@@ -10,13 +10,20 @@ use crate::agent::datapath::peer::{OwnKey, Peer, Receivers};
 use crate::agent::datapath::stats::{DropReason, TunnelStats};
 use crate::agent::datapath::table::{Kept, OpenDevice, Table};
 use crate::agent::datapath::{Datapath, stats::AgentStats};
+use crate::agent::keys::{Key, Keys};
 use crate::agent::os::netlink::{Interface, Netlink};
 use crate::agent::os::tun::TunDevice;
 use crate::agent::packet::coalesce::Merges;
 use crate::agent::reconcile::{Actual, ActualRoute, Link, Op, Route};
 use crate::agent::state::OpResult;
 use crate::agent::target::{Forwarding, ForwardingTunnel};
-use crate::proto::model::{DeviceName, Framing, Offload, OffloadState, Offloads, TunnelName, TunnelStatus};
+use crate::agent::wireguard::key::wipe_stack;
+use crate::proto::model::{
+    DeviceName, Framing, MeshName, Offload, OffloadState, Offloads, PublicKey, TunnelName, TunnelStatus,
+};
+
+/// Words of the stack that making a key or a peer reaches: what the library keeps of a peer has 20 kB, and is moved.
+const KEYS: usize = 32 << 10;
 
 /// A device that this agent made.
 struct OwnDevice {
@@ -46,30 +53,35 @@ pub struct Platform {
     netlink: Netlink,
     datapath: Datapath,
     agent_stats: Arc<AgentStats>,
-    /// By which the peers of encrypted tunnels know this host.
+    keys: Keys,
+    /// By which the peers of encrypted tunnels know this host, unless it is a mesh's.
     own: Arc<OwnKey>,
+    /// With what is wrong with it.
+    mesh_keys: BTreeMap<MeshName, (Arc<OwnKey>, Option<String>)>,
     receivers: Arc<Receivers>,
     devices: BTreeMap<DeviceName, OwnDevice>,
     /// With the endpoint that it was learnt at.
-    kept: BTreeMap<TunnelName, (SocketAddr, Kept)>,
+    kept: BTreeMap<TunnelName, (Option<SocketAddr>, Kept)>,
     next_id: u64,
     next_peer: u64,
 }
 
 impl Platform {
-    /// A host on which this agent has made nothing yet. `receivers` are the data path's.
+    /// A host on which this agent has made nothing yet. `own` is its key among `keys`, and `receivers` are the data path's.
     pub fn new(
         netlink: Netlink,
         datapath: Datapath,
         agent_stats: Arc<AgentStats>,
-        own: OwnKey,
+        (keys, own): (Keys, OwnKey),
         receivers: Arc<Receivers>,
     ) -> Self {
         Self {
             netlink,
             datapath,
             agent_stats,
+            keys,
             own: Arc::new(own),
+            mesh_keys: BTreeMap::new(),
             receivers,
             devices: BTreeMap::new(),
             kept: BTreeMap::new(),
@@ -95,10 +107,36 @@ impl Platform {
         kept.peer.as_ref()?.sessions().established(since_boot)
     }
 
-    /// Where the peer of a tunnel has shown to be, if it is not where it was said to be.
-    pub fn roamed(&self, tunnel: &TunnelName) -> Option<SocketAddr> {
-        let (_, kept) = self.kept.get(tunnel)?;
-        kept.path.roamed().as_deref().map(|roamed| roamed.address)
+    /// Where the peers of encrypted tunnels have shown to be, if it is not where they were said to be.
+    pub fn roamed(&self) -> BTreeMap<TunnelName, SocketAddr> {
+        let encrypted = self.kept.iter().filter(|(_, (_, kept))| kept.peer.is_some());
+        let roamed = |kept: &Kept| kept.path.roamed().as_deref().map(|roamed| roamed.address);
+        encrypted.filter_map(|(name, (_, kept))| Some((name.clone(), roamed(kept)?))).collect()
+    }
+
+    /// The keys of meshes that are kept.
+    pub fn open_keys(&mut self) -> BTreeMap<MeshName, PublicKey> {
+        let meshes = self.keys.meshes();
+        let open = |mesh: MeshName| match self.open_key(&mesh) {
+            Ok(key) => Some((mesh, key)),
+            Err(error) => {
+                tracing::error!(%mesh, %error, "the key of a mesh cannot be had");
+                None
+            }
+        };
+        meshes.into_iter().filter_map(open).collect()
+    }
+
+    /// What is wrong with the keys of meshes.
+    pub fn key_faults(&self) -> Vec<String> {
+        self.mesh_keys.values().filter_map(|(_, fault)| fault.clone()).collect()
+    }
+
+    fn open_key(&mut self, mesh: &MeshName) -> io::Result<PublicKey> {
+        let Key { private, fault } = self.keys.of(mesh)?;
+        let public = private.public();
+        self.mesh_keys.insert(mesh.clone(), (Arc::new(OwnKey::new(private)), fault));
+        Ok(public)
     }
 
     /// Notes in a tunnel's status which offloads have proved not to work; `since_boot` is now.
@@ -137,6 +175,15 @@ impl Platform {
             Op::Observe => return self.observe().await.map_or_else(failed, OpResult::Observed),
             Op::MeasurePaths(addresses) => return self.measure(addresses).await,
             Op::Resolve(_) => Ok(()),
+            Op::OpenKey(mesh) => {
+                let opened = self.open_key(mesh);
+                wipe_stack::<KEYS>();
+                return opened.map_or_else(failed, OpResult::Opened);
+            }
+            Op::RemoveKey(mesh) => {
+                self.mesh_keys.remove(mesh);
+                self.keys.remove(mesh)
+            }
             Op::Publish(forwarding) => {
                 self.publish(forwarding);
                 Ok(())
@@ -213,20 +260,31 @@ impl Platform {
         for (name, device) in forwarding {
             if let Some(own) = self.devices.get_mut(name) {
                 own.set_merging(&device.without);
-                let (all, own_key, receivers) = (&mut self.kept, &self.own, &self.receivers);
-                let next = &mut self.next_peer;
-                table.add(own.open.clone(), device, |tunnel, ForwardingTunnel { endpoint, framing, .. }| {
+                let of_mesh = device.key.as_ref().and_then(|mesh| self.mesh_keys.get(mesh));
+                let own_key = of_mesh.map_or(&self.own, |(key, _)| key);
+                let (all, receivers, next) = (&mut self.kept, &self.receivers, &mut self.next_peer);
+                table.add(own.open.clone(), device, |tunnel, wanted| {
+                    let ForwardingTunnel { endpoint, framing, keepalive, .. } = wanted;
                     let new = || (*endpoint, Kept::default());
                     let (learnt_at, kept) = all.entry(tunnel.clone()).or_insert_with(new);
                     if *learnt_at != *endpoint {
-                        *learnt_at = *endpoint;
-                        kept.path = Arc::default();
+                        match (*endpoint, std::mem::replace(learnt_at, *endpoint)) {
+                            // It is where it was, until it shows to be somewhere else.
+                            (None, Some(last)) => _ = kept.path.roam(None, last),
+                            (Some(_) | None, _) => kept.path = Arc::default(),
+                        }
                     }
                     let wanted = match framing {
-                        Framing::Wireguard(key) => Some(*key),
+                        Framing::Wireguard(key) => Some((*key, *keepalive)),
                         Framing::Raw | Framing::Pi => None,
                     };
-                    if kept.peer.as_ref().map(|peer| peer.key) != wanted {
+                    let is_same = match (&kept.peer, wanted) {
+                        (Some(peer), Some(wanted)) => {
+                            (peer.key, peer.keepalive) == wanted && Arc::ptr_eq(&peer.own, own_key)
+                        }
+                        (peer, wanted) => peer.is_some() == wanted.is_some(),
+                    };
+                    if !is_same {
                         if let Some(peer) = &kept.peer {
                             let lost = peer.sessions().forget();
                             kept.stats.sent.drops.count(DropReason::NoSession, lost as u64);
@@ -235,16 +293,17 @@ impl Platform {
                         }
                         // What passed before says nothing of whether this passes.
                         kept.stats.forget_received();
-                        kept.peer = wanted.map(|key| {
+                        kept.peer = wanted.map(|(key, keepalive)| {
                             *next += 1;
                             let (own, receivers) = (Arc::clone(own_key), Arc::clone(receivers));
-                            Arc::new(Peer::new(*next, own, key, None, receivers))
+                            Arc::new(Peer::new(*next, own, key, keepalive, receivers))
                         });
                     }
                     kept.clone()
                 });
             }
         }
+        wipe_stack::<KEYS>();
         self.datapath.publish(table);
     }
 
@@ -303,8 +362,15 @@ fn in_words(op: &Op, error: &io::Error) -> String {
         (Op::AddRoute(route) | Op::ChangeRoute(route), _) => {
             format!("the kernel does not take the route to {}: {error}", route.prefix)
         }
-        (Op::Observe | Op::MeasurePaths(_) | Op::Resolve(_) | Op::Publish(_) | Op::RemoveRoute(_), _) => {
-            error.to_string()
-        }
+        (Op::RemoveKey(mesh), _) => format!("the key of mesh {mesh} cannot be removed: {error}"),
+        (
+            Op::Observe
+            | Op::MeasurePaths(_)
+            | Op::Resolve(_)
+            | Op::OpenKey(_)
+            | Op::Publish(_)
+            | Op::RemoveRoute(_),
+            _,
+        ) => error.to_string(),
     }
 }

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::agent::target::{Forwarding, Target, TargetDevice};
-use crate::proto::model::{DeviceName, Mtu};
+use crate::proto::model::{DeviceName, MeshName, Mtu};
 
 /// What the kernel holds.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -75,6 +75,10 @@ pub enum Op {
     Resolve(String),
     /// Find the MTU of the route to each address.
     MeasurePaths(Vec<IpAddr>),
+    /// Open this host's key of a mesh; where none is kept, make one.
+    OpenKey(MeshName),
+    /// Wipe this host's key of a mesh.
+    RemoveKey(MeshName),
     /// Give the data path a new table.
     Publish(Forwarding),
     /// Remove a route of ours.
@@ -110,6 +114,8 @@ impl Op {
             Self::Observe
             | Self::Resolve(_)
             | Self::MeasurePaths(_)
+            | Self::OpenKey(_)
+            | Self::RemoveKey(_)
             | Self::Publish(_)
             | Self::RemoveRoute(_)
             | Self::AddRoute(_)
@@ -247,7 +253,12 @@ pub fn apply(actual: &mut Actual, op: &Op) {
         }
     };
     match op {
-        Op::Observe | Op::Resolve(_) | Op::MeasurePaths(_) | Op::Publish(_) => {}
+        Op::Observe
+        | Op::Resolve(_)
+        | Op::MeasurePaths(_)
+        | Op::OpenKey(_)
+        | Op::RemoveKey(_)
+        | Op::Publish(_) => {}
         Op::RemoveRoute(route) => {
             actual.routes.remove(route);
         }

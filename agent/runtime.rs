@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-pub use self::handle::{AgentHandle, ControllerStatus, Counters, LinkStatus};
+pub use self::handle::{AgentHandle, ControllerStatus, LinkStatus, Overview};
 use self::handle::{Asked, Request, Requests};
 pub use self::uplink::Uplink;
 use crate::agent::check;
@@ -28,7 +28,7 @@ use crate::agent::store::Store;
 use crate::proto::command::{Command, CommandError, ErrorKind, Field, Outcome};
 use crate::proto::host::clock::{now, since_epoch};
 use crate::proto::host::credential::CredentialError;
-use crate::proto::model::{Framing, Invalid, Owner, TunnelName, TunnelState, TunnelStatus};
+use crate::proto::model::{DeviceName, Framing, Invalid, Owner, TunnelName, TunnelState, TunnelStatus};
 use crate::proto::session::{ItemId, TunnelReport};
 
 /// How often it is looked whether a controller is to be told of tunnels.
@@ -51,6 +51,8 @@ pub struct Runtime {
     lookups: JoinSet<Resolved>,
     uplink: Option<Uplink>,
     boot: BootTime,
+    /// The devices of which it was logged that their tunnels are not encrypted.
+    plain: BTreeSet<DeviceName>,
 }
 
 /// When the host was started, as time since the Unix epoch. Read once: two readings of two clocks are never the same,
@@ -95,6 +97,7 @@ impl Runtime {
             lookups: JoinSet::new(),
             uplink: None,
             boot: BootTime::read(),
+            plain: BTreeSet::new(),
         };
         (runtime, handle)
     }
@@ -107,6 +110,7 @@ impl Runtime {
     /// Follows a controller from now on.
     pub fn follow(&mut self, uplink: Uplink) {
         self.uplink = Some(uplink);
+        self.tell_keys();
     }
 
     /// Brings up what was kept.
@@ -116,6 +120,8 @@ impl Runtime {
     pub async fn restore(&mut self) -> io::Result<()> {
         let actual = self.platform.observe().await?;
         self.state.handle_observed(actual, now());
+        let keys = self.platform.open_keys();
+        self.state.handle_keys(keys, now());
         self.settle().await;
         for status in self.state.statuses() {
             if let TunnelState::Failed(reason) = &status.state {
@@ -143,6 +149,8 @@ impl Runtime {
                         break Err(why);
                     }
                     DatapathEvent::PathNarrowed(address) => self.state.handle_path_narrowed(address, now()),
+                    // It is looked at whatever happens.
+                    DatapathEvent::PeerMoved => {}
                 },
                 Some(resolved) = self.lookups.join_next() => {
                     if let Ok((host, answer)) = resolved {
@@ -182,12 +190,14 @@ impl Runtime {
             Request::Leave(reply) => {
                 let _ = reply.send(self.leave().await);
             }
-            Request::Counters(reply) => {
+            Request::Overview(reply) => {
                 let stats = self.platform.agent_stats();
-                let _ = reply.send(Counters {
+                let _ = reply.send(Overview {
                     datagrams: stats.datagrams(),
                     datagrams_dropped: stats.datagrams_dropped.read(),
                     packets_dropped: stats.packets_dropped.read(),
+                    keys: self.state.keys(),
+                    key_faults: self.platform.key_faults(),
                 });
             }
         }
@@ -246,6 +256,7 @@ impl Runtime {
     /// Performs operations until there are none.
     async fn settle(&mut self) {
         self.attend();
+        self.state.handle_roamed(self.platform.roamed(), now());
         while let Some(op) = self.state.poll_op() {
             tracing::debug!(?op, "perform");
             if let Op::Resolve(host) = &op {
@@ -262,6 +273,18 @@ impl Runtime {
         }
         let desired = self.state.desired();
         self.platform.retain_stats(|tunnel| desired.tunnels.contains_key(tunnel));
+        self.log_plain();
+    }
+
+    /// Logs of each device once that it has tunnels that are not encrypted.
+    fn log_plain(&mut self) {
+        let tunnels = self.state.desired().tunnels.values();
+        let plain = tunnels.filter(|tunnel| !matches!(tunnel.framing, Framing::Wireguard(_)));
+        let plain: BTreeSet<DeviceName> = plain.map(|tunnel| tunnel.device.clone()).collect();
+        for device in plain.difference(&self.plain) {
+            tracing::warn!(%device, "its tunnels are not encrypted: whoever can read the underlay reads them");
+        }
+        self.plain = plain;
     }
 
     /// Takes in what a controller has said so far, and says what is due.
@@ -275,8 +298,10 @@ impl Runtime {
 
     /// Makes real what a controller wants, and tells it how the tunnels are.
     async fn keep_in_step(&mut self) {
+        self.tell_keys();
         while let Some(base) = self.uplink.as_mut().and_then(Uplink::take_base) {
             let outcome = self.keep(base).await;
+            self.tell_keys();
             if let Some(uplink) = &mut self.uplink {
                 uplink.handle_kept(outcome, now());
             }
@@ -286,6 +311,13 @@ impl Runtime {
             if let Some(uplink) = &mut self.uplink {
                 uplink.handle_tunnels(reports, failures, check::ip_forwarding(), now());
             }
+        }
+    }
+
+    /// Has a controller told of the keys by which this host is known.
+    fn tell_keys(&mut self) {
+        if let Some(uplink) = &mut self.uplink {
+            uplink.handle_keys(self.state.keys(), now());
         }
     }
 
@@ -378,7 +410,6 @@ impl Runtime {
         if let Framing::Wireguard(_) = status.tunnel.framing {
             let handshake = self.platform.last_handshake(&status.name, since_boot);
             status.last_handshake = handshake.map(|handshake| self.boot.since_epoch(handshake));
-            status.endpoint = self.platform.roamed(&status.name).or(status.endpoint);
         }
         let Some(stats) = self.platform.stats(&status.name) else { return status };
         status.sent = stats.sent.read();

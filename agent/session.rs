@@ -22,10 +22,10 @@ use self::push::Chunks;
 use self::random::Random;
 use self::reports::Reports;
 pub use self::trouble::{Told, Trouble, TroubleKind};
-use crate::proto::model::{NodeName, OperatorName, Remote, TunnelName};
+use crate::proto::model::{MeshName, NodeName, OperatorName, PublicKey, TunnelName};
 use crate::proto::session::{
     Ack, AgentMessage, ControllerMessage, Forwarding, Generation, Heartbeat, Hello, ItemId, PROTOCOL_VERSION,
-    RunId, TunnelReport, Welcome,
+    Reach, RunId, TunnelReport, Welcome,
 };
 use crate::proto::trust::Rights;
 
@@ -53,8 +53,8 @@ pub struct Identity {
     pub node: NodeName,
     /// What the node says of itself.
     pub labels: BTreeMap<String, String>,
-    /// Where others reach its data port; absent: the address that the session comes from.
-    pub endpoint: Option<Remote>,
+    /// Where others reach its data port.
+    pub reach: Reach,
     /// The UDP port on which it receives packets.
     pub data_port: u16,
     /// Its release.
@@ -129,6 +129,8 @@ pub struct Session {
     attempts: u32,
     last_heard: Option<Instant>,
     trouble: Option<Trouble>,
+    /// The keys by which the peers of encrypted tunnels know this host.
+    keys: BTreeMap<MeshName, PublicKey>,
     effects: VecDeque<Effect>,
 }
 
@@ -180,6 +182,7 @@ impl Session {
             attempts: 0,
             last_heard: None,
             trouble: None,
+            keys: BTreeMap::new(),
             effects: VecDeque::new(),
         }
     }
@@ -239,12 +242,14 @@ impl Session {
             have: self.base.as_ref().map(Base::have),
             version: self.identity.version.clone(),
             labels: self.identity.labels.clone(),
-            endpoint: self.identity.endpoint.clone(),
+            reach: self.identity.reach.clone(),
             data_port: self.identity.data_port,
-            // Whoever sends it reads the clock.
+            // Whoever sends it knows on what connection, and reads the clock.
+            local: None,
             clock: None,
+            keys: self.keys.clone(),
         };
-        self.send(AgentMessage::Hello(hello));
+        self.send(AgentMessage::Hello(Box::new(hello)));
     }
 
     /// The connection is gone, was refused, or did not come about; `retry_after`: the least time that the controller
@@ -300,6 +305,16 @@ impl Session {
         match &self.phase {
             Phase::Open(open) => open.store_id.is_some() && (open.reports.are_due() || open.synced.is_some()),
             Phase::Waiting { .. } | Phase::Dialling { .. } | Phase::Ended => false,
+        }
+    }
+
+    /// Takes in the keys by which the peers of encrypted tunnels know this host: the controller is told of others.
+    pub fn handle_keys(&mut self, keys: BTreeMap<MeshName, PublicKey>) {
+        if self.keys != keys {
+            self.keys = keys;
+            if matches!(self.phase, Phase::Open(_)) {
+                self.send(AgentMessage::Keys(self.keys.clone()));
+            }
         }
     }
 

@@ -5,6 +5,7 @@
 //! [`AgentState::poll_timeout`] says so. `now` never goes back.
 
 mod command;
+mod keys;
 mod names;
 mod outcome;
 mod status;
@@ -23,7 +24,7 @@ use crate::agent::reconcile::{self, Actual, Held, Op, Route};
 use crate::agent::session::Base;
 use crate::agent::target::{self, Facts, Forwarding, Policy, Target};
 use crate::proto::command::{Command, CommandError, ErrorKind};
-use crate::proto::model::{Desired, DeviceName, Host, Owner, TunnelName};
+use crate::proto::model::{Desired, DeviceName, Host, MeshName, Owner, TunnelName};
 use crate::proto::session::ItemId;
 
 /// How often the kernel's state is read again, and compared.
@@ -42,6 +43,7 @@ pub struct Change {
     /// The tunnels that are tried at once.
     tried: BTreeSet<TunnelName>,
     refused: BTreeMap<ItemId, String>,
+    keys: BTreeSet<MeshName>,
 }
 
 /// The agent's state machine.
@@ -51,6 +53,8 @@ pub struct AgentState {
     wanted: Wanted,
     /// What of the controller's is not among what is wanted, and why.
     refused: BTreeMap<ItemId, String>,
+    /// The meshes for which this host is to have a key.
+    keys: BTreeSet<MeshName>,
     facts: Facts,
     target: Target,
     published: Forwarding,
@@ -69,11 +73,12 @@ impl AgentState {
     /// The state at start: `wanted` as it was kept, nothing known yet. What the controller wants is understood anew:
     /// an earlier release may have understood less.
     pub fn new(policy: Policy, wanted: Wanted, now: Instant) -> Self {
-        let Derived { wanted, refused, changed: _ } = wanted.derived(|_| false);
+        let Derived { wanted, refused, keys, changed: _ } = wanted.derived(|_| false);
         let mut state = Self {
             policy,
             wanted,
             refused,
+            keys,
             facts: Facts::default(),
             target: Target::default(),
             published: Forwarding::new(),
@@ -197,9 +202,9 @@ impl AgentState {
     }
 
     fn change(&self, wanted: Wanted) -> Change {
-        let Derived { wanted, refused, changed } = wanted.derived(|name| self.is_faulty(name));
+        let Derived { wanted, refused, keys, changed } = wanted.derived(|name| self.is_faulty(name));
         let is_change = wanted != self.wanted;
-        Change { wanted, is_change, tried: changed, refused }
+        Change { wanted, is_change, tried: changed, refused, keys }
     }
 
     fn is_faulty(&self, name: &TunnelName) -> bool {
@@ -225,7 +230,7 @@ impl AgentState {
         if !change.is_change {
             return;
         }
-        let Change { wanted, tried, refused, is_change: _ } = change;
+        let Change { wanted, tried, refused, keys, is_change: _ } = change;
         // Whoever changes a tunnel expects it to be tried at once.
         let tried = tried.iter().filter_map(|name| wanted.desired.tunnels.get(name));
         let devices: BTreeSet<&DeviceName> = tried.map(|tunnel| &tunnel.device).collect();
@@ -233,6 +238,7 @@ impl AgentState {
         self.failed_routes.retain(|route, _| !devices.contains(&route.device));
         self.wanted = wanted;
         self.refused = refused;
+        self.set_keys(keys);
         self.rebuild();
     }
 
@@ -270,6 +276,15 @@ impl AgentState {
         self.observe = true;
     }
 
+    /// Takes in where the peers of encrypted tunnels have shown to be, if it is not where they were said to be.
+    pub fn handle_roamed(&mut self, roamed: BTreeMap<TunnelName, SocketAddr>, now: Instant) {
+        self.now = now;
+        if self.facts.roamed != roamed {
+            self.facts.roamed = roamed;
+            self.rebuild();
+        }
+    }
+
     /// Takes in that the path to `address` carries less than was known: it is measured anew.
     pub fn handle_path_narrowed(&mut self, address: IpAddr, now: Instant) {
         self.now = now;
@@ -288,7 +303,8 @@ impl AgentState {
 
     fn audit_at(&self) -> Instant {
         let no_route = self.paths.values().any(Option::is_some);
-        let troubled = no_route || !self.target.faults.is_empty();
+        let no_key = self.facts.keys.values().any(Result::is_err);
+        let troubled = no_route || no_key || !self.target.faults.is_empty();
         self.audited_at + if troubled { AUDIT_TROUBLED } else { AUDIT }
     }
 
@@ -299,6 +315,7 @@ impl AgentState {
             self.audited_at = now;
             self.observe = true;
             self.paths.clear();
+            self.retry_keys();
         }
         // What was held may have been held up by something of the host that is gone.
         let is_due = |failure: &Failure| failure.retry_at <= now;
@@ -315,13 +332,16 @@ impl AgentState {
         if self.observe {
             return Some(Op::Observe);
         }
+        if let Some(op) = self.missing_key() {
+            return Some(op);
+        }
         if let Some((host, lookup)) =
             self.lookups.iter_mut().find(|(_, lookup)| !lookup.pending && lookup.due <= self.now)
         {
             lookup.pending = true;
             return Some(Op::Resolve(host.clone()));
         }
-        let endpoints = self.target.endpoints.values().map(SocketAddr::ip);
+        let endpoints = self.target.places.values().map(SocketAddr::ip);
         let mut unmeasured: Vec<IpAddr> =
             endpoints.filter(|address| !self.paths.contains_key(address)).collect();
         if !unmeasured.is_empty() {
@@ -336,7 +356,7 @@ impl AgentState {
             self.failed_devices.retain(|device, _| held.devices.contains(device));
             self.failed_routes.retain(|route, _| held.routes.contains(route));
         }
-        self.queue.pop_front()
+        self.queue.pop_front().or_else(|| self.needless_key())
     }
 
     /// Works the target out anew, and forgets what no tunnel needs any more.
@@ -346,7 +366,7 @@ impl AgentState {
             .desired
             .tunnels
             .values()
-            .filter_map(|tunnel| match &tunnel.remote.host {
+            .filter_map(|tunnel| match &tunnel.remote.as_ref()?.host {
                 Host::Name(name) => Some(name.clone()),
                 Host::Address(_) => None,
             })
@@ -359,7 +379,7 @@ impl AgentState {
         self.target = target::build(&self.wanted.desired, &self.facts, &self.policy);
         // What is not wanted any more may still fail to go away: it is not tried again at once either.
         let (target, now) = (&self.target, self.now);
-        let used: BTreeSet<IpAddr> = target.endpoints.values().map(SocketAddr::ip).collect();
+        let used: BTreeSet<IpAddr> = target.places.values().map(SocketAddr::ip).collect();
         self.paths.retain(|address, _| used.contains(address));
         self.facts.path_mtus.retain(|address, _| used.contains(address));
         self.failed_devices

@@ -120,14 +120,16 @@ mod tests {
         let tunnel = Tunnel {
             device: "udp2".parse().unwrap(),
             mtu: Some(1400.try_into().unwrap()),
-            remote: "minion-2:5000".parse().unwrap(),
+            remote: Some("minion-2:5000".parse().unwrap()),
             framing: Framing::Pi,
+            keepalive: None,
             allowed_prefixes: Vec::new(),
             without: Offloads::new(),
             routes: vec!["192.168.2.0/24".parse().unwrap()],
             owner: Owner::Local,
         };
-        let device = Device { addresses: vec!["10.0.1.1/30".parse().unwrap()], owner: Owner::Local };
+        let device =
+            Device { addresses: vec!["10.0.1.1/30".parse().unwrap()], key: None, owner: Owner::Local };
         desired.set(&"udp2".parse().unwrap(), tunnel, device);
         let content = vec![0x0a, 0xff];
         let item = Item { id: "tunnel m.n1".parse().unwrap(), tag: Tag::of(&content), content };

@@ -8,6 +8,7 @@ mod claims;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU16;
 
 use ipnet::IpNet;
 
@@ -16,8 +17,8 @@ use crate::agent::reconcile::{Actual, Route};
 use crate::agent::wireguard::message;
 use crate::proto::command::{CommandError, ErrorKind, Field};
 use crate::proto::model::{
-    AllowedPrefix, Desired, Device, DeviceName, Framing, Host, Invalid, Mtu, Offload, Offloads, PublicKey,
-    Remote, Tunnel, TunnelName,
+    AllowedPrefix, Desired, Device, DeviceName, Framing, Host, Invalid, MeshName, Mtu, Offload, Offloads,
+    PublicKey, Remote, Tunnel, TunnelName,
 };
 
 /// Bytes of an IPv4 and a UDP header.
@@ -53,6 +54,10 @@ pub struct Facts {
     pub path_mtus: BTreeMap<IpAddr, u32>,
     /// Where controllers are.
     pub controllers: BTreeSet<IpAddr>,
+    /// This host's keys by mesh, and why one cannot be had.
+    pub keys: BTreeMap<MeshName, Result<PublicKey, String>>,
+    /// Where the peers of encrypted tunnels have shown to be, if it is not where they were said to be.
+    pub roamed: BTreeMap<TunnelName, SocketAddr>,
 }
 
 /// What the kernel and the data path should hold.
@@ -66,8 +71,10 @@ pub struct Target {
     pub forwarding: Forwarding,
     /// Why tunnels cannot be had.
     pub faults: BTreeMap<TunnelName, CommandError>,
-    /// Where each tunnel's datagrams go, as far as it is known.
+    /// Where each tunnel's peer was said to be, as far as it is known.
     pub endpoints: BTreeMap<TunnelName, SocketAddr>,
+    /// Where it is: there, or where it has shown to be.
+    pub places: BTreeMap<TunnelName, SocketAddr>,
     /// The largest packet that one datagram to the peer carries.
     pub path_mtus: BTreeMap<TunnelName, Mtu>,
 }
@@ -89,6 +96,8 @@ pub type Forwarding = BTreeMap<DeviceName, ForwardingDevice>;
 pub struct ForwardingDevice {
     /// The device's own addresses: no packet may come from a peer with one of them as its source.
     pub addresses: BTreeSet<IpAddr>,
+    /// The mesh whose key its encrypted tunnels use; absent: the host's own.
+    pub key: Option<MeshName>,
     /// What is not to be used on the device.
     pub without: Offloads,
     /// Its tunnels by name.
@@ -98,12 +107,14 @@ pub struct ForwardingDevice {
 /// How the packets of one tunnel go.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ForwardingTunnel {
-    /// Where its datagrams go.
-    pub endpoint: SocketAddr,
+    /// Where its datagrams go; absent: where its peer shows to be.
+    pub endpoint: Option<SocketAddr>,
     /// Whether only the endpoint's port may send, or every port of its address.
     pub exact_port: bool,
     /// How packets are laid out in a datagram, and for whom they are encrypted.
     pub framing: Framing,
+    /// How often at least something is sent to the peer of an encrypted tunnel, in seconds.
+    pub keepalive: Option<NonZeroU16>,
     /// The largest packet that is sent whole.
     pub mtu: Mtu,
     /// The largest packet that TCP connections through the tunnel are told of.
@@ -130,8 +141,19 @@ pub fn build(desired: &Desired, facts: &Facts, policy: &Policy) -> Target {
         if let Some(endpoint) = endpoint {
             target.endpoints.insert(name.clone(), endpoint);
         }
-        match (claim(&mut claims, &foreign, policy, name, tunnel, device, endpoint), unresolved) {
-            (Ok(()), None) => place(&mut target, facts, policy, name, tunnel, device, endpoint),
+        if let Some(at) = facts.roamed.get(name).copied().or(endpoint) {
+            target.places.insert(name.clone(), at);
+        }
+        let (keys, unkeyed) = match tunnel.framing {
+            Framing::Raw | Framing::Pi => (None, None),
+            Framing::Wireguard(peer) => match own_key(device, facts, policy) {
+                Ok(own) => (own.map(|own| Keys { own, peer }), None),
+                Err(fault) => (None, Some(fault)),
+            },
+        };
+        let wish = Wish { name, tunnel, device, endpoint, keys };
+        match (claim(&mut claims, &foreign, policy, &wish), unresolved.or(unkeyed)) {
+            (Ok(()), None) => place(&mut target, facts, policy, &wish),
             (Err(fault), _) | (Ok(()), Some(fault)) => {
                 target.faults.insert(name.clone(), fault);
             }
@@ -145,9 +167,9 @@ pub fn build(desired: &Desired, facts: &Facts, policy: &Policy) -> Target {
     target
 }
 
-/// Where the tunnel's datagrams go; `None` while its host name is not resolved.
+/// Where the tunnel's peer was said to be; `None` while its host name is not resolved, and where nobody has said it.
 fn endpoint(tunnel: &Tunnel, facts: &Facts, policy: &Policy) -> Result<Option<SocketAddr>, CommandError> {
-    let Remote { host, port } = &tunnel.remote;
+    let Some(remote @ Remote { host, port }) = &tunnel.remote else { return Ok(None) };
     let address = match host {
         Host::Address(address) => *address,
         Host::Name(host) => match facts.resolved.get(host) {
@@ -157,7 +179,7 @@ fn endpoint(tunnel: &Tunnel, facts: &Facts, policy: &Policy) -> Result<Option<So
                 return Err(CommandError::new(
                     ErrorKind::Unavailable,
                     Field::Remote,
-                    &tunnel.remote,
+                    remote,
                     Invalid::new(
                         format!("does not resolve ({reason})"),
                         "check the name, or give the address; it is tried again",
@@ -169,23 +191,54 @@ fn endpoint(tunnel: &Tunnel, facts: &Facts, policy: &Policy) -> Result<Option<So
     Ok(Some(SocketAddr::new(address, port.unwrap_or(policy.data_port))))
 }
 
-/// Puts a tunnel that has its claims on its device.
-fn place(
-    target: &mut Target,
-    facts: &Facts,
-    policy: &Policy,
-    name: &TunnelName,
-    tunnel: &Tunnel,
-    device: &Device,
+/// The key by which the peers of a device's encrypted tunnels know this host; `None` while it is being made.
+fn own_key(device: &Device, facts: &Facts, policy: &Policy) -> Result<Option<PublicKey>, CommandError> {
+    let Some(mesh) = &device.key else { return Ok(Some(policy.public_key)) };
+    match facts.keys.get(mesh) {
+        None => Ok(None),
+        Some(Ok(key)) => Ok(Some(*key)),
+        Some(Err(reason)) => Err(CommandError::new(
+            ErrorKind::Unavailable,
+            Field::Device,
+            mesh,
+            Invalid::new(
+                format!("has no key on this host ({reason})"),
+                "mend what stands in the way; it is tried again",
+            ),
+        )),
+    }
+}
+
+/// A tunnel as it is to be judged.
+struct Wish<'a> {
+    name: &'a TunnelName,
+    tunnel: &'a Tunnel,
+    device: &'a Device,
+    /// Where its peer was said to be, as far as it is known.
     endpoint: Option<SocketAddr>,
-) {
+    /// The keys of an encrypted one, as far as they are known.
+    keys: Option<Keys>,
+}
+
+/// The keys of an encrypted tunnel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Keys {
+    own: PublicKey,
+    peer: PublicKey,
+}
+
+/// Puts a tunnel that has its claims on its device.
+fn place(target: &mut Target, facts: &Facts, policy: &Policy, wish: &Wish<'_>) {
+    let &Wish { name, tunnel, device, endpoint, keys } = wish;
     let framing = match tunnel.framing {
         Framing::Raw => 0,
         Framing::Pi => OVERHEAD_PI,
         Framing::Wireguard(_) => OVERHEAD_SEALED,
     };
-    let v6 = endpoint.is_some_and(|endpoint| endpoint.is_ipv6());
-    let route_mtu = endpoint.and_then(|endpoint| facts.path_mtus.get(&endpoint.ip()).copied());
+    let at = target.places.get(name);
+    // While it is not known where the peer is, it may be anywhere.
+    let v6 = at.map_or(tunnel.remote.is_none(), SocketAddr::is_ipv6);
+    let route_mtu = at.and_then(|at| facts.path_mtus.get(&at.ip()).copied());
     let overhead = if v6 { OVERHEAD_V6 } else { OVERHEAD_V4 } + framing;
     let path = Mtu::clamped(route_mtu.unwrap_or(Mtu::ETHERNET.into()).saturating_sub(overhead));
     if route_mtu.is_some() {
@@ -202,10 +255,17 @@ fn place(
     entry.mtu = entry.mtu.max(wanted);
     let forwarding = target.forwarding.entry(tunnel.device.clone()).or_insert_with(|| ForwardingDevice {
         addresses: device.addresses.iter().map(IpNet::addr).collect(),
+        key: device.key.clone(),
         without: Offloads::new(),
         tunnels: BTreeMap::new(),
     });
-    let Some(endpoint) = endpoint else { return };
+    let is_known = match tunnel.framing {
+        Framing::Raw | Framing::Pi => endpoint.is_some(),
+        Framing::Wireguard(_) => keys.is_some() && endpoint.is_some() == tunnel.remote.is_some(),
+    };
+    if !is_known {
+        return;
+    }
     // A server of 2015 reads at most its MTU, four bytes of packet information included.
     let cut = if tunnel.framing == Framing::Pi { OVERHEAD_PI } else { 0 };
     let tcp_mtu = path.min(Mtu::clamped(u32::from(wanted).saturating_sub(cut)));
@@ -213,8 +273,9 @@ fn place(
         name.clone(),
         ForwardingTunnel {
             endpoint,
-            exact_port: tunnel.remote.port.is_some(),
+            exact_port: tunnel.remote.as_ref().is_some_and(|remote| remote.port.is_some()),
             framing: tunnel.framing,
+            keepalive: tunnel.keepalive,
             mtu: wanted.min(path),
             tcp_mtu,
             without: tunnel.without.iter().chain(policy.without.keys()).copied().collect(),

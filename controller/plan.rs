@@ -8,6 +8,7 @@ mod words;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::num::NonZeroU16;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -16,8 +17,8 @@ use serde::{Deserialize, Serialize};
 use super::alloc::Allocations;
 use super::mesh::{Mesh, NODES, Security, Topology};
 use crate::proto::command::TunnelSpec;
-use crate::proto::convert::session::{device_item, tunnel_item};
-use crate::proto::model::{AllowedPrefix, Framing, MeshName, NodeName, Remote, TunnelName};
+use crate::proto::convert::session::{DeviceSpec, device_item, tunnel_item};
+use crate::proto::model::{AllowedPrefix, Framing, MeshName, NodeName, PublicKey, Remote, TunnelName};
 use crate::proto::session::{Item, ItemId, Items};
 
 pub use hash::PlanHash;
@@ -27,6 +28,9 @@ pub use words::differences;
 
 /// The data port of a node that names none.
 const DATA_PORT: u16 = 5000;
+/// How often a node without an endpoint sends something to its peers, in seconds: many firewalls and address translations
+/// forget UDP after 30 s.
+const KEEPALIVE: NonZeroU16 = NonZeroU16::new(25).unwrap();
 
 /// What a node said of itself. Its serde form is what the store keeps.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,6 +41,9 @@ pub struct NodeRecord {
     pub endpoint: Option<Remote>,
     /// The UDP port on which it receives packets.
     pub data_port: u16,
+    /// The keys by which the peers of its encrypted tunnels know it, by mesh.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub keys: BTreeMap<MeshName, PublicKey>,
     /// The store's revision when it first said so of its endpoint and port: of two at one endpoint the first stays.
     #[serde(default)]
     pub since: u64,
@@ -60,17 +67,45 @@ struct Member<'a> {
     record: Option<&'a NodeRecord>,
     /// Its overlay addresses with the prefix length of their network.
     addresses: Vec<IpNet>,
-    /// Where others reach it, always with a port.
+    /// Where others reach it, always with a port. Without one it reaches others.
     endpoint: Option<Remote>,
     /// Why what it says of its endpoint is not believed.
     barred: Option<String>,
     routes: &'a [IpNet],
+    /// The key by which the peers of its encrypted tunnels know it.
+    key: Option<PublicKey>,
 }
 
 impl Member<'_> {
-    /// Whether it can have tunnels: a plain tunnel needs both ends to know each other's address.
-    fn is_joined(&self) -> bool {
-        self.endpoint.is_some() && !self.addresses.is_empty()
+    /// Whether it can have a tunnel to the other: an encrypted one where one of both knows where the other is, a plain one
+    /// where both do.
+    fn can_meet(&self, other: &Self, security: Security) -> bool {
+        let are_known = [self, other].map(|member| member.endpoint.is_some());
+        match security {
+            Security::Encrypted => are_known.contains(&true),
+            Security::Plain => !are_known.contains(&false),
+        }
+    }
+}
+
+/// What keys are taken into account.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Keys {
+    /// Those that nodes have made.
+    Made,
+    /// Those that they are going to make, too: all look the same.
+    ToCome,
+}
+
+impl Keys {
+    /// Stands for the key of any node.
+    const ANY: [u8; 32] = [1; 32];
+
+    fn of(self, member: &Member<'_>) -> Option<PublicKey> {
+        match self {
+            Self::Made => member.key,
+            Self::ToCome => Some(Self::ANY.into()),
+        }
     }
 }
 
@@ -141,36 +176,116 @@ impl Wanted {
             endpoint: given.or(claimed),
             barred,
             routes: wanted.map_or(&[], |wanted| &wanted.routes),
+            key: record.and_then(|record| record.keys.get(&mesh.name)).copied(),
         }
+    }
+
+    /// Nodes of encrypted meshes that have been there and have not made their key, with the first mesh of each.
+    pub fn without_key(&self) -> BTreeMap<NodeName, &MeshName> {
+        let encrypted = self.meshes.values().filter(|mesh| mesh.security == Security::Encrypted);
+        let without = encrypted.flat_map(|mesh| {
+            let has_none = |node: &NodeName| {
+                self.nodes.get(node).is_some_and(|record| !record.keys.contains_key(&mesh.name))
+            };
+            self.members(mesh).into_iter().filter(has_none).map(|node| (node, &mesh.name))
+        });
+        without.collect()
+    }
+
+    /// What is weaker than the defaults in the meshes, in words.
+    pub fn weakened(&self) -> Vec<String> {
+        let of = |mesh: &Mesh| weakened(mesh).map(|words| format!("mesh {}: {words}", mesh.name));
+        self.meshes.values().filter_map(of).collect()
     }
 
     /// What each node is to have; nodes of no mesh have nothing and are left out.
     pub fn views(&self) -> BTreeMap<NodeName, Items> {
+        self.views_with(Keys::Made)
+    }
+
+    /// What each node is to have once all have made their keys.
+    fn views_to_come(&self) -> BTreeMap<NodeName, Items> {
+        self.views_with(Keys::ToCome)
+    }
+
+    fn views_with(&self, keys: Keys) -> BTreeMap<NodeName, Items> {
         let mut views: BTreeMap<NodeName, Vec<Arc<Item>>> = BTreeMap::new();
         let underlay = Underlay::of(self);
         for mesh in self.meshes.values() {
             let mut parts = self.parts(mesh, &underlay);
-            parts.retain(|_, member| member.is_joined());
-            let tunnels: Vec<(&NodeName, Arc<Item>)> = match (mesh.security, mesh.topology) {
-                // Not in this version, and never weaker than what is asked for.
-                (Security::Encrypted, _) => continue,
-                (Security::Plain, Topology::Full) => {
-                    parts.iter().filter_map(|(node, member)| tunnel_to(mesh, node, member)).collect()
-                }
-            };
-            // A device without a tunnel does not exist.
-            if tunnels.len() < 2 {
-                continue;
-            }
-            for (node, member) in &parts {
-                let items = views.entry(node.clone()).or_default();
-                items.push(Arc::new(device_item(&mesh.device, &member.addresses)));
-                items.extend(
-                    tunnels.iter().filter(|(peer, _)| *peer != node).map(|(_, tunnel)| tunnel.clone()),
-                );
+            parts.retain(|_, member| !member.addresses.is_empty());
+            match mesh.topology {
+                Topology::Full => full(mesh, &parts, keys, &mut views),
             }
         }
         views.into_iter().map(|(node, items)| (node, Items::new(items))).collect()
+    }
+}
+
+/// A tunnel to a node, as all others have it that have one.
+struct Tunnels<'a> {
+    peer: &'a NodeName,
+    member: &'a Member<'a>,
+    /// For those that have an endpoint themselves.
+    usual: Arc<Item>,
+    /// For those that have none, and so keep the path open.
+    kept_open: Option<Arc<Item>>,
+}
+
+/// Gives every node of a mesh a tunnel to each other one.
+fn full(
+    mesh: &Mesh,
+    parts: &BTreeMap<NodeName, Member<'_>>,
+    keys: Keys,
+    views: &mut BTreeMap<NodeName, Vec<Arc<Item>>>,
+) {
+    let some_dial = parts.values().any(|member| member.endpoint.is_none());
+    let tunnels: Vec<Tunnels<'_>> = parts
+        .iter()
+        .filter_map(|(peer, member)| {
+            let framing = match mesh.security {
+                Security::Plain => Framing::Raw,
+                Security::Encrypted => Framing::Wireguard(keys.of(member)?),
+            };
+            let is_kept_open = some_dial && mesh.security == Security::Encrypted && member.endpoint.is_some();
+            Some(Tunnels {
+                peer,
+                member,
+                usual: tunnel_to(mesh, peer, member, framing, None)?,
+                kept_open: match is_kept_open {
+                    true => tunnel_to(mesh, peer, member, framing, Some(KEEPALIVE)),
+                    false => None,
+                },
+            })
+        })
+        .collect();
+    let key = (mesh.security == Security::Encrypted).then(|| mesh.name.clone());
+    for (node, member) in parts {
+        let met = tunnels
+            .iter()
+            .filter(|tunnels| tunnels.peer != node && tunnels.member.can_meet(member, mesh.security));
+        let tunnels: Vec<_> = met
+            .map(|tunnels| match &tunnels.kept_open {
+                Some(kept_open) if member.endpoint.is_none() => Arc::clone(kept_open),
+                Some(_) | None => Arc::clone(&tunnels.usual),
+            })
+            .collect();
+        // A device without a tunnel does not exist; but where there is to be one, its key is made first.
+        if tunnels.is_empty() && key.is_none() {
+            continue;
+        }
+        let device = DeviceSpec { addresses: member.addresses.clone(), key: key.clone() };
+        let items = views.entry(node.clone()).or_default();
+        items.push(Arc::new(device_item(&mesh.device, &device)));
+        items.extend(tunnels);
+    }
+}
+
+/// What is weaker than the defaults in a mesh, in words.
+pub fn weakened(mesh: &Mesh) -> Option<&'static str> {
+    match mesh.security {
+        Security::Encrypted => None,
+        Security::Plain => Some("security: plain: whoever can read the underlay reads this mesh"),
     }
 }
 
@@ -186,22 +301,28 @@ fn tunnel_name(mesh: &Mesh, peer: &NodeName) -> Option<TunnelName> {
     format!("{}.{peer}", mesh.name).parse().ok()
 }
 
-/// The tunnel to a node, the same for all others.
-fn tunnel_to<'a>(mesh: &Mesh, peer: &'a NodeName, member: &Member<'_>) -> Option<(&'a NodeName, Arc<Item>)> {
+/// The tunnel to a node.
+fn tunnel_to(
+    mesh: &Mesh,
+    peer: &NodeName,
+    member: &Member<'_>,
+    framing: Framing,
+    keepalive: Option<NonZeroU16>,
+) -> Option<Arc<Item>> {
     let addresses = member.addresses.iter().map(|address| IpNet::from(address.addr()));
     let prefixes = addresses.chain(member.routes.iter().copied());
-    let tunnel = tunnel_item(&TunnelSpec {
+    Some(Arc::new(tunnel_item(&TunnelSpec {
         name: tunnel_name(mesh, peer)?,
         device: mesh.device.clone(),
         addresses: Vec::new(),
         mtu: mesh.mtu,
-        remote: member.endpoint.clone()?,
-        framing: Framing::Raw,
+        remote: member.endpoint.clone(),
+        framing,
+        keepalive,
         allowed_prefixes: prefixes.map(|prefix| AllowedPrefix { prefix, preference: 0 }).collect(),
         routes: member.routes.to_vec(),
         without: mesh.without.clone(),
-    });
-    Some((peer, Arc::new(tunnel)))
+    })))
 }
 
 /// Something about a mesh that an operator should know before it is real.
@@ -243,14 +364,12 @@ pub fn plan(
     revision: u64,
     controller: &BTreeSet<IpAddr>,
 ) -> Plan {
-    let views = [before.views(), after.views()];
+    let views = [before.views_to_come(), after.views_to_come()];
     let operations = Operations::between(&views[0], &views[1]);
     let versions = [before.meshes.get(mesh), after.meshes.get(mesh)];
     let mut hazards = hazards::moves(before, after, mesh);
     hazards.extend(after.hazards(mesh, controller));
     hazards.sort_by_key(|hazard| !hazard.is_error);
-    let is_plain = |mesh: &Mesh| mesh.security == Security::Plain;
-    let plain = "security: plain: whoever can read the underlay reads this mesh".to_owned();
     Plan {
         mesh: mesh.clone(),
         hash: PlanHash::of(revision, versions, &operations),
@@ -263,7 +382,7 @@ pub fn plan(
         hazards,
         mass_removals: mass_removals(&views[0], &operations),
         operations,
-        weakened: versions[1].is_some_and(is_plain).then_some(plain).into_iter().collect(),
+        weakened: versions[1].and_then(weakened).map(str::to_owned).into_iter().collect(),
     }
 }
 

@@ -218,6 +218,7 @@ impl ControllerState {
             nothing: View::default(),
         };
         state.events.controller(wall, EventKind::ControllerStarted, "");
+        state.stored.wanted.meshes.keys().for_each(|mesh| state.log_weakened(mesh));
         state.work_out_views(now, wall);
         state
     }

@@ -1,6 +1,7 @@
 //! What can be asked of an agent, whatever the wire: gRPC and the legacy port both become these values.
 
 use std::fmt;
+use std::num::NonZeroU16;
 
 use ipnet::IpNet;
 
@@ -46,10 +47,13 @@ pub struct TunnelSpec {
     pub addresses: Vec<IpNet>,
     /// The largest packet; absent: what the path carries.
     pub mtu: Option<Mtu>,
-    /// The peer on the underlay.
-    pub remote: Remote,
+    /// The peer on the underlay. Absent: it comes first, which only that of an encrypted tunnel can.
+    pub remote: Option<Remote>,
     /// How packets are laid out.
     pub framing: Framing,
+    /// How often at least something is sent to the peer of an encrypted tunnel, in seconds; absent: nothing is where there
+    /// is nothing to send.
+    pub keepalive: Option<NonZeroU16>,
     /// What may be sent and received; empty: all.
     pub allowed_prefixes: Vec<AllowedPrefix>,
     /// Kernel routes for the device.
@@ -97,6 +101,8 @@ pub enum Field {
     Framing,
     /// The peer's key.
     PeerPublicKey,
+    /// How often something is sent.
+    Keepalive,
     /// The allowed prefixes as a whole.
     AllowedPrefixes,
     /// An allowed prefix, by position.
@@ -123,6 +129,7 @@ impl Field {
             Self::Remote => "remote",
             Self::Framing => "framing",
             Self::PeerPublicKey => "public key",
+            Self::Keepalive => "keepalive",
             Self::AllowedPrefixes | Self::AllowedPrefix(_) => "allowed prefix",
             Self::Route(_) => "route",
             Self::Without(_) => "without",

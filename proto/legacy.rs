@@ -12,7 +12,9 @@ use ipnet::{IpNet, Ipv4Net, ip_mask_to_prefix};
 use serde_json::{Map, Value, json};
 
 use super::command::{Command, CommandError, Field, Outcome, TunnelSpec};
-use super::model::{DeviceName, Framing, Invalid, Mtu, Offloads, TunnelState, check_interface_address};
+use super::model::{
+    DeviceName, Framing, Invalid, Mtu, Offloads, Remote, TunnelState, check_interface_address,
+};
 
 #[cfg(test)]
 mod tests;
@@ -158,8 +160,9 @@ fn spec(object: &Map<String, Value>) -> Result<TunnelSpec, CommandError> {
         device,
         addresses: vec![address(object)?],
         mtu: Some(mtu(field(object, MTU))?),
-        remote: required(object, REMOTE_SERVER, Field::Remote, "give the peer's host, as 172.100.1.2")?,
+        remote: Some(required(object, REMOTE_SERVER, Field::Remote, "give the peer's host, as 172.100.1.2")?),
         framing: Framing::Pi,
+        keepalive: None,
         allowed_prefixes: Vec::new(),
         routes: Vec::new(),
         without: Offloads::new(),
@@ -299,6 +302,7 @@ pub fn field_name(field: Field) -> &'static str {
         | Field::Device
         | Field::Framing
         | Field::PeerPublicKey
+        | Field::Keepalive
         | Field::AllowedPrefixes
         | Field::AllowedPrefix(_)
         | Field::Route(_)
@@ -420,7 +424,7 @@ fn spec_entry(tunnel: &TunnelSpec) -> Value {
         NAME: tunnel.name.as_str(),
         TUNNEL_IP: address.map(IpNet::addr),
         MTU: tunnel.mtu.map(Mtu::get),
-        REMOTE_SERVER: tunnel.remote.to_string(),
+        REMOTE_SERVER: tunnel.remote.as_ref().map(Remote::to_string),
     });
     match address {
         Some(IpNet::V4(v4)) => entry[NETMASK] = json!(Ipv4Net::netmask(v4)),

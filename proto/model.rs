@@ -5,6 +5,7 @@ mod offload;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU16;
 use std::str::FromStr;
 
 use base64::Engine;
@@ -367,6 +368,12 @@ impl PublicKey {
     pub fn as_bytes(&self) -> &[u8; 32] {
         &self.0
     }
+
+    /// From the point as it crosses the wire; `None` where that is none.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        // With zero every secret is zero (RFC 7748 section 6.1).
+        <[u8; 32]>::try_from(bytes).ok().filter(|point| *point != [0; 32]).map(Self)
+    }
 }
 
 impl From<[u8; 32]> for PublicKey {
@@ -380,10 +387,9 @@ impl FromStr for PublicKey {
 
     fn from_str(text: &str) -> Result<Self, Invalid> {
         const REMEDY: &str = "give what `wg pubkey` prints";
-        let bytes = STANDARD.decode(text).ok().and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
-        let point = bytes.ok_or_else(|| Invalid::new("is not 32 bytes in base64", REMEDY))?;
-        // With zero every secret is zero (RFC 7748 section 6.1).
-        if point == [0; 32] { Err(Invalid::new("is no host's key", REMEDY)) } else { Ok(Self(point)) }
+        let bytes = STANDARD.decode(text).ok().filter(|bytes| bytes.len() == 32);
+        let bytes = bytes.ok_or_else(|| Invalid::new("is not 32 bytes in base64", REMEDY))?;
+        Self::from_bytes(&bytes).ok_or_else(|| Invalid::new("is no host's key", REMEDY))
     }
 }
 
@@ -515,6 +521,9 @@ pub enum Owner {
 pub struct Device {
     /// Overlay addresses with the prefix length of their network.
     pub addresses: Vec<IpNet>,
+    /// The mesh whose key its encrypted tunnels use; absent: the host's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<MeshName>,
     /// Who made it.
     pub owner: Owner,
 }
@@ -526,10 +535,15 @@ pub struct Tunnel {
     pub device: DeviceName,
     /// The largest packet; absent: what the path carries.
     pub mtu: Option<Mtu>,
-    /// The peer on the underlay.
-    pub remote: Remote,
+    /// The peer on the underlay. Absent: it comes first, which only that of an encrypted tunnel can.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remote: Option<Remote>,
     /// How packets are laid out in a datagram.
     pub framing: Framing,
+    /// How often at least something is sent to the peer of an encrypted tunnel, in seconds; absent: nothing is where there
+    /// is nothing to send.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keepalive: Option<NonZeroU16>,
     /// What may be sent to the peer and come from it. Empty: all, and the device has no other tunnel.
     pub allowed_prefixes: Vec<AllowedPrefix>,
     /// Kernel routes to install on the device.

@@ -3,6 +3,7 @@
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::net::IpAddr;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +11,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::model::{DeviceName, Invalid, NodeName, OperatorName, Owner, Remote, TunnelName, TunnelState};
+use super::model::{
+    DeviceName, Invalid, MeshName, NodeName, OperatorName, Owner, PublicKey, Remote, TunnelName, TunnelState,
+};
 use super::trust::Rights;
 
 /// Where controllers listen, TCP, unless their address says otherwise.
@@ -287,12 +290,54 @@ pub struct Hello {
     pub version: String,
     /// What the node says of itself.
     pub labels: BTreeMap<String, String>,
-    /// Where others reach its data port; absent: the address that the session comes from.
-    pub endpoint: Option<Remote>,
+    /// Where others reach its data port.
+    pub reach: Reach,
+    /// The address that the session comes from as the agent sees it; absent: it does not say.
+    pub local: Option<IpAddr>,
     /// The UDP port on which it receives packets.
     pub data_port: u16,
     /// What time it is by its clock, since the Unix epoch; absent: it does not say.
     pub clock: Option<Duration>,
+    /// The keys by which the peers of its encrypted tunnels know it, by mesh.
+    pub keys: BTreeMap<MeshName, PublicKey>,
+}
+
+/// Where others reach a node's data port, as the node says.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Reach {
+    /// Where its session comes from, unless addresses are translated on the way.
+    #[default]
+    BySession,
+    /// Here.
+    At(Remote),
+    /// Nowhere: it reaches them.
+    Nowhere,
+}
+
+impl Reach {
+    const NOWHERE: &str = "none";
+}
+
+impl FromStr for Reach {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        match text {
+            "" => Ok(Self::BySession),
+            Self::NOWHERE => Ok(Self::Nowhere),
+            text => text.parse().map(Self::At),
+        }
+    }
+}
+
+impl fmt::Display for Reach {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::BySession => Ok(()),
+            Self::At(remote) => remote.fmt(f),
+            Self::Nowhere => f.write_str(Self::NOWHERE),
+        }
+    }
 }
 
 /// What an agent has of its controller.
@@ -312,7 +357,7 @@ pub struct Have {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AgentMessage {
     /// First and once.
-    Hello(Hello),
+    Hello(Box<Hello>),
     /// A generation has been kept and tried.
     Ack(Ack),
     /// It cannot follow, for this reason.
@@ -325,6 +370,8 @@ pub enum AgentMessage {
     Goodbye,
     /// It does not follow this controller, for this reason, and ends the session.
     Refusal(String),
+    /// The keys by which the peers of its encrypted tunnels know it, by mesh: as in its Hello, when they have changed.
+    Keys(BTreeMap<MeshName, PublicKey>),
 }
 
 /// What a controller says.

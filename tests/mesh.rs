@@ -20,14 +20,14 @@ const CONVERGED: Duration = Duration::from_secs(3);
 const ADD: &str = "tunmesh.v1.TunnelService/AddTunnel";
 const DELETE: &str = "tunmesh.v1.TunnelService/DeleteTunnel";
 
-/// A plain mesh file with the nodes as lines of YAML, and other `settings` as they are.
+/// A mesh file with the nodes as lines of YAML, and other `settings` as they are.
 fn mesh<'a>(
     name: &str,
     overlay: &str,
     nodes: impl IntoIterator<Item = (usize, &'a str)>,
     settings: &str,
 ) -> String {
-    let mut file = format!("mesh: {name}\noverlay: {overlay}\nsecurity: plain\n{settings}\nnodes:\n");
+    let mut file = format!("mesh: {name}\noverlay: {overlay}\n{settings}\nnodes:\n");
     for (n, node) in nodes {
         writeln!(file, "  n{n}: {{{node}}}").unwrap();
     }
@@ -90,8 +90,8 @@ fn state_of(agent: &Agent, tunnel: &str) -> String {
     found.and_then(|status| status["state"].as_str()).unwrap_or("GONE").to_owned()
 }
 
-/// Three hosts with subnets, one of them behind a router that is the controller's.
-fn three_hosts(family: Family) {
+/// Three hosts with subnets, one of them behind a router that is the controller's, and a mesh with these settings.
+fn three_hosts(family: Family, settings: &str) {
     let hosts = ThreeHosts::new(family);
     let (listen, address, overlay, own) = match family {
         Family::V4 => ("0.0.0.0:7443", "172.100.1.254:7443", "10.9.0.0/24", "10.9.0."),
@@ -104,7 +104,8 @@ fn three_hosts(family: Family) {
         let (endpoint, route) = (hosts.underlay(n), hosts.subnet(n));
         (n, format!("endpoint: '{endpoint}', address: '{own}{n}', routes: ['{route}']"))
     });
-    let file = mesh("prod", &format!("'{overlay}'"), nodes.iter().map(|(n, node)| (*n, node.as_str())), "");
+    let file =
+        mesh("prod", &format!("'{overlay}'"), nodes.iter().map(|(n, node)| (*n, node.as_str())), settings);
 
     let start = Instant::now();
     controller.apply(&file).unwrap();
@@ -118,12 +119,17 @@ fn three_hosts(family: Family) {
 
 #[test]
 fn three_hosts_and_their_subnets_are_joined_in_three_seconds() {
-    three_hosts(Family::V4);
+    three_hosts(Family::V4, "");
+}
+
+#[test]
+fn three_hosts_and_their_subnets_are_joined_in_three_seconds_in_plain_text() {
+    three_hosts(Family::V4, "security: plain");
 }
 
 #[test]
 fn three_hosts_and_their_subnets_are_joined_in_three_seconds_on_ipv6() {
-    three_hosts(Family::V6);
+    three_hosts(Family::V6, "");
 }
 
 #[test]
@@ -255,7 +261,7 @@ fn local_tunnels_stay_and_a_clash_costs_one_tunnel() {
     let before = (local(first), indexes(segment.host(1)));
     assert_eq!(before.0.len(), 4);
 
-    let file = prod(&numbered(&[1, 2, 3, 4, 5, 6]), "");
+    let file = prod(&numbered(&[1, 2, 3, 4, 5, 6]), "security: plain");
     let failed = controller.apply_with(&file, &["--wait"]).unwrap_err();
     for tunnel in ["prod.n2", "prod.n3", "prod.n4"] {
         assert!(failed.stderr.contains(tunnel), "{failed}");
@@ -292,7 +298,9 @@ fn local_tunnels_stay_and_a_clash_costs_one_tunnel() {
     agents[0].restart();
     wait_live(controller, &[name(1)]);
     all_reach(&all_pairs(&good), SOON).unwrap();
-    controller.apply_with(&prod(&numbered(&[1, 2, 3, 4, 5]), ""), &["--allow-removals"]).unwrap();
+    controller
+        .apply_with(&prod(&numbered(&[1, 2, 3, 4, 5]), "security: plain"), &["--allow-removals"])
+        .unwrap();
     wait_until(SOON, "n1 has no tunnel to n6", || state_of(&agents[0], "prod.n6") == "GONE");
     let first = &agents[0];
     assert_eq!(local(first), before.0);
@@ -388,7 +396,7 @@ fn several_meshes_keep_their_addresses() {
     let _agents = segment.agents(4);
     // All but n3 are in two; the last has two families.
     let files = [
-        ("red", mesh("red", "10.9.0.0/24", [(1, ""), (2, ""), (3, "")], "")),
+        ("red", mesh("red", "10.9.0.0/24", [(1, ""), (2, ""), (3, "")], "security: plain")),
         ("blue", mesh("blue", "'fd00:9::/64'", [(2, "endpoint: '172.100.1.2:5000'"), (4, "")], "")),
         ("green", mesh("green", "[10.10.0.0/24, 'fd00:10::/64']", [(1, ""), (4, "")], "")),
     ];
@@ -414,7 +422,7 @@ fn several_meshes_keep_their_addresses() {
     assert_eq!(devices.iter().map(Vec::len).collect::<Vec<_>>(), [2, 2, 1, 2], "{devices:?}");
 
     // Plain tunnels are told apart by their peers: no two nodes can be in two meshes together.
-    let second = mesh("second", "10.11.0.0/24", [(1, ""), (2, "")], "");
+    let second = mesh("second", "10.11.0.0/24", [(1, ""), (2, "")], "security: plain");
     let refused = segment.controller.apply(&second).unwrap_err();
     assert!(refused.stderr.contains("red") && refused.stderr.contains("n2"), "{refused}");
     assert_eq!(segment.controller.json(&["mesh", "list"])["meshes"].as_array().unwrap().len(), 3);
@@ -429,7 +437,7 @@ fn several_meshes_keep_their_addresses() {
     );
 
     // A node is removed and comes back.
-    let without = mesh("red", "10.9.0.0/24", [(2, ""), (3, "")], "");
+    let without = mesh("red", "10.9.0.0/24", [(2, ""), (3, "")], "security: plain");
     segment.controller.apply_with(&without, &["--wait"]).unwrap();
     assert_eq!(addresses(&segment.controller, "red").len(), 2);
     segment.controller.apply_with(&files[0].1, &["--wait"]).unwrap();

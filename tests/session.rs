@@ -16,10 +16,10 @@ use serde_json::json;
 use tonic::Status;
 use tonic_types::{ErrorDetails, StatusExt};
 use tunmesh::proto::command::TunnelSpec;
-use tunmesh::proto::convert::session::{device_item, tunnel_item};
+use tunmesh::proto::convert::session::{DeviceSpec, device_item, tunnel_item};
 use tunmesh::proto::model::{AllowedPrefix, Framing, Owner, TunnelState};
 use tunmesh::proto::session::{
-    AgentMessage, ControllerMessage, Delta, Generation, Heartbeat, Item, ItemId, Items, Report,
+    AgentMessage, ControllerMessage, Delta, Generation, Heartbeat, Item, ItemId, Items, Reach, Report,
     SnapshotChunk, SnapshotEnd, Tag,
 };
 use tunmesh::proto::v1;
@@ -60,8 +60,9 @@ fn tunnel(host: u8) -> TunnelSpec {
         device: "m".parse().unwrap(),
         addresses: Vec::new(),
         mtu: None,
-        remote: format!("172.100.1.{host}:5000").parse().unwrap(),
+        remote: Some(format!("172.100.1.{host}:5000").parse().unwrap()),
         framing: Framing::Raw,
+        keepalive: None,
         allowed_prefixes: vec![AllowedPrefix { prefix, preference: 0 }],
         routes: Vec::new(),
         without: BTreeSet::new(),
@@ -70,7 +71,10 @@ fn tunnel(host: u8) -> TunnelSpec {
 
 /// A mesh's device, and tunnels of it to hosts by number.
 fn mesh(hosts: impl IntoIterator<Item = u8>) -> Items {
-    let device = device_item(&"m".parse().unwrap(), &["10.9.0.1/24".parse().unwrap()]);
+    let device = device_item(
+        &"m".parse().unwrap(),
+        &DeviceSpec { addresses: vec!["10.9.0.1/24".parse().unwrap()], key: None },
+    );
     let tunnels = hosts.into_iter().map(|host| tunnel_item(&tunnel(host)));
     Items::new(std::iter::once(device).chain(tunnels).map(Arc::new))
 }
@@ -134,7 +138,7 @@ fn an_agent_follows_and_comes_back_as_it_was() {
     let (talk, hello) = controller.hello();
     assert_eq!((hello.node.as_str(), hello.have, hello.data_port), ("n1", None, 5000));
     assert_eq!((hello.labels["role"].as_str(), hello.labels["zone"].as_str()), ("web", "a"));
-    assert_eq!(hello.endpoint, Some("192.0.2.1:6000".parse().unwrap()));
+    assert_eq!(hello.reach, Reach::At("192.0.2.1:6000".parse().unwrap()));
     talk.welcome("s1");
     let first = report(&talk, |report| report.whole);
     assert_eq!(first.tunnels[&"udp2".parse().unwrap()].owner, Owner::Local);
@@ -385,7 +389,10 @@ fn a_controller_is_followed_in_plain_text_only_where_that_was_asked_for() {
         routes: vec!["172.96.0.0/11".parse().unwrap()],
         ..tunnel(3)
     };
-    let device = device_item(&"m".parse().unwrap(), &["172.9.0.1/24".parse().unwrap()]);
+    let device = device_item(
+        &"m".parse().unwrap(),
+        &DeviceSpec { addresses: vec!["172.9.0.1/24".parse().unwrap()], key: None },
+    );
     let view = Items::new([device, tunnel_item(&routed)].map(Arc::new));
     talk.say(snapshot(1, &view));
     let failures = talk.ack().failures;
@@ -448,8 +455,11 @@ fn a_controller_is_told_whether_a_tunnel_carries_packets() {
     let agent = Agent::start(&host, &FOLLOW);
     let (talk, _) = controller.hello();
     talk.welcome("s1");
-    let device = device_item(&"m".parse().unwrap(), &["10.9.0.1/24".parse().unwrap()]);
-    let spec = TunnelSpec { remote: "172.100.2.7:5000".parse().unwrap(), ..tunnel(7) };
+    let device = device_item(
+        &"m".parse().unwrap(),
+        &DeviceSpec { addresses: vec!["10.9.0.1/24".parse().unwrap()], key: None },
+    );
+    let spec = TunnelSpec { remote: Some("172.100.2.7:5000".parse().unwrap()), ..tunnel(7) };
     talk.say(snapshot(1, &Items::new([device, tunnel_item(&spec)].map(Arc::new))));
     assert_eq!(talk.ack().failures.len(), 0);
     let state = |wanted: fn(&TunnelState) -> bool| {

@@ -14,6 +14,7 @@ use crate::agent::service::controller::Introduction;
 use crate::proto::host::log::{self, LogFormat};
 use crate::proto::host::output::Format;
 use crate::proto::model::{ACCEPTED, Invalid, NodeName, Offload, Remote, parse_label, parse_prefix};
+use crate::proto::session::Reach;
 use crate::proto::trust::{JoinToken, KeyId};
 
 /// Joins this host to others by UDP tunnels over tun devices.
@@ -98,9 +99,10 @@ struct ControllerArgs {
     /// What the node says of itself, as role=web; may be repeated
     #[arg(long, env = "TUNMESH_LABEL", value_name = "KEY=VALUE", value_delimiter = ',', value_parser = parse_label)]
     label: Vec<(String, String)>,
-    /// Where others reach this node's data port; the address that its session comes from unless given
-    #[arg(long, env = "TUNMESH_ENDPOINT", value_name = "ADDR")]
-    endpoint: Option<Remote>,
+    /// Where others reach this node's data port, or none: then it reaches them; the address that its session comes from
+    /// unless given, if addresses are not translated on the way
+    #[arg(long, env = "TUNMESH_ENDPOINT", value_name = "ADDR|none")]
+    endpoint: Option<Reach>,
     /// Token with which this host joins, as `controller token create` prints it; better in --token-file or TUNMESH_TOKEN
     #[arg(
         long,
@@ -140,7 +142,7 @@ impl ControllerArgs {
             introduction: Introduction { token, pin: self.pin, approve_any: self.approve_any },
             node: self.name.map_or_else(host_name, Ok)?,
             labels: self.label.into_iter().collect(),
-            endpoint: self.endpoint,
+            reach: self.endpoint.unwrap_or_default(),
         }))
     }
 }

@@ -91,6 +91,8 @@ fn status_table(status: &v1::GetStatusResponse) -> String {
     ];
     rows.push(vec!["offloads".to_owned(), offloads(&status.offloads)]);
     rows.push(vec!["public key".to_owned(), status.public_key.clone()]);
+    let of_meshes = status.mesh_public_keys.iter();
+    rows.extend(of_meshes.map(|(mesh, key)| vec![format!("public key in {mesh}"), key.clone()]));
     rows.extend(status.controller.iter().flat_map(controller_rows));
     rows.extend(status.weakened.iter().map(|words| vec!["weakened".to_owned(), words.clone()]));
     rows.extend(status.findings.iter().map(|words| vec!["problem".to_owned(), words.clone()]));

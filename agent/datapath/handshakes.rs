@@ -52,8 +52,10 @@ impl Handshakes {
                 match sessions.shake(message) {
                     Ok(answer) => {
                         // An initiation may have been sent before: where its sender is, its first packet shows.
-                        if let (Message::Response { .. }, Some(local)) = (kind, local) {
-                            table.mark_way(tunnel, source, local);
+                        if let (Message::Response { .. }, Some(local)) = (kind, local)
+                            && table.mark_way(tunnel, source, local)
+                        {
+                            self.shared.tell_moved();
                         }
                         if let Some(answer) = answer {
                             // Whether it went shows by what follows.
@@ -129,10 +131,10 @@ impl Handshakes {
         }
     }
 
-    /// Looks at the clock for all peers.
-    pub(super) fn tick(&mut self, table: &Table) {
+    /// Looks at the clock for all peers; `now` is time since boot.
+    pub(super) fn tick(&mut self, table: &Table, now: Duration) {
         for (tunnel, peer) in table.peers() {
-            let ticked = peer.sessions().tick();
+            let ticked = peer.sessions().tick(now);
             tunnel.stats.sent.drops.count(DropReason::NoSession, ticked.lost as u64);
             if let Some(message) = ticked.message {
                 self.ask(tunnel, &message);
@@ -143,13 +145,15 @@ impl Handshakes {
     /// Sends the peer of a tunnel a message that is sent again where nothing comes of it.
     pub(super) fn ask(&mut self, tunnel: &Tunnel, message: &[u8]) {
         if let Err(error) = self.post_to(tunnel, message) {
-            tracing::debug!(to = %tunnel.destination.address, %error, "a message of a handshake was not sent");
+            let to = tunnel.destination.as_ref().map(|destination| destination.address);
+            tracing::debug!(?to, %error, "a message of a handshake was not sent");
         }
     }
 
     fn post_to(&mut self, tunnel: &Tunnel, message: &[u8]) -> io::Result<()> {
         let roamed = tunnel.path.roamed();
-        let destination = roamed.as_deref().unwrap_or(&tunnel.destination);
+        let destination = roamed.as_deref().or(tunnel.destination.as_ref());
+        let destination = destination.ok_or(io::ErrorKind::AddrNotAvailable)?;
         let local = tunnel.path.local();
         match self.post(destination, local, message) {
             Err(error) if local.is_some() && is_of_the_source(&error) => {

@@ -70,22 +70,22 @@ impl Before {
         Self { way, session, sender, admitted, goes_on, marked: Heard::Nobody, is_way_marked }
     }
 
-    /// Notes that somebody was behind a datagram that came this way at `now`, time since boot.
-    fn mark(&mut self, table: &Table, heard: Heard, now: Duration) {
+    /// Notes that somebody was behind a datagram that came this way at `now`, time since boot. Returns whether it was
+    /// somewhere else before.
+    fn mark(&mut self, table: &Table, heard: Heard, now: Duration) -> bool {
         let (source, local, _) = self.way;
         let is_way_known = self.is_way_marked || local.is_none();
         if heard == Heard::Nobody || (heard <= self.marked && is_way_known) {
-            return;
+            return false;
         }
-        let Some(tunnel) = table.tunnel(self.sender) else { return };
+        let Some(tunnel) = table.tunnel(self.sender) else { return false };
         if heard == Heard::Packet {
             tunnel.stats.mark_received(now);
         }
         self.marked = self.marked.max(heard);
-        if let Some(local) = local.filter(|_| !self.is_way_marked) {
-            self.is_way_marked = true;
-            table.mark_way(tunnel, source, local);
-        }
+        let Some(local) = local.filter(|_| !self.is_way_marked) else { return false };
+        self.is_way_marked = true;
+        table.mark_way(tunnel, source, local)
     }
 }
 
@@ -324,8 +324,8 @@ impl Ingress {
                 false => self.take_plain(table, at..end, way, before),
             };
             self.has_packet |= heard == Heard::Packet;
-            if let Some(before) = before {
-                before.mark(table, heard, now);
+            if before.as_mut().is_some_and(|before| before.mark(table, heard, now)) {
+                self.shared.tell_moved();
             }
             at = end;
             if at >= place.end {

@@ -55,6 +55,8 @@ pub enum DatapathEvent {
     Ended(String),
     /// The path to a peer carries less than was sent.
     PathNarrowed(IpAddr),
+    /// The peer of an encrypted tunnel has shown to be somewhere else.
+    PeerMoved,
 }
 
 /// What all threads share.
@@ -74,6 +76,11 @@ struct Shared {
 }
 
 impl Shared {
+    /// Tells the runtime that a peer is somewhere else. A full channel has news enough: it looks at all peers with each.
+    fn tell_moved(&self) {
+        let _ = self.events.try_send(DatapathEvent::PeerMoved);
+    }
+
     fn limits(&self) -> MutexGuard<'_, Limits> {
         self.limits.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -92,11 +92,15 @@ impl<T: Transmit> Outbox<T> {
                 first += 1;
                 continue;
             };
-            let address = destination(entry, tunnel).address;
+            let Some(to) = destination(entry, tunnel) else {
+                lose(table, entry, DropReason::Unreachable);
+                first += 1;
+                continue;
+            };
+            let address = to.address;
             let of_family = |entry: &&Entry| {
-                table
-                    .tunnel(entry.place)
-                    .is_some_and(|tunnel| destination(entry, tunnel).address.is_ipv4() == address.is_ipv4())
+                let to = table.tunnel(entry.place).and_then(|tunnel| destination(entry, tunnel));
+                to.is_some_and(|to| to.address.is_ipv4() == address.is_ipv4())
             };
             let rest = self.batch.entries().get(first..).unwrap_or_default();
             let run = rest.iter().take_while(of_family).count();
@@ -111,7 +115,8 @@ impl<T: Transmit> Outbox<T> {
             let messages = run.iter().map(|entry| {
                 let tunnel = table.tunnel(entry.place).unwrap_or(tunnel);
                 let segment = (entry.datagrams > 1).then_some(entry.segment as u16);
-                message(destination(entry, tunnel), tunnel, entry.tos, segment, entry.parts.clone())
+                let to = destination(entry, tunnel).unwrap_or(to);
+                message(to, tunnel, entry.tos, segment, entry.parts.clone())
             });
             let sent = self.sender.send(socket, messages, self.batch.parts(), [packets, self.batch.made()]);
             if sent.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock) {
@@ -133,7 +138,6 @@ impl<T: Transmit> Outbox<T> {
                         let local = tunnel.path.local();
                         for (datagram, length) in self.batch.datagrams(entry) {
                             let buffers = [packets, self.batch.made()];
-                            let to = destination(entry, tunnel);
                             let sent = send_one(
                                 &mut self.sender,
                                 socket,
@@ -190,8 +194,8 @@ impl<T: Transmit> Outbox<T> {
             }
             return delay;
         }
-        let to = &tunnel.destination;
-        let Some(socket) = self.shared.sockets.of(to.address) else {
+        let to = tunnel.destination.as_ref();
+        let Some((to, socket)) = to.and_then(|to| Some((to, self.shared.sockets.of(to.address)?))) else {
             tunnel.stats.sent.drops.count(DropReason::Unreachable, 1);
             return delay;
         };
@@ -218,9 +222,9 @@ impl<T: Transmit> Outbox<T> {
     }
 }
 
-/// Where the datagrams of a message go.
-fn destination<'d>(entry: &'d Entry, tunnel: &'d Tunnel) -> &'d Destination {
-    entry.roamed.as_deref().unwrap_or(&tunnel.destination)
+/// Where the datagrams of a message go; `None`: nobody knows where its peer is.
+fn destination<'d>(entry: &'d Entry, tunnel: &'d Tunnel) -> Option<&'d Destination> {
+    entry.roamed.as_deref().or(tunnel.destination.as_ref())
 }
 
 fn message<'m>(

@@ -42,13 +42,16 @@ pub struct Path {
 }
 
 impl Path {
-    /// Notes that the peer, who was said to be at `configured`, has shown that it is at `source`.
-    pub fn roam(&self, configured: &Destination, source: SocketAddr) {
+    /// Notes that the peer, who was said to be at `configured`, has shown that it is at `source`. Returns whether that is news.
+    pub fn roam(&self, configured: Option<&Destination>, source: SocketAddr) -> bool {
+        let configured = configured.map(|configured| configured.address);
         let roamed = self.roamed.load();
-        if roamed.as_ref().map_or(configured.address, |roamed| roamed.address) != source {
-            let is_back = source == configured.address;
+        let is_news = roamed.as_ref().map(|roamed| roamed.address).or(configured) != Some(source);
+        if is_news {
+            let is_back = configured == Some(source);
             self.roamed.store((!is_back).then(|| Arc::new(source.into())));
         }
+        is_news
     }
 
     /// Where the peer is now, if it is not where it was said to be.

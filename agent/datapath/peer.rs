@@ -2,14 +2,15 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
+use std::num::NonZeroU16;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use crate::agent::wireguard::Refused;
 use crate::agent::wireguard::cookie::CookieChecker;
-use crate::agent::wireguard::key::PrivateKey;
+use crate::agent::wireguard::key::{PrivateKey, wipe_stack};
 use crate::agent::wireguard::message::{self, Index, Message};
-use crate::agent::wireguard::tunnel::{Indices, Noise, Sealed, Ticked, Tunnel};
+use crate::agent::wireguard::tunnel::{HANDSHAKE, Indices, Noise, Sealed, Ticked, Tunnel};
 use crate::proto::model::PublicKey;
 
 /// How many indices of a peer are known at most. A session goes on for 180 s, in which a host that is not answered
@@ -20,6 +21,8 @@ const ANSWERS: u8 = 4;
 /// How often at most a peer whose initiations are too old is sent one: its clock may have been set back.
 const REVIVAL: Duration = Duration::from_secs(5);
 
+/// How much longer than something is sent nothing may be heard.
+const LATE: Duration = Duration::from_secs(5);
 /// The age of keys is known to the quarter of a second at which the clock was looked at last.
 const ROUNDING: Duration = Duration::from_secs(1);
 
@@ -89,20 +92,24 @@ pub struct Peer {
     pub own: Arc<OwnKey>,
     /// Its own.
     pub key: PublicKey,
+    /// How often at least something is sent to it, in seconds.
+    pub keepalive: Option<NonZeroU16>,
     sessions: Mutex<Sessions>,
 }
 
 impl Peer {
-    /// A peer with which there is no session yet. Every `keepalive` seconds at least something is sent to it.
+    /// A peer with which there is no session yet. Every `keepalive` seconds at least something is sent to it, and where nothing
+    /// is heard of it for a little longer, it is asked.
     pub fn new(
         id: u64,
         own: Arc<OwnKey>,
         key: PublicKey,
-        keepalive: Option<u16>,
+        keepalive: Option<NonZeroU16>,
         receivers: Arc<Receivers>,
     ) -> Self {
         let id = PeerId(id);
-        let tunnel = Box::new(Noise::new(&own.private, &key, keepalive, &receivers.indices));
+        let seconds = keepalive.map(NonZeroU16::get);
+        let tunnel = Box::new(Noise::new(&own.private, &key, seconds, &receivers.indices));
         let sessions = Sessions {
             id,
             tunnel,
@@ -112,8 +119,11 @@ impl Peer {
             awaited: None,
             revived_at: None,
             established: None,
+            silence: seconds.map(|seconds| Duration::from_secs(seconds.into()) + LATE),
+            asked_at: None,
+            has_heard: false,
         };
-        Self { id, own, key, sessions: Mutex::new(sessions) }
+        Self { id, own, key, keepalive, sessions: Mutex::new(sessions) }
     }
 
     /// The sessions with it, for as long as nobody else needs them: to be held for as many packets as are there.
@@ -141,6 +151,12 @@ pub struct Sessions {
     /// When it was last sent an initiation since its own were too old, as time since boot.
     revived_at: Option<Duration>,
     established: Option<Duration>,
+    /// After how long a silence it is asked whether it is there; absent: it may be silent.
+    silence: Option<Duration>,
+    /// When that was last done, or it was heard, as time since boot.
+    asked_at: Option<Duration>,
+    /// Whether it was heard since the last look at the clock.
+    has_heard: bool,
 }
 
 impl Sessions {
@@ -148,6 +164,7 @@ impl Sessions {
     pub fn seal(&mut self, pieces: [&[u8]; 2], longest: u16, room: &mut Vec<u8>) -> Sealed {
         let sealed = self.tunnel.seal(pieces, longest, room);
         if let Sealed::Waits { initiation, .. } = &sealed {
+            wipe_stack::<HANDSHAKE>();
             self.note(initiation.as_deref());
         }
         sealed
@@ -158,7 +175,9 @@ impl Sessions {
     /// # Errors
     /// As there.
     pub fn open(&mut self, datagram: &mut [u8]) -> Result<std::ops::Range<usize>, Refused> {
-        self.tunnel.open(datagram)
+        let opened = self.tunnel.open(datagram);
+        self.has_heard |= opened.is_ok();
+        opened
     }
 
     /// As [`Tunnel::shake`].
@@ -166,7 +185,10 @@ impl Sessions {
     /// # Errors
     /// As there.
     pub fn shake(&mut self, message: &[u8]) -> Result<Option<Vec<u8>>, Refused> {
-        let answer = self.tunnel.shake(message)?;
+        let answer = self.tunnel.shake(message);
+        wipe_stack::<HANDSHAKE>();
+        let answer = answer?;
+        self.has_heard = true;
         if matches!(Message::parse(message), Ok(Message::Response { .. })) {
             self.awaited = None;
         }
@@ -217,9 +239,21 @@ impl Sessions {
         self.initiate()
     }
 
-    /// As [`Tunnel::tick`].
-    pub fn tick(&mut self) -> Ticked {
-        let ticked = self.tunnel.tick();
+    /// As [`Tunnel::tick`]; `since_boot` is now. A peer that something is sent to in any case and that has not been heard for
+    /// long may know no session any more: it is asked for one.
+    pub fn tick(&mut self, since_boot: Duration) -> Ticked {
+        let mut ticked = self.tunnel.tick();
+        if std::mem::take(&mut self.has_heard) {
+            self.asked_at = None;
+        }
+        let asked_at = *self.asked_at.get_or_insert(since_boot);
+        if self.silence.is_some_and(|silence| since_boot >= asked_at + silence) {
+            self.asked_at = Some(since_boot);
+            ticked.message = self.tunnel.initiate().or(ticked.message);
+        }
+        if ticked.message.is_some() {
+            wipe_stack::<HANDSHAKE>();
+        }
         self.note(ticked.message.as_deref());
         ticked
     }
@@ -237,6 +271,7 @@ impl Sessions {
 
     fn initiate(&mut self) -> Option<Vec<u8>> {
         let initiation = self.tunnel.initiate();
+        wipe_stack::<HANDSHAKE>();
         self.note(initiation.as_deref());
         initiation
     }

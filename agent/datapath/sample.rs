@@ -21,9 +21,10 @@ use crate::proto::model::{AllowedPrefix, Framing, Mtu, Offload};
 /// `without` some offloads.
 pub(super) fn table(endpoints: &[SocketAddr], without: &[Offload]) -> Table {
     let tunnel = |number: usize, endpoint| ForwardingTunnel {
-        endpoint,
+        endpoint: Some(endpoint),
         exact_port: false,
         framing: Framing::Raw,
+        keepalive: None,
         mtu: Mtu::ETHERNET,
         tcp_mtu: Mtu::ETHERNET,
         without: without.iter().copied().collect(),
@@ -34,6 +35,7 @@ pub(super) fn table(endpoints: &[SocketAddr], without: &[Offload]) -> Table {
     };
     let device = ForwardingDevice {
         addresses: BTreeSet::new(),
+        key: None,
         without: BTreeSet::new(),
         tunnels: (1..)
             .zip(endpoints)

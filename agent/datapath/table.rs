@@ -74,8 +74,8 @@ pub struct Kept {
 /// A tunnel as packets see it.
 #[derive(Debug)]
 pub struct Tunnel {
-    /// Where its datagrams go, unless its peer has roamed.
-    pub destination: Destination,
+    /// Where its datagrams go, unless its peer has roamed; absent: nobody has said where its peer is.
+    pub destination: Option<Destination>,
     /// The sessions with its peer, if it is encrypted: then nothing else is sent or taken.
     pub peer: Option<Arc<Peer>>,
     /// Whether packets go behind four bytes of packet information.
@@ -113,13 +113,17 @@ impl Table {
             match &kept.peer {
                 // What comes from there and is not encrypted belongs to a plain tunnel first.
                 Some(peer) => {
-                    self.by_endpoint.entry((endpoint.ip(), endpoint.port())).or_insert(place);
+                    if let Some(endpoint) = endpoint {
+                        self.by_endpoint.entry((endpoint.ip(), endpoint.port())).or_insert(place);
+                    }
                     self.add_peer(peer, place);
                 }
                 None => {
-                    self.by_endpoint.insert((endpoint.ip(), endpoint.port()), place);
-                    if !wanted.exact_port {
-                        self.by_address.insert(endpoint.ip(), place);
+                    if let Some(endpoint) = endpoint {
+                        self.by_endpoint.insert((endpoint.ip(), endpoint.port()), place);
+                        if !wanted.exact_port {
+                            self.by_address.insert(endpoint.ip(), place);
+                        }
                     }
                 }
             }
@@ -196,15 +200,13 @@ impl Table {
     }
 
     /// Notes that the peer of a tunnel, who has shown who it is, is at `source` and sends to `local`; not where that is
-    /// inside the overlay: a tunnel would run inside itself.
-    pub fn mark_way(&self, tunnel: &Tunnel, source: SocketAddr, local: IpAddr) {
+    /// inside the overlay: a tunnel would run inside itself. Returns whether it was somewhere else before.
+    pub fn mark_way(&self, tunnel: &Tunnel, source: SocketAddr, local: IpAddr) -> bool {
         if self.devices.iter().any(|device| device.addresses.contains(&local)) {
-            return;
-        }
-        if tunnel.peer.is_some() {
-            tunnel.path.roam(&tunnel.destination, source);
+            return false;
         }
         tunnel.path.mark_local(local);
+        tunnel.peer.is_some() && tunnel.path.roam(tunnel.destination.as_ref(), source)
     }
 
     /// The tunnel that a datagram from `source` belongs to, if it is not encrypted.
@@ -245,7 +247,7 @@ impl Tunnel {
         let prefixes = &wanted.allowed_prefixes;
         let allowed = prefixes.iter().map(|allowed| allowed.prefix).collect();
         Self {
-            destination: wanted.endpoint.into(),
+            destination: wanted.endpoint.map(Destination::from),
             peer,
             packet_information: wanted.framing == Framing::Pi,
             mtu: wanted.mtu.get(),

@@ -184,7 +184,7 @@ impl Main {
         let due = &mut self.sessions;
         if now >= due.ticked_at + TICK {
             due.ticked_at = now;
-            self.handshakes.tick(table);
+            self.handshakes.tick(table, now);
         }
         let mut next = due.ticked_at + TICK;
         while let Some((tunnel, peer)) = table.peer_at(due.next) {

@@ -7,7 +7,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::agent::session::LinkState;
 use crate::proto::command::{Command, CommandError, ErrorKind, Field, Outcome};
-use crate::proto::model::{Invalid, NodeName, Owner, TunnelStatus};
+use crate::proto::model::{Invalid, MeshName, NodeName, Owner, PublicKey, TunnelStatus};
 use crate::proto::session::{Generation, ItemId};
 
 /// How many requests wait at most; more wait with their senders.
@@ -17,7 +17,7 @@ const QUEUE: usize = 1024;
 pub(super) enum Request {
     Execute(Asked),
     Tunnels(oneshot::Sender<Vec<TunnelStatus>>),
-    Counters(oneshot::Sender<Counters>),
+    Overview(oneshot::Sender<Overview>),
     Controller(oneshot::Sender<Option<ControllerStatus>>),
     Leave(oneshot::Sender<Result<usize, CommandError>>),
 }
@@ -67,15 +67,19 @@ impl Requests {
     }
 }
 
-/// What belongs to no tunnel, by reason.
+/// The agent as a whole: what belongs to no tunnel, by reason, and as whom meshes know it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Counters {
+pub struct Overview {
     /// Datagrams that arrived at the data port.
     pub datagrams: u64,
     /// Those of them that belong to no tunnel.
     pub datagrams_dropped: BTreeMap<&'static str, u64>,
     /// Packets from devices that belong to no tunnel.
     pub packets_dropped: BTreeMap<&'static str, u64>,
+    /// The keys by which the peers of encrypted tunnels know this host, by mesh.
+    pub keys: BTreeMap<MeshName, PublicKey>,
+    /// What is wrong with them, in words.
+    pub key_faults: Vec<String>,
 }
 
 /// What the agent has to do with its controller. Times are since the Unix epoch.
@@ -147,12 +151,12 @@ impl AgentHandle {
         self.ask(Request::Tunnels).await
     }
 
-    /// What belongs to no tunnel.
+    /// The agent as a whole.
     ///
     /// # Errors
     /// Where the agent is stopping.
-    pub async fn counters(&self) -> Result<Counters, CommandError> {
-        self.ask(Request::Counters).await
+    pub async fn overview(&self) -> Result<Overview, CommandError> {
+        self.ask(Request::Overview).await
     }
 
     /// What the agent has to do with its controller; `None`: it has none.

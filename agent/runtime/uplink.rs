@@ -9,7 +9,7 @@ use super::handle::LinkStatus;
 use crate::agent::credentials::Credentials;
 use crate::agent::service::controller::{Connection, Dialler, Event, Full};
 use crate::agent::session::{Base, Effect, Identity, Link, LinkState, Session, Told, Trouble, TroubleKind};
-use crate::proto::model::{NodeName, TunnelName};
+use crate::proto::model::{MeshName, NodeName, PublicKey, TunnelName};
 use crate::proto::session::{AgentMessage, Forwarding, ItemId, TunnelReport};
 
 /// A session with what acts for it.
@@ -163,6 +163,12 @@ impl Uplink {
 
     pub(super) fn wants_tunnels(&self) -> bool {
         self.session.wants_tunnels()
+    }
+
+    /// Takes in the keys by which this host is known.
+    pub(super) fn handle_keys(&mut self, keys: BTreeMap<MeshName, PublicKey>, now: Instant) {
+        self.session.handle_keys(keys);
+        self.act(now);
     }
 
     /// Takes in how all tunnels are, what of the controller's cannot be had, and what the host forwards.

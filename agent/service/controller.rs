@@ -235,7 +235,8 @@ async fn converse(
     let mut client = AgentControlClient::new(channel.clone()).max_decoding_message_size(LONGEST);
     // Where nobody listens any more it is read on, so that the last words get out.
     let _ = events.send(Event::Connected).await;
-    let outbound = ReceiverStream::new(messages).map(|message| v1::AgentMessage::from(with_clock(message)));
+    let outbound = ReceiverStream::new(messages);
+    let outbound = outbound.map(move |message| v1::AgentMessage::from(completed(message, local)));
     let answer = client.session(outbound).await.map_err(|status| match status.source() {
         Some(cause) if is_plain => unanswered(cause, local),
         Some(_) | None => status.into(),
@@ -277,16 +278,18 @@ async fn converse(
     }
 }
 
-/// A message with the time by this host's clock, where it is to have one.
-fn with_clock(message: AgentMessage) -> AgentMessage {
+/// A message on a connection from `local`, with the time by this host's clock, where it is to have both.
+fn completed(message: AgentMessage, local: IpAddr) -> AgentMessage {
     match message {
         AgentMessage::Hello(hello) => {
-            AgentMessage::Hello(Hello { clock: Some(clock::since_epoch()), ..hello })
+            let hello = Hello { local: Some(local), clock: Some(clock::since_epoch()), ..*hello };
+            AgentMessage::Hello(Box::new(hello))
         }
         other @ (AgentMessage::Ack(_)
         | AgentMessage::Resync(_)
         | AgentMessage::Heartbeat(_)
         | AgentMessage::Report(_)
+        | AgentMessage::Keys(_)
         | AgentMessage::Goodbye
         | AgentMessage::Refusal(_)) => other,
     }

@@ -26,6 +26,8 @@ use crate::proto::v1::tunnel_service_server::TunnelService;
 const INTERVAL: Duration = Duration::from_secs(1);
 const INTERVAL_LEAST: Duration = Duration::from_millis(100);
 const INTERVAL_MOST: Duration = Duration::from_secs(3600);
+/// How many devices with plain tunnels a status names.
+const PLAIN_DEVICES: usize = 5;
 /// How many watches there may be at once: each looks at all tunnels.
 const WATCHES: usize = 64;
 
@@ -193,22 +195,33 @@ impl TunnelService for Local {
         _: Request<v1::GetStatusRequest>,
     ) -> Result<Response<v1::GetStatusResponse>, Status> {
         let tunnels = self.tunnels().await?;
-        let counters = self.agent.counters().await.map_err(|error| status(&error))?;
+        let overview = self.agent.overview().await.map_err(|error| status(&error))?;
         let controller = self.agent.controller().await.map_err(|error| status(&error))?;
         let failed = tunnels.iter().filter(|tunnel| tunnel.state() == v1::tunnel_status::State::Failed);
         let findings = tokio::task::spawn_blocking(crate::agent::check::forwarding).await.unwrap_or_default();
+        let key_faults = self.facts.key_fault.iter().chain(&overview.key_faults).cloned();
         Ok(Response::new(v1::GetStatusResponse {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             started: Some(convert::timestamp(self.facts.started)),
             data_ports: self.facts.data_ports.clone(),
             tunnels: u32::try_from(tunnels.len()).unwrap_or(u32::MAX),
             failed_tunnels: u32::try_from(failed.count()).unwrap_or(u32::MAX),
-            datagrams_received: counters.datagrams,
-            datagrams_dropped: convert::drops(counters.datagrams_dropped),
-            packets_dropped: convert::drops(counters.packets_dropped),
-            findings: findings.iter().map(ToString::to_string).chain(self.facts.key_fault.clone()).collect(),
+            datagrams_received: overview.datagrams,
+            datagrams_dropped: convert::drops(overview.datagrams_dropped),
+            packets_dropped: convert::drops(overview.packets_dropped),
+            findings: findings.iter().map(ToString::to_string).chain(key_faults).collect(),
             public_key: self.facts.public_key.to_string(),
-            weakened: self.facts.weakened_now(controller.as_ref()),
+            mesh_public_keys: overview
+                .keys
+                .into_iter()
+                .map(|(mesh, key)| (mesh.into(), key.to_string()))
+                .collect(),
+            weakened: self
+                .facts
+                .weakened_now(controller.as_ref())
+                .into_iter()
+                .chain(plain(&tunnels))
+                .collect(),
             controller: controller.map(controller_to_wire),
             offloads: offloads(&self.facts.offloads, &tunnels),
         }))
@@ -219,6 +232,23 @@ impl TunnelService for Local {
         tell(&asker(&request), "Leave", "");
         Ok(Response::new(v1::LeaveResponse { tunnels: u32::try_from(tunnels).unwrap_or(u32::MAX) }))
     }
+}
+
+/// Says which devices have tunnels that are not encrypted.
+fn plain(tunnels: &[v1::TunnelStatus]) -> Option<String> {
+    let tunnels = tunnels.iter().filter_map(|status| status.tunnel.as_ref());
+    let plain = tunnels.filter(|tunnel| tunnel.framing() != v1::tunnel::Framing::Wireguard);
+    let mut devices: Vec<&str> = plain.map(|tunnel| tunnel.device.as_str()).collect();
+    devices.sort_unstable();
+    devices.dedup();
+    let shown = devices.iter().take(PLAIN_DEVICES).copied().collect::<Vec<_>>().join(", ");
+    let more = match devices.len().saturating_sub(PLAIN_DEVICES) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    (!devices.is_empty()).then(|| {
+        format!("tunnels on {shown}{more} are not encrypted: whoever can read the underlay reads them")
+    })
 }
 
 /// What is used on the whole host. What one tunnel has off that is of the data port is off for all.

@@ -89,7 +89,7 @@ impl Bench {
         let identity = Identity {
             node: "n0".parse().unwrap(),
             labels: BTreeMap::new(),
-            endpoint: None,
+            reach: Reach::default(),
             data_port: 5000,
             version: "0.1.0".to_owned(),
             run_id: RunId::new(1),
@@ -153,7 +153,7 @@ impl Bench {
         self.dial();
         self.session.handle_connected(self.now);
         let hello = match self.effects().pop() {
-            Some(Effect::Send(AgentMessage::Hello(hello))) => hello,
+            Some(Effect::Send(AgentMessage::Hello(hello))) => *hello,
             other => panic!("{other:?}"),
         };
         self.say(welcome("s1"));

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::proto::command::{Command, CommandError, ErrorKind, Field, TunnelSpec};
-use crate::proto::model::{Desired, Device, Invalid, Owner, Tunnel, TunnelName};
+use crate::proto::model::{Desired, Device, Invalid, Owner, Remote, Tunnel, TunnelName};
 
 /// Makes of the wanted state what a command wants. Returns whether that changed anything.
 pub(super) fn apply(desired: &mut Desired, command: &Command, owner: Owner) -> Result<bool, CommandError> {
@@ -24,6 +24,7 @@ fn add(desired: &mut Desired, spec: &TunnelSpec, replace: bool, owner: Owner) ->
         mtu: spec.mtu,
         remote: spec.remote.clone(),
         framing: spec.framing,
+        keepalive: spec.keepalive,
         allowed_prefixes: spec.allowed_prefixes.clone(),
         routes: spec.routes.clone(),
         without: spec.without.clone(),
@@ -43,7 +44,8 @@ fn add(desired: &mut Desired, spec: &TunnelSpec, replace: bool, owner: Owner) ->
                 Invalid::new(
                     format!(
                         "is known with another content (remote {}, device {})",
-                        known.remote, known.device
+                        known.remote.as_ref().map_or_else(|| "none".to_owned(), Remote::to_string),
+                        known.device
                     ),
                     "set replace to change it in place, or choose another name",
                 ),
@@ -57,11 +59,14 @@ fn add(desired: &mut Desired, spec: &TunnelSpec, replace: bool, owner: Owner) ->
 
 /// Whether two tunnels mean the same: in their lists the order says nothing.
 fn is_same(one: &Tunnel, other: &Tunnel) -> bool {
-    let Tunnel { device, mtu, remote, framing, allowed_prefixes, routes, without, owner } = one;
-    (device, mtu, remote, framing, without, owner)
-        == (&other.device, &other.mtu, &other.remote, &other.framing, &other.without, &other.owner)
-        && is_same_set(allowed_prefixes, &other.allowed_prefixes)
-        && is_same_set(routes, &other.routes)
+    is_same_set(&one.allowed_prefixes, &other.allowed_prefixes)
+        && is_same_set(&one.routes, &other.routes)
+        && *one
+            == Tunnel {
+                allowed_prefixes: one.allowed_prefixes.clone(),
+                routes: one.routes.clone(),
+                ..other.clone()
+            }
 }
 
 fn is_same_set<T: Ord>(one: &[T], other: &[T]) -> bool {
@@ -75,7 +80,7 @@ fn device_for(
     replace: bool,
     owner: Owner,
 ) -> Result<Device, CommandError> {
-    let wanted = Device { addresses: spec.addresses.clone(), owner };
+    let wanted = Device { addresses: spec.addresses.clone(), key: None, owner };
     let Some(known) = desired.devices.get(&spec.device) else {
         if spec.addresses.is_empty() {
             return Err(CommandError::missing(

@@ -64,8 +64,9 @@ impl AgentState {
         facts.resolved.insert(host.to_owned(), Ok(address));
         let after = target::build(&self.wanted.desired, &facts, &self.policy);
         let is_elsewhere = |name: &TunnelName| {
-            let remote = self.wanted.desired.tunnels.get(name).map(|tunnel| &tunnel.remote.host);
-            !matches!(remote, Some(Host::Name(name)) if name == host)
+            let tunnel = self.wanted.desired.tunnels.get(name);
+            let remote = tunnel.and_then(|tunnel| tunnel.remote.as_ref());
+            !matches!(remote.map(|remote| &remote.host), Some(Host::Name(name)) if name == host)
         };
         let mut upset = after.faults.into_keys();
         upset.find(|name| is_elsewhere(name) && !self.target.faults.contains_key(name))

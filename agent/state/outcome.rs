@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::AgentState;
 use crate::agent::reconcile::{self, Actual, Held, Op};
+use crate::proto::model::PublicKey;
 
 /// How soon a device or route that failed is tried again; doubled up to [`RETRY_MOST`].
 const RETRY_LEAST: Duration = Duration::from_secs(1);
@@ -19,6 +20,8 @@ pub enum OpResult {
     Done,
     /// [`Op::Observe`]: what the kernel holds.
     Observed(Actual),
+    /// [`Op::OpenKey`]: the public key.
+    Opened(PublicKey),
     /// [`Op::MeasurePaths`]: the MTU of each route in bytes.
     Measured(BTreeMap<IpAddr, Result<u32, String>>),
     /// It failed, in words why.
@@ -47,6 +50,11 @@ impl AgentState {
         match result {
             OpResult::Observed(actual) => self.handle_observed(actual, now),
             OpResult::Measured(mtus) => self.handle_measured(mtus),
+            OpResult::Opened(key) => {
+                if let Op::OpenKey(mesh) = op {
+                    self.handle_key(mesh, Ok(key));
+                }
+            }
             OpResult::Failed(reason) => self.handle_failure(op, reason, now),
             OpResult::Done => self.handle_done(op),
         }
@@ -74,7 +82,9 @@ impl AgentState {
                 self.observe |= self.facts.actual.links.get(device.as_str()).is_some_and(|link| link.up);
             }
             Op::Publish(forwarding) => self.published = forwarding,
+            Op::RemoveKey(mesh) => self.handle_key_removed(&mesh),
             Op::Observe
+            | Op::OpenKey(_)
             | Op::Resolve(_)
             | Op::MeasurePaths(_)
             | Op::RemoveRoute(_)
@@ -108,6 +118,9 @@ impl AgentState {
                 let failed = addresses.into_iter().map(|address| (address, Some(reason.clone())));
                 self.paths.extend(failed);
             }
+            Op::OpenKey(mesh) => self.handle_key(mesh, Err(reason)),
+            // It is of no use to anybody, and looked for again at the next start.
+            Op::RemoveKey(mesh) => self.handle_key_removed(&mesh),
             // The next audit reads again; until then the last reading stands.
             Op::Observe => self.observe = false,
             Op::Publish(_)

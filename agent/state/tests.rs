@@ -40,8 +40,9 @@ fn spec(name: &str, device: &str, addresses: &[&str], remote: &str) -> TunnelSpe
         device: device.parse().unwrap(),
         addresses: addresses.iter().copied().map(net).collect(),
         mtu: None,
-        remote: remote.parse().unwrap(),
+        remote: Some(remote.parse().unwrap()),
         framing: Framing::Raw,
+        keepalive: None,
         allowed_prefixes: Vec::new(),
         routes: Vec::new(),
         without: BTreeSet::new(),
@@ -111,14 +112,14 @@ fn refusals_name_field_value_and_remedy() {
         ),
         refusal(
             &[a()],
-            TunnelSpec { remote: "10.20.0.5:5000".parse().unwrap(), ..free() },
+            TunnelSpec { remote: Some("10.20.0.5:5000".parse().unwrap()), ..free() },
             Clash,
             Field::Remote,
             ["10.20.0.5:5000", "is already the remote of tunnel a", "name another host"],
         ),
         refusal(
             &[],
-            TunnelSpec { remote: "10.9.0.9".parse().unwrap(), ..free() },
+            TunnelSpec { remote: Some("10.9.0.9".parse().unwrap()), ..free() },
             Clash,
             Field::Remote,
             ["10.9.0.9", "is this host itself", "the other end"],
@@ -204,7 +205,7 @@ fn refusals_name_field_value_and_remedy() {
         ),
         refusal(
             &[routed()],
-            TunnelSpec { remote: "10.50.3.1".parse().unwrap(), ..free() },
+            TunnelSpec { remote: Some("10.50.3.1".parse().unwrap()), ..free() },
             Clash,
             Field::Remote,
             ["10.50.3.1", "lies in 10.50.0.0/16, which tunnel a carries", "take that network from the other"],
@@ -471,11 +472,11 @@ fn a_replacement_that_breaks_another_tunnel_is_refused() {
     bench.command(&add(spec("a", "d0", &["10.31.0.1/24"], "10.20.0.5")), Owner::Local).unwrap();
     let b = spec("b", "d1", &["10.32.0.1/24"], "10.20.0.6");
     bench.command(&add(b.clone()), Owner::Local).unwrap();
-    let stolen = TunnelSpec { remote: "10.20.0.5".parse().unwrap(), ..b.clone() };
+    let stolen = TunnelSpec { remote: Some("10.20.0.5".parse().unwrap()), ..b.clone() };
     let error =
         bench.command(&Command::Add { tunnel: Box::new(stolen), replace: true }, Owner::Local).unwrap_err();
     assert_eq!((error.kind, error.field), (ErrorKind::Clash, Field::Remote));
-    let moved = TunnelSpec { remote: "10.20.0.7".parse().unwrap(), ..b };
+    let moved = TunnelSpec { remote: Some("10.20.0.7".parse().unwrap()), ..b };
     bench.command(&Command::Add { tunnel: Box::new(moved), replace: true }, Owner::Local).unwrap();
 }
 
@@ -614,7 +615,7 @@ fn a_route_that_fails_is_tried_at_once_when_someone_changes_its_tunnel() {
     let state = |bench: &Bench| bench.state.statuses().next().unwrap().state;
     assert_eq!(state(&bench), TunnelState::Failed("route 10.50.0.0/16: it fails".to_owned()));
     bench.failing = Failing::default();
-    let changed = TunnelSpec { remote: "10.20.0.6".parse().unwrap(), ..routed };
+    let changed = TunnelSpec { remote: Some("10.20.0.6".parse().unwrap()), ..routed };
     bench.command(&Command::Add { tunnel: Box::new(changed), replace: true }, Owner::Local).unwrap();
     assert_eq!(state(&bench), TunnelState::Waiting(None));
 }

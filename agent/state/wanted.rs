@@ -2,13 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::agent::session::Base;
 use crate::proto::command::TunnelSpec;
-use crate::proto::convert::session::{Meaning, meaning};
-use crate::proto::model::{Desired, Device, DeviceName, Owner, Tunnel, TunnelName};
+use crate::proto::convert::session::{DeviceSpec, Meaning, meaning};
+use crate::proto::model::{Desired, Device, DeviceName, MeshName, Owner, Tunnel, TunnelName};
 use crate::proto::session::ItemId;
 
 /// What is wanted. Its serde form is the state file.
@@ -27,6 +26,8 @@ pub(super) struct Derived {
     pub(super) wanted: Wanted,
     /// What of the controller's is not among it, and why.
     pub(super) refused: BTreeMap<ItemId, String>,
+    /// The meshes for which this host is to have a key.
+    pub(super) keys: BTreeSet<MeshName>,
     /// The controller's tunnels that are new or differ.
     pub(super) changed: BTreeSet<TunnelName>,
 }
@@ -36,19 +37,19 @@ impl Wanted {
     /// behind it comes what is new or changed, and last what is unchanged and `is_faulty`.
     pub(super) fn derived(self, is_faulty: impl Fn(&TunnelName) -> bool) -> Derived {
         let Self { desired: before, controller: Some(base) } = self else {
-            return Derived { wanted: self, refused: BTreeMap::new(), changed: BTreeSet::new() };
+            let (refused, keys, changed) = (BTreeMap::new(), BTreeSet::new(), BTreeSet::new());
+            return Derived { wanted: self, refused, keys, changed };
         };
         let mut desired = before.clone();
         desired.retain(|_, tunnel| tunnel.owner == Owner::Local);
         let mut part = Part::understood(&base);
+        let keys = part.devices.values().filter_map(|device| device.key.clone()).collect();
         part.yield_to(&desired);
         let Part { devices, tunnels, refused } = part;
         for spec in tunnels.into_values() {
-            let Some(addresses) = devices.get(&spec.device) else { continue };
-            desired
-                .devices
-                .entry(spec.device.clone())
-                .or_insert_with(|| Device { addresses: addresses.clone(), owner: Owner::Controller });
+            let Some(DeviceSpec { addresses, key }) = devices.get(&spec.device).cloned() else { continue };
+            let device = || Device { addresses, key, owner: Owner::Controller };
+            desired.devices.entry(spec.device.clone()).or_insert_with(device);
             desired.tunnels.insert(spec.name.clone(), tunnel(spec));
         }
         let is_same = |name: &TunnelName| {
@@ -67,7 +68,7 @@ impl Wanted {
         if !changed.is_empty() {
             desired.rank_last(|name| !changed.contains(name) && is_faulty(name));
         }
-        Derived { wanted: Self { desired, controller: Some(base) }, refused, changed }
+        Derived { wanted: Self { desired, controller: Some(base) }, refused, keys, changed }
     }
 }
 
@@ -80,7 +81,7 @@ impl From<Desired> for Wanted {
 
 /// What the controller wants, as far as it can be had.
 struct Part {
-    devices: BTreeMap<DeviceName, Vec<IpNet>>,
+    devices: BTreeMap<DeviceName, DeviceSpec>,
     tunnels: BTreeMap<TunnelName, TunnelSpec>,
     refused: BTreeMap<ItemId, String>,
 }
@@ -90,8 +91,8 @@ impl Part {
         let mut part = Self { devices: BTreeMap::new(), tunnels: BTreeMap::new(), refused: BTreeMap::new() };
         for item in base.all().iter() {
             match meaning(item) {
-                Ok(Meaning::Device(name, addresses)) => {
-                    part.devices.insert(name, addresses);
+                Ok(Meaning::Device(name, device)) => {
+                    part.devices.insert(name, device);
                 }
                 Ok(Meaning::Tunnel(spec)) => {
                     part.tunnels.insert(spec.name.clone(), spec);
@@ -133,7 +134,15 @@ impl Part {
 }
 
 fn tunnel(spec: TunnelSpec) -> Tunnel {
-    let TunnelSpec { name: _, device, addresses: _, mtu, remote, framing, allowed_prefixes, routes, without } =
-        spec;
-    Tunnel { device, mtu, remote, framing, allowed_prefixes, routes, without, owner: Owner::Controller }
+    Tunnel {
+        device: spec.device,
+        mtu: spec.mtu,
+        remote: spec.remote,
+        framing: spec.framing,
+        keepalive: spec.keepalive,
+        allowed_prefixes: spec.allowed_prefixes,
+        routes: spec.routes,
+        without: spec.without,
+        owner: Owner::Controller,
+    }
 }

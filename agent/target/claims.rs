@@ -6,11 +6,11 @@ use std::net::{IpAddr, SocketAddr};
 use ipnet::IpNet;
 use prefix_trie::joint::JointPrefixMap;
 
-use super::{Facts, Policy};
+use super::{Facts, Keys, Policy, Wish};
 use crate::agent::reconcile::Actual;
 use crate::proto::command::{CommandError, ErrorKind, Field};
 use crate::proto::model::{
-    AllowedPrefix, Device, DeviceName, Framing, Invalid, Mtu, PublicKey, Tunnel, TunnelName,
+    AllowedPrefix, Device, DeviceName, Framing, Invalid, Mtu, Remote, Tunnel, TunnelName,
 };
 
 /// Things of which each has one tunnel or device.
@@ -20,7 +20,7 @@ pub(super) struct Claims {
     endpoints: BTreeMap<SocketAddr, TunnelName>,
     endpoint_addresses: BTreeMap<IpAddr, TunnelName>,
     /// The peers of encrypted tunnels.
-    peers: BTreeMap<PublicKey, TunnelName>,
+    keys: BTreeMap<Keys, TunnelName>,
     /// Addresses of devices: the device, and who claimed it.
     addresses: BTreeMap<IpAddr, (DeviceName, TunnelName)>,
     /// Networks of devices and routes: the device, and who claimed it.
@@ -61,12 +61,10 @@ pub(super) fn claim(
     claims: &mut Claims,
     foreign: &Foreign<'_>,
     policy: &Policy,
-    name: &TunnelName,
-    tunnel: &Tunnel,
-    device: &Device,
-    endpoint: Option<SocketAddr>,
+    wish: &Wish<'_>,
 ) -> Result<(), CommandError> {
-    check_peer(claims, policy, tunnel)?;
+    let &Wish { name, tunnel, device, endpoint, keys } = wish;
+    keys.map_or(Ok(()), |keys| check_keys(claims, keys))?;
     check_device(claims, foreign, tunnel)?;
     check_mtu(tunnel, device)?;
     for (position, address) in device.addresses.iter().enumerate() {
@@ -85,13 +83,13 @@ pub(super) fn claim(
         check_endpoint(claims, foreign, policy, tunnel, endpoint)?;
         // An encrypted tunnel is its peer's key's, wherever its datagrams come from.
         if !matches!(tunnel.framing, Framing::Wireguard(_)) {
-            claims.remotes.insert((endpoint.ip(), tunnel.remote.port), name.clone());
+            claims.remotes.insert((endpoint.ip(), port(tunnel)), name.clone());
             claims.endpoints.insert(endpoint, name.clone());
         }
         claims.endpoint_addresses.insert(endpoint.ip(), name.clone());
     }
-    if let Framing::Wireguard(peer) = tunnel.framing {
-        claims.peers.insert(peer, name.clone());
+    if let Some(keys) = keys {
+        claims.keys.insert(keys, name.clone());
     }
     let whole = tunnel.allowed_prefixes.is_empty();
     claims.whole_devices.entry(tunnel.device.clone()).or_insert_with(|| (name.clone(), whole));
@@ -110,15 +108,20 @@ pub(super) fn claim(
     Ok(())
 }
 
-fn check_peer(claims: &Claims, policy: &Policy, tunnel: &Tunnel) -> Result<(), CommandError> {
-    let Framing::Wireguard(peer) = tunnel.framing else { return Ok(()) };
+/// The port that a tunnel's remote names.
+fn port(tunnel: &Tunnel) -> Option<u16> {
+    tunnel.remote.as_ref().and_then(|remote| remote.port)
+}
+
+fn check_keys(claims: &Claims, keys: Keys) -> Result<(), CommandError> {
     let fault = |problem: String, remedy: &str| {
-        Err(CommandError::new(ErrorKind::Clash, Field::PeerPublicKey, peer, Invalid::new(problem, remedy)))
+        let fault = Invalid::new(problem, remedy);
+        Err(CommandError::new(ErrorKind::Clash, Field::PeerPublicKey, keys.peer, fault))
     };
-    if peer == policy.public_key {
+    if keys.peer == keys.own {
         return fault("is this host's own".to_owned(), "give the key of the host at the other end");
     }
-    match claims.peers.get(&peer) {
+    match claims.keys.get(&keys) {
         Some(other) => fault(
             format!("is already the key of tunnel {other}'s peer"),
             "change that tunnel, or give another host's key",
@@ -350,14 +353,14 @@ fn check_endpoint(
 ) -> Result<(), CommandError> {
     let address = endpoint.ip();
     let fault = |problem: String, remedy: &str| {
-        Err(CommandError::new(ErrorKind::Clash, Field::Remote, &tunnel.remote, Invalid::new(problem, remedy)))
+        let remote = tunnel.remote.as_ref().map(Remote::to_string).unwrap_or_default();
+        Err(CommandError::new(ErrorKind::Clash, Field::Remote, remote, Invalid::new(problem, remedy)))
     };
     let here = address.is_loopback() || foreign.addresses.contains(&address);
     if here && endpoint.port() == policy.data_port {
         return fault("is this host itself".to_owned(), "name the host at the other end");
     }
-    let other =
-        claims.remotes.get(&(address, tunnel.remote.port)).or_else(|| claims.endpoints.get(&endpoint));
+    let other = claims.remotes.get(&(address, port(tunnel))).or_else(|| claims.endpoints.get(&endpoint));
     let is_plain = !matches!(tunnel.framing, Framing::Wireguard(_));
     if let Some(other) = other.filter(|_| is_plain) {
         return fault(

@@ -23,8 +23,9 @@ fn tunnel(device: &str, remote: &str) -> Tunnel {
     Tunnel {
         device: device.parse().unwrap(),
         mtu: None,
-        remote: remote.parse().unwrap(),
+        remote: Some(remote.parse().unwrap()),
         framing: Framing::Raw,
+        keepalive: None,
         allowed_prefixes: Vec::new(),
         routes: Vec::new(),
         without: Offloads::new(),
@@ -41,7 +42,7 @@ fn desired(tunnels: &[(&str, Tunnel)], addresses: &[&str]) -> Desired {
     let mut desired = Desired::default();
     for (name, tunnel) in tunnels {
         let addresses = addresses.iter().copied().map(net).collect();
-        let device = Device { addresses, owner: Owner::Local };
+        let device = Device { addresses, key: None, owner: Owner::Local };
         desired.set(&name.parse().unwrap(), tunnel.clone(), device);
     }
     assert!(desired.is_consistent());
@@ -155,7 +156,7 @@ fn only_the_newcomer_is_at_fault() {
         ..Facts::default()
     };
     let mut by_name = desired(&[("senior", tunnel("d0", "198.51.100.1"))], &["10.0.1.1/30"]);
-    let device = |address| Device { addresses: vec![net(address)], owner: Owner::Local };
+    let device = |address| Device { addresses: vec![net(address)], key: None, owner: Owner::Local };
     by_name.set(&"newcomer".parse().unwrap(), tunnel("d1", "h1"), device("10.0.2.1/30"));
     assert_eq!(faulty(&build(&by_name, &Facts::default(), &policy())), [""; 0]);
     assert_eq!(faulty(&build(&by_name, &resolved("198.51.100.2"), &policy())), [""; 0]);
@@ -214,7 +215,7 @@ fn a_tunnel_at_fault_takes_nothing_from_others() {
 fn ports_tell_tunnels_to_one_host_apart() {
     let of = |remotes: [&str; 2]| {
         let mut both = desired(&[("a", tunnel("d0", remotes[0]))], &["10.0.1.1/30"]);
-        let device = Device { addresses: vec![net("10.0.2.1/30")], owner: Owner::Local };
+        let device = Device { addresses: vec![net("10.0.2.1/30")], key: None, owner: Owner::Local };
         both.set(&"b".parse().unwrap(), tunnel("d1", remotes[1]), device);
         build(&both, &Facts::default(), &policy())
     };
@@ -229,13 +230,13 @@ fn ports_tell_tunnels_to_one_host_apart() {
     let target = of(["198.51.100.1", "198.51.100.1:6000"]);
     assert_eq!(faulty(&target), [""; 0]);
     let forwarding = target.forwarding.values().flat_map(|device| device.tunnels.values());
-    let endpoints: Vec<_> = forwarding.map(|t| (t.endpoint.to_string(), t.exact_port)).collect();
+    let endpoints: Vec<_> = forwarding.map(|t| (t.endpoint.unwrap().to_string(), t.exact_port)).collect();
     assert_eq!(endpoints, [("198.51.100.1:5000".to_owned(), false), ("198.51.100.1:6000".to_owned(), true)]);
 }
 
 #[test]
 fn an_address_is_on_one_interface() {
-    let device = |address| Device { addresses: vec![net(address)], owner: Owner::Local };
+    let device = |address| Device { addresses: vec![net(address)], key: None, owner: Owner::Local };
     let mut both = desired(&[("a", tunnel("d0", "198.51.100.1"))], &["10.0.1.1/24"]);
     // The same address in a wider network.
     both.set(&"b".parse().unwrap(), tunnel("d1", "198.51.100.2"), device("10.0.1.1/16"));

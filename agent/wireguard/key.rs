@@ -8,14 +8,14 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use gotatun::x25519;
 use rustix::rand::{GetRandomFlags, getrandom};
-use zeroize::Zeroizing;
+use zeroize::{Zeroize, Zeroizing};
 
 use crate::proto::model::{Invalid, PublicKey};
 
 /// A Curve25519 private key (RFC 7748). Its memory is wiped when it goes.
-#[derive(Clone)]
 pub struct PrivateKey {
-    secret: x25519::StaticSecret,
+    /// Where it is stays the same for as long as it is there: what is moved leaves a copy behind.
+    secret: Box<Zeroizing<[u8; 32]>>,
     /// What it takes a multiplication to know.
     point: x25519::PublicKey,
 }
@@ -26,10 +26,10 @@ impl PrivateKey {
     /// # Errors
     /// Where the kernel has no randomness, `getrandom(2)`.
     pub fn generate() -> io::Result<Self> {
-        let mut bytes = Zeroizing::new([0; 32]);
+        let mut secret = Box::new(Zeroizing::new([0; 32]));
         // A read of up to 256 bytes is whole.
-        getrandom(&mut *bytes, GetRandomFlags::empty())?;
-        Ok(Self::from(x25519::StaticSecret::from(*bytes)))
+        getrandom(&mut secret[..], GetRandomFlags::empty())?;
+        Ok(Self::from(secret))
     }
 
     /// What others know of it.
@@ -39,11 +39,12 @@ impl PrivateKey {
 
     /// The key as `wg genkey` prints it: 44 characters of base64 (RFC 4648 section 4).
     pub fn to_text(&self) -> Zeroizing<String> {
-        Zeroizing::new(STANDARD.encode(self.secret.as_bytes()))
+        Zeroizing::new(STANDARD.encode(&self.secret[..]))
     }
 
-    pub(super) fn secret(&self) -> &x25519::StaticSecret {
-        &self.secret
+    /// To work with, and to be let go of soon.
+    pub(super) fn secret(&self) -> x25519::StaticSecret {
+        x25519::StaticSecret::from(**self.secret)
     }
 
     pub(super) fn point(&self) -> &x25519::PublicKey {
@@ -51,10 +52,19 @@ impl PrivateKey {
     }
 }
 
-impl From<x25519::StaticSecret> for PrivateKey {
-    fn from(secret: x25519::StaticSecret) -> Self {
-        Self { point: x25519::PublicKey::from(&secret), secret }
+impl From<Box<Zeroizing<[u8; 32]>>> for PrivateKey {
+    fn from(secret: Box<Zeroizing<[u8; 32]>>) -> Self {
+        Self { point: x25519::PublicKey::from(&x25519::StaticSecret::from(**secret)), secret }
     }
+}
+
+/// Wipes what calls that have returned have left on the stack, as far as so many words: the library moves keys and what it
+/// makes of them, and a value that was moved leaves a copy where it was.
+#[inline(never)]
+pub fn wipe_stack<const WORDS: usize>() {
+    let mut stack = [0_u64; WORDS];
+    stack.zeroize();
+    std::hint::black_box(&stack);
 }
 
 impl FromStr for PrivateKey {
@@ -62,11 +72,12 @@ impl FromStr for PrivateKey {
 
     fn from_str(text: &str) -> Result<Self, Invalid> {
         let bytes = STANDARD.decode(text).ok().map(Zeroizing::new);
-        let bytes = bytes.and_then(|bytes| <[u8; 32]>::try_from(bytes.as_slice()).ok()).map(Zeroizing::new);
-        let bytes = bytes.ok_or_else(|| {
+        let bytes = bytes.filter(|bytes| bytes.len() == 32).ok_or_else(|| {
             Invalid::new("is no private key: not 32 bytes in base64", "give what `wg genkey` prints")
         })?;
-        Ok(Self::from(x25519::StaticSecret::from(*bytes)))
+        let mut secret = Box::new(Zeroizing::new([0; 32]));
+        secret.copy_from_slice(&bytes);
+        Ok(Self::from(secret))
     }
 }
 

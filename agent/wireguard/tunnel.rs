@@ -15,12 +15,15 @@ use gotatun::packet::{Packet, WgKind};
 use gotatun::x25519;
 
 use super::Refused;
-use super::key::PrivateKey;
+use super::key::{PrivateKey, wipe_stack};
 use super::message::{HEADER, Message, padded};
 use crate::proto::model::PublicKey;
 
 /// The most packets that wait for a session with one peer. Beyond, the oldest is lost.
 pub const WAITING: usize = 32;
+
+/// Words of the stack that what is done with a message of a handshake reaches.
+pub const HANDSHAKE: usize = 8 << 10;
 
 /// How many sessions gotatun keeps, those included that the peer has not heard of.
 const SESSIONS: usize = 8;
@@ -117,8 +120,7 @@ impl Noise {
         // It only forgets with this what it has counted, and nothing is counted here: handshakes are judged before.
         let unused = RateLimiter::new(own.point(), u64::MAX);
         let peer = x25519::PublicKey::from(*peer.as_bytes());
-        let tunn =
-            Tunn::new(own.secret().clone(), peer, None, keepalive, indices.0.clone(), Arc::new(unused));
+        let tunn = Tunn::new(own.secret(), peer, None, keepalive, indices.0.clone(), Arc::new(unused));
         Self { tunn, is_confirmed: false, answered: 0, waiting: VecDeque::new(), scratch: BytesMut::new() }
     }
 
@@ -240,8 +242,9 @@ pub fn initiator(own: &PrivateKey, initiation: &[u8]) -> Result<PublicKey, Refus
     let Ok(WgKind::HandshakeInit(message)) = Packet::copy_from(initiation).try_into_wg() else {
         return Err(Refused::Malformed);
     };
-    let half = parse_handshake_anon(own.secret(), own.point(), &message).map_err(|_| Refused::Forged)?;
-    Ok(half.peer_static_public.into())
+    let half = parse_handshake_anon(&own.secret(), own.point(), &message).map_err(|_| Refused::Forged);
+    wipe_stack::<HANDSHAKE>();
+    Ok(half?.peer_static_public.into())
 }
 
 fn bytes(message: WgKind) -> Vec<u8> {

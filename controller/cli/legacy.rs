@@ -107,6 +107,7 @@ fn flag(field: Field) -> &'static str {
         Field::Command
         | Field::Framing
         | Field::PeerPublicKey
+        | Field::Keepalive
         | Field::AllowedPrefixes
         | Field::AllowedPrefix(_)
         | Field::Route(_)

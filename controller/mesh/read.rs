@@ -81,7 +81,16 @@ impl Reader {
                 _ => Err(Invalid::new("is no topology that this version has", "write full")),
             })
         });
-        let security = self.security(raw.security.as_ref(), at);
+        let security = raw.security.map_or(Some(Security::default()), |text| {
+            self.read("security", &text, |text| match text {
+                "encrypted" => Ok(Security::Encrypted),
+                "plain" => Ok(Security::Plain),
+                _ => Err(Invalid::new(
+                    "is no kind of security",
+                    "write encrypted (the default), or plain, and whoever can read the underlay reads this mesh",
+                )),
+            })
+        });
         let mtu_text = raw.mtu.filter(|text| text.value != "auto");
         let mtu = mtu_text.as_ref().and_then(|text| self.read("mtu", text, parse_mtu));
         let without = self.without(raw.without);
@@ -140,21 +149,6 @@ impl Reader {
             }),
             (_, _, _, _) => Err(self.faults),
         }
-    }
-
-    /// How the mesh is secured. `mesh`: where it has its name.
-    fn security(&mut self, text: Option<&Text>, mesh: Option<(usize, usize)>) -> Option<Security> {
-        const PLAIN: &str = "write security: plain, and whoever can read the underlay reads this mesh";
-        let Some(text) = text else {
-            let problem = "is missing, and encrypted (the default) is not available in this version";
-            self.fault(mesh, "security", "", Invalid::new(problem, PLAIN));
-            return None;
-        };
-        self.read("security", text, |text| match text {
-            "plain" => Ok(Security::Plain),
-            "encrypted" => Err(Invalid::new("is not available in this version", PLAIN)),
-            _ => Err(Invalid::new("is no kind of security", PLAIN)),
-        })
     }
 
     /// What is not to be used for the mesh's packets.

@@ -71,17 +71,10 @@ fn a_mesh_is_read_from_yaml() {
 
 #[test]
 fn a_mesh_is_never_plain_unless_it_says_so_and_its_mtu_automatic() {
-    let found = faults("overlay: 10.9.0.0/24\nmesh: a\nnodes: {b: }\n");
-    assert_eq!(
-        found,
-        [
-            "mesh.yaml:2:7: security is missing, and encrypted (the default) is not available in this version; write \
-             security: plain, and whoever can read the underlay reads this mesh"
-        ]
-    );
     let mesh = "{mesh: a, overlay: [10.9.0.0/24, 'fd00::/64'], nodes: {b: }, security: plain}";
-    let found = faults(&mesh.replace("plain", "encrypted"));
-    assert!(found[0].starts_with("mesh.yaml:1:72: security \"encrypted\" is not available"), "{found:?}");
+    for encrypted in [mesh.replace("plain", "encrypted"), mesh.replace(", security: plain", "")] {
+        assert_eq!(parse(&encrypted).unwrap().security, Security::Encrypted);
+    }
     let mesh = parse(mesh).unwrap();
     assert_eq!((mesh.security, mesh.mtu, mesh.device.as_str()), (Security::Plain, None, "a"));
     let mesh =

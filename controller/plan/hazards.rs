@@ -25,7 +25,6 @@ impl Wanted {
             .map(|other| (other, self.parts(other, &underlay)))
             .collect();
         let mut hazards = Vec::new();
-        hazards.extend(security(mesh));
         covered(&mut hazards, mesh, &parts, &others, controller);
         for (other, other_parts) in &others {
             neighbours(&mut hazards, (mesh, &parts), (other, other_parts));
@@ -34,6 +33,7 @@ impl Wanted {
         for (node, member) in &parts {
             not_joined(&mut hazards, mesh, node, member);
         }
+        hazards.extend(cannot_meet(mesh, &parts));
         let removed = mesh.nodes.keys().filter(|node| self.removed.contains(*node));
         hazards.extend(removed.map(|node| {
             warning(node, format!("{node} was removed, and has no tunnels until it joins again"))
@@ -73,11 +73,17 @@ fn barred(node: &NodeName, member: &Member<'_>) -> Option<Hazard> {
     Some(warning(node, message))
 }
 
-/// Members whose overlay address becomes another: what is connected to the old one breaks.
+/// What is interrupted: members whose overlay address becomes another, and all where the security does.
 pub(super) fn moves(before: &Wanted, after: &Wanted, mesh: &MeshName) -> Vec<Hazard> {
     let (Some(old), Some(new)) = (before.meshes.get(mesh), after.meshes.get(mesh)) else { return Vec::new() };
-    let (old, new) = (before.parts(old, &Underlay::of(before)), after.parts(new, &Underlay::of(after)));
     let mut hazards = Vec::new();
+    if old.security != new.security {
+        let message = "its tunnels change one after the other, as each node hears of it; expect it to carry nothing for a \
+                       moment"
+            .to_owned();
+        hazards.push(Hazard { is_error: false, node: None, message });
+    }
+    let (old, new) = (before.parts(old, &Underlay::of(before)), after.parts(new, &Underlay::of(after)));
     for (node, member) in &new {
         let Some(was) = old.get(node) else { continue };
         for address in was.addresses.iter().map(IpNet::addr) {
@@ -104,13 +110,22 @@ fn warning(node: &NodeName, message: String) -> Hazard {
     Hazard { is_error: false, node: Some(node.clone()), message }
 }
 
-fn security(mesh: &Mesh) -> Option<Hazard> {
-    let message = "security: encrypted (the default) is not available in this version; write security: plain, and \
-                   whoever can read the underlay reads this mesh";
-    match mesh.security {
-        Security::Encrypted => Some(error(None, message.to_owned())),
-        Security::Plain => None,
+/// Says which nodes of an encrypted mesh have no tunnels to each other, since none of them has an endpoint.
+fn cannot_meet(mesh: &Mesh, parts: &Parts<'_>) -> Option<Hazard> {
+    let dials = parts.iter().filter(|(_, member)| member.record.is_some() && member.endpoint.is_none());
+    let names: Vec<&NodeName> = dials.map(|(node, _)| node).collect();
+    let (first, second) = (names.first()?, names.get(1)?);
+    if mesh.security == Security::Plain {
+        return None;
     }
+    let more = match names.len() - 2 {
+        0 => String::new(),
+        more => format!(", and {more} more"),
+    };
+    let message = format!(
+        "{first} and {second}{more} have no endpoint, and no tunnels to each other; give all but one of them an endpoint"
+    );
+    Some(Hazard { is_error: false, node: None, message })
 }
 
 /// What a mesh brings into the routing tables of its nodes.
@@ -272,6 +287,7 @@ fn not_joined(hazards: &mut Vec<Hazard>, mesh: &Mesh, node: &NodeName, member: &
     }
     match (member.record, &member.endpoint) {
         (Some(_), Some(_)) => {}
+        (Some(_), None) if mesh.security == Security::Encrypted => {}
         (None, Some(_)) => {
             let message = format!("{node} has never connected; start its agent with --name {node}");
             hazards.push(warning(node, message));

@@ -5,20 +5,28 @@ use std::fmt::Display;
 
 use crate::controller::mesh::{Mesh, MeshNode, Security, Selector, Topology};
 use crate::proto::convert::session::{Meaning, meaning};
-use crate::proto::model::{Mtu, NodeName, Offloads, Remote};
+use crate::proto::model::{Framing, Mtu, NodeName, Offloads, Remote};
 use crate::proto::session::Item;
 
 /// An item in words, as `10.9.0.1/24` or `to 172.100.1.2:5000, 10.9.0.2/32 192.168.2.0/24, mtu auto`.
 pub(super) fn of(item: &Item) -> String {
     match meaning(item) {
-        Ok(Meaning::Device(_, addresses)) => list(&addresses),
+        Ok(Meaning::Device(_, device)) => list(&device.addresses),
         Ok(Meaning::Tunnel(tunnel)) => {
             let prefixes: Vec<_> = tunnel.allowed_prefixes.iter().map(|allowed| allowed.prefix).collect();
             let without = match offloads(&tunnel.without) {
                 names if names.is_empty() => names,
                 names => format!(", without {names}"),
             };
-            format!("to {}, {}, mtu {}{without}", tunnel.remote, list(&prefixes), mtu(tunnel.mtu))
+            let to =
+                tunnel.remote.map_or_else(|| "from anywhere".to_owned(), |remote| format!("to {remote}"));
+            let unencrypted = match tunnel.framing {
+                Framing::Raw | Framing::Pi => ", unencrypted",
+                Framing::Wireguard(_) => "",
+            };
+            let keepalive =
+                tunnel.keepalive.map(|seconds| format!(", keepalive {seconds}")).unwrap_or_default();
+            format!("{to}, {}, mtu {}{unencrypted}{keepalive}{without}", list(&prefixes), mtu(tunnel.mtu))
         }
         // Where a later release wrote it.
         Err(error) => format!("not known to this release: {}", error.fault),

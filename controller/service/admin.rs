@@ -201,8 +201,10 @@ impl MeshAdmin for Admin {
         &self,
         _: Request<v1::GetControllerStatusRequest>,
     ) -> Result<Response<v1::GetControllerStatusResponse>, Status> {
-        let look = |state: &ControllerState, now, _| (state.status(now), state.petitions(now), now);
-        let (status, petitions, now) = self.controller.look(look).await?;
+        let look = |state: &ControllerState, now, _| {
+            (state.status(now), state.stored().wanted.weakened(), state.petitions(now), now)
+        };
+        let (status, of_meshes, petitions, now) = self.controller.look(look).await?;
         let (waiting, more_waiting) = joining::waiting(&petitions, now);
         let facts = &self.facts;
         Ok(Response::new(v1::GetControllerStatusResponse {
@@ -210,7 +212,7 @@ impl MeshAdmin for Admin {
             started: Some(timestamp(facts.started)),
             listen: facts.listen.clone(),
             store: facts.store.clone(),
-            weakened: facts.weakened.clone(),
+            weakened: facts.weakened.iter().cloned().chain(of_meshes).collect(),
             findings: self.credentials.findings(since_epoch()),
             waiting,
             more_waiting,

@@ -156,12 +156,13 @@ async fn first_words(messages: &mut Streaming<v1::AgentMessage>) -> Result<Hello
     let first = first.map_err(|status| invalid(status.message()))?;
     let first = first.ok_or_else(|| invalid("hello: did not come"))?;
     match convert::session::agent_message(first).map_err(|error| invalid(&error.to_string()))? {
-        Some(AgentMessage::Hello(hello)) => Ok(hello),
+        Some(AgentMessage::Hello(hello)) => Ok(*hello),
         Some(
             AgentMessage::Ack(_)
             | AgentMessage::Resync(_)
             | AgentMessage::Heartbeat(_)
             | AgentMessage::Report(_)
+            | AgentMessage::Keys(_)
             | AgentMessage::Goodbye
             | AgentMessage::Refusal(_),
         )

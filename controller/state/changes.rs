@@ -26,6 +26,9 @@ impl ControllerState {
                 false => EventKind::MeshDeleted,
             };
             self.events.mesh(wall, kind, &mesh);
+            if kind == EventKind::MeshApplied {
+                self.log_weakened(&mesh);
+            }
             let versions = Arc::make_mut(&mut self.history).entry(mesh).or_default();
             versions.push_back((change.revision, before.map(Arc::new)));
             if versions.len() > VERSIONS {
@@ -75,6 +78,13 @@ impl ControllerState {
         self.tell_operators();
         self.collect(now);
         self.pump_records(now, wall);
+    }
+
+    /// Logs what is weaker than the defaults in a mesh.
+    pub(super) fn log_weakened(&self, mesh: &MeshName) {
+        if let Some(words) = self.stored.wanted.meshes.get(mesh).and_then(plan::weakened) {
+            tracing::warn!(%mesh, "{words}");
+        }
     }
 
     fn collect(&mut self, now: Instant) {

@@ -1,10 +1,12 @@
 //! What agents say in their sessions.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::{ControllerState, Effect, EventKind, Refusal};
+use crate::controller::plan::NodeRecord;
 use crate::controller::registry::{ACKNOWLEDGE, Connection};
-use crate::proto::model::{NodeName, TunnelState};
+use crate::proto::model::{MeshName, NodeName, PublicKey, TunnelState};
 use crate::proto::session::{Ack, AgentMessage, ControllerMessage, Heartbeat, Report};
 
 /// How many tunnels a node reports at most.
@@ -41,6 +43,7 @@ impl ControllerState {
                 self.handle_heartbeat(&name, connection, heartbeat, now, wall);
             }
             AgentMessage::Report(report) => self.handle_report(&name, report, now, wall),
+            AgentMessage::Keys(keys) => self.handle_keys(&name, keys, now, wall),
             AgentMessage::Goodbye => self.handle_goodbye(&name, now, wall),
             AgentMessage::Refusal(reason) => self.handle_refusal(&name, reason, now, wall),
         }
@@ -90,6 +93,19 @@ impl ControllerState {
         self.tell_health(name, now, wall);
         self.progress += 1;
         self.push(name, now);
+    }
+
+    fn handle_keys(
+        &mut self,
+        name: &NodeName,
+        keys: BTreeMap<MeshName, PublicKey>,
+        now: Instant,
+        wall: Duration,
+    ) {
+        if let Some(said) = self.recorded(name).cloned() {
+            self.record(name, NodeRecord { keys, ..said }, now);
+            self.pump_records(now, wall);
+        }
     }
 
     /// An agent that asks all the time is answered now and then, and is to come to an end like any other.

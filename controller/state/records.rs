@@ -9,7 +9,7 @@ use crate::controller::alloc::{self, Allocations};
 use crate::controller::plan::{NodeRecord, Wanted};
 use crate::controller::store::transaction::{StoreError, Transaction};
 use crate::controller::stored;
-use crate::proto::model::{MeshName, NodeName, Remote};
+use crate::proto::model::{MeshName, NodeName};
 use crate::proto::rate::Rate;
 
 /// How soon a transaction is tried again that lost against another, unless the other's change comes in before.
@@ -96,19 +96,13 @@ impl ControllerState {
         self.records.latest(node).or_else(|| self.stored.wanted.nodes.get(node))
     }
 
-    /// Has what a node says of itself stored, where it is not.
-    pub(super) fn record(
-        &mut self,
-        node: &NodeName,
-        labels: BTreeMap<String, String>,
-        endpoint: Option<Remote>,
-        data_port: u16,
-        now: Instant,
-    ) {
+    /// Has what a node says of itself stored, where it is not; since when it says so is found out here.
+    pub(super) fn record(&mut self, node: &NodeName, said: NodeRecord, now: Instant) {
         let known = self.recorded(node);
-        let same = known.filter(|known| (&known.endpoint, known.data_port) == (&endpoint, data_port));
-        let since = same.map_or(self.stored.revision, |known| known.since);
-        let record = NodeRecord { labels, endpoint, data_port, since };
+        let same =
+            |known: &&NodeRecord| (&known.endpoint, known.data_port) == (&said.endpoint, said.data_port);
+        let since = known.filter(same).map_or(self.stored.revision, |known| known.since);
+        let record = NodeRecord { since, ..said };
         let is_news = known != Some(&record);
         self.records.held.remove(node);
         if is_news {

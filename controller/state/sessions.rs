@@ -6,11 +6,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{ControllerState, Effect, EventKind, Refusal};
+use crate::controller::plan::NodeRecord;
 use crate::controller::registry::{Challenger, Connection, FENCE, Origin, Path, Session, WATCHDOG};
 use crate::controller::trust::Operator;
 use crate::proto::model::{Host, NodeName, Remote, is_underlay_address};
 use crate::proto::session::{
-    ControllerMessage, Generation, Have, Heartbeat, Hello, PROTOCOL_VERSION, Welcome,
+    ControllerMessage, Generation, Have, Heartbeat, Hello, PROTOCOL_VERSION, Reach, Welcome,
 };
 use crate::proto::trust::{KeyId, Rights};
 
@@ -164,11 +165,16 @@ impl ControllerState {
                 self.tell(&hello.node, EventKind::StoreRestored, message, now, wall);
             }
         }
-        let endpoint = hello.endpoint.or_else(|| self.found_at(&hello.node, origin.path.source));
+        let endpoint = match hello.reach {
+            Reach::At(endpoint) => Some(endpoint),
+            Reach::Nowhere => None,
+            Reach::BySession => self.found_at(&hello.node, origin.path.source, hello.local),
+        };
         // What a node says that it is, it is only where nothing else says it.
         let identity = self.stored.trust.identities.get(&hello.node).filter(|_| origin.key.is_some());
         let labels = identity.and_then(|identity| identity.labels.clone()).unwrap_or(hello.labels);
-        self.record(&hello.node, labels, endpoint, hello.data_port, now);
+        let said = NodeRecord { labels, endpoint, data_port: hello.data_port, keys: hello.keys, since: 0 };
+        self.record(&hello.node, said, now);
 
         let mut session = Session {
             connection,
@@ -243,13 +249,16 @@ impl ControllerState {
     }
 
     /// Where a node is that does not say so: where its session comes from. One that comes through a mesh says nothing
-    /// about the underlay; then what was known before.
-    fn found_at(&self, node: &NodeName, source: IpAddr) -> Option<Remote> {
+    /// about the underlay; then what was known before. `local` is the same as the node sees it: where it is another, only the
+    /// node itself can begin.
+    fn found_at(&self, node: &NodeName, source: IpAddr, local: Option<IpAddr>) -> Option<Remote> {
         if self.stored.wanted.is_in_overlay(source) {
             return self.recorded(node)?.endpoint.clone();
         }
         let host = Host::Address(source);
-        (!source.is_loopback() && is_underlay_address(source)).then_some(Remote { host, port: None })
+        let is_translated = local.is_some_and(|local| local != source);
+        let is_reached = !is_translated && !source.is_loopback() && is_underlay_address(source);
+        is_reached.then_some(Remote { host, port: None })
     }
 
     /// Addresses of the underlay at which agents reach the controller now.

@@ -334,8 +334,10 @@ impl ControllerState {
             lagging: Vec::new(),
             failures: Vec::new(),
         };
+        let without_key = self.stored.wanted.without_key();
         for (name, view) in &self.views {
             let node = self.registry.node(name);
+            let keyless = without_key.get(name);
             let has_session = node.is_some_and(|node| node.session.is_some());
             if view.items.is_empty() && !has_session {
                 continue;
@@ -345,7 +347,7 @@ impl ControllerState {
             for (item, reason) in node.iter().flat_map(|node| &node.failures) {
                 convergence.failures.push(problem(Some(item.clone()), reason.clone()));
             }
-            if self.is_converged(name) {
+            if keyless.is_none() && self.is_converged(name) {
                 convergence.converged += 1;
                 continue;
             }
@@ -357,7 +359,10 @@ impl ControllerState {
                 (None, true, _) if let Some(reason) = obstacle => {
                     format!("its agent cannot follow: {reason}")
                 }
-                (None, true, _) => "it has not acknowledged it yet".to_owned(),
+                (None, true, _) => match keyless.filter(|_| self.is_converged(name)) {
+                    Some(mesh) => format!("it has not made its key for mesh {mesh} yet"),
+                    None => "it has not acknowledged it yet".to_owned(),
+                },
                 (None, false, Some(heard)) => {
                     let seconds = now.saturating_duration_since(heard).as_secs();
                     format!("it is not connected, and was heard {seconds} s ago")

@@ -20,7 +20,8 @@ use crate::controller::alloc::REST;
 use crate::controller::registry::{ACKNOWLEDGE, WATCHDOG};
 use crate::proto::model::{Owner, TunnelState};
 use crate::proto::session::{
-    Ack, AgentMessage, ControllerMessage, Forwarding, Generation, Heartbeat, ItemId, Report, TunnelReport,
+    Ack, AgentMessage, ControllerMessage, Forwarding, Generation, Heartbeat, ItemId, Reach, Report,
+    TunnelReport,
 };
 
 /// A mesh of all agents with a label.
@@ -291,7 +292,7 @@ fn an_endpoint_is_where_the_session_comes_from_unless_that_is_this_host() {
     let mut world = World::new();
     let mut agents: Vec<Agent> = (0..3).map(Agent::new).collect();
     agents[1].source = IpAddr::V4(Ipv4Addr::LOCALHOST);
-    agents[2].hello.endpoint = Some("minion-2:6000".parse().unwrap());
+    agents[2].hello.reach = Reach::At("minion-2:6000".parse().unwrap());
     world.settle(&mut agents);
     let nodes = world.store.read().wanted.nodes;
     let endpoint = |number| nodes[&node(number)].endpoint.as_ref().map(ToString::to_string);

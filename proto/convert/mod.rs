@@ -3,6 +3,7 @@
 pub mod room;
 pub mod session;
 
+use std::num::NonZeroU16;
 use std::str::FromStr;
 
 use super::command::{Command, CommandError, Field, TunnelSpec};
@@ -24,6 +25,7 @@ pub fn field_name(field: Field) -> String {
         Field::Remote => "tunnel.remote".to_owned(),
         Field::Framing => "tunnel.framing".to_owned(),
         Field::PeerPublicKey => "tunnel.peer_public_key".to_owned(),
+        Field::Keepalive => "tunnel.keepalive".to_owned(),
         Field::AllowedPrefixes => "tunnel.allowed_prefixes".to_owned(),
         Field::AllowedPrefix(position) => format!("tunnel.allowed_prefixes[{position}].prefix"),
         Field::Route(position) => format!("tunnel.routes[{position}]"),
@@ -54,13 +56,16 @@ pub fn tunnel_name(name: &str) -> Result<TunnelName, CommandError> {
 
 fn tunnel_spec(tunnel: &v1::Tunnel) -> Result<TunnelSpec, CommandError> {
     let name = tunnel_name(&tunnel.name)?;
+    let framing = framing(tunnel)?;
+    let is_encrypted = matches!(framing, Framing::Wireguard(_));
     Ok(TunnelSpec {
         device: device_name(&name, &tunnel.device)?,
         name,
         addresses: list(&tunnel.addresses, Field::Address, parse_interface_address)?,
         mtu: mtu(tunnel.mtu)?,
-        remote: remote(&tunnel.remote)?,
-        framing: framing(tunnel)?,
+        remote: remote(&tunnel.remote, is_encrypted)?,
+        framing,
+        keepalive: keepalive(tunnel.keepalive, is_encrypted)?,
         allowed_prefixes: allowed_prefixes(&tunnel.allowed_prefixes)?,
         routes: list(&tunnel.routes, Field::Route, parse_network)?,
         without: list(&tunnel.without, Field::Without, str::parse)?.into_iter().collect(),
@@ -112,14 +117,29 @@ fn mtu(bytes: u32) -> Result<Option<Mtu>, CommandError> {
     }
 }
 
-fn remote(text: &str) -> Result<Remote, CommandError> {
-    if text.is_empty() {
-        return Err(CommandError::missing(
-            Field::Remote,
-            "give the peer's address or host name, as 172.100.1.2",
-        ));
+fn remote(text: &str, is_encrypted: bool) -> Result<Option<Remote>, CommandError> {
+    match text {
+        "" if is_encrypted => Ok(None),
+        "" => {
+            Err(CommandError::missing(Field::Remote, "give the peer's address or host name, as 172.100.1.2"))
+        }
+        text => parse(Field::Remote, text).map(Some),
     }
-    parse(Field::Remote, text)
+}
+
+fn keepalive(seconds: u32, is_encrypted: bool) -> Result<Option<NonZeroU16>, CommandError> {
+    let invalid = |problem: &str, remedy: &str| {
+        Err(CommandError::invalid(Field::Keepalive, seconds, Invalid::new(problem, remedy)))
+    };
+    match u16::try_from(seconds).map(NonZeroU16::new) {
+        Ok(None) => Ok(None),
+        Ok(Some(_)) if !is_encrypted => invalid(
+            "has no use in a tunnel that is not encrypted",
+            "leave it out, or write framing WIREGUARD",
+        ),
+        Ok(Some(seconds)) => Ok(Some(seconds)),
+        Err(_) => invalid("is more than 65535 seconds", "give 25, or 0 for none"),
+    }
 }
 
 fn framing(tunnel: &v1::Tunnel) -> Result<Framing, CommandError> {
@@ -191,6 +211,14 @@ fn owner_to_wire(owner: Owner) -> v1::tunnel_status::Owner {
     }
 }
 
+fn remote_to_wire(remote: Option<&Remote>) -> String {
+    remote.map(Remote::to_string).unwrap_or_default()
+}
+
+fn keepalive_to_wire(keepalive: Option<NonZeroU16>) -> u32 {
+    keepalive.map_or(0, |seconds| seconds.get().into())
+}
+
 /// A framing as v1 has it, with the peer's key.
 fn framing_to_wire(framing: Framing) -> (v1::tunnel::Framing, String) {
     match framing {
@@ -215,8 +243,9 @@ impl From<TunnelStatus> for v1::TunnelStatus {
                 device: status.tunnel.device.to_string(),
                 addresses: texts(&status.addresses),
                 mtu: status.tunnel.mtu.map_or(0, u32::from),
-                remote: status.tunnel.remote.to_string(),
+                remote: remote_to_wire(status.tunnel.remote.as_ref()),
                 framing: framing.into(),
+                keepalive: keepalive_to_wire(status.tunnel.keepalive),
                 peer_public_key,
                 allowed_prefixes: allowed.collect(),
                 routes: texts(&status.tunnel.routes),

@@ -8,10 +8,10 @@ use std::time::Duration;
 use ipnet::IpNet;
 use prost::Message;
 
-use super::{framing_to_wire, owner_to_wire, texts, timestamp};
+use super::{framing_to_wire, keepalive_to_wire, owner_to_wire, remote_to_wire, texts, timestamp};
 use crate::proto::command::{CommandError, Field, TunnelSpec};
 use crate::proto::model::{
-    DeviceName, Invalid, OperatorName, Owner, Remote, TunnelName, TunnelState, check_label,
+    DeviceName, Invalid, MeshName, OperatorName, Owner, PublicKey, TunnelName, TunnelState, check_label,
     parse_interface_address, shown,
 };
 use crate::proto::session::{
@@ -24,15 +24,25 @@ use crate::proto::v1;
 /// What an item says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Meaning {
-    /// A device with its addresses.
-    Device(DeviceName, Vec<IpNet>),
+    /// A device.
+    Device(DeviceName, DeviceSpec),
     /// A tunnel. Its addresses are empty: they are its device's.
     Tunnel(TunnelSpec),
 }
 
+/// A device as a controller wants it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceSpec {
+    /// Its addresses, at least one.
+    pub addresses: Vec<IpNet>,
+    /// The mesh for which the agent is to make a key: encrypted tunnels on the device use it.
+    pub key: Option<MeshName>,
+}
+
 /// A device as an item.
-pub fn device_item(name: &DeviceName, addresses: &[IpNet]) -> Item {
-    let content = v1::Device { name: name.to_string(), addresses: texts(addresses) }.encode_to_vec();
+pub fn device_item(name: &DeviceName, DeviceSpec { addresses, key }: &DeviceSpec) -> Item {
+    let key = key.as_ref().map(ToString::to_string).unwrap_or_default();
+    let content = v1::Device { name: name.to_string(), addresses: texts(addresses), key }.encode_to_vec();
     Item { id: ItemId::Device(name.clone()), tag: Tag::of(&content), content }
 }
 
@@ -48,8 +58,9 @@ pub fn tunnel_item(tunnel: &TunnelSpec) -> Item {
         device: tunnel.device.to_string(),
         addresses: Vec::new(),
         mtu: tunnel.mtu.map_or(0, u32::from),
-        remote: tunnel.remote.to_string(),
+        remote: remote_to_wire(tunnel.remote.as_ref()),
         framing: framing.into(),
+        keepalive: keepalive_to_wire(tunnel.keepalive),
         peer_public_key,
         allowed_prefixes: allowed.collect(),
         routes: texts(&tunnel.routes),
@@ -88,7 +99,11 @@ pub fn meaning(item: &Item) -> Result<Meaning, CommandError> {
             if addresses.is_empty() {
                 return Err(CommandError::missing(Field::Addresses, "give the device an address"));
             }
-            Ok(Meaning::Device(id.clone(), addresses))
+            let key = match device.key.as_str() {
+                "" => None,
+                text => Some(super::parse(Field::Device, text)?),
+            };
+            Ok(Meaning::Device(id.clone(), DeviceSpec { addresses, key }))
         }
         ItemId::Tunnel(id) => {
             let tunnel = v1::Tunnel::decode(item.content.as_slice()).map_err(garbled)?;
@@ -190,7 +205,7 @@ pub fn agent_message(wire: v1::AgentMessage) -> Result<Option<AgentMessage>, Mes
     use v1::agent_message::Message as Wire;
     let Some(message) = wire.message else { return Ok(None) };
     Ok(Some(match message {
-        Wire::Hello(wire) => AgentMessage::Hello(hello(wire)?),
+        Wire::Hello(wire) => AgentMessage::Hello(Box::new(hello(wire)?)),
         Wire::Ack(wire) => AgentMessage::Ack(Ack {
             generation: generation("generation", wire.generation)?,
             failures: wire
@@ -205,6 +220,7 @@ pub fn agent_message(wire: v1::AgentMessage) -> Result<Option<AgentMessage>, Mes
         Wire::Report(wire) => AgentMessage::Report(report(wire)?),
         Wire::Goodbye(v1::Goodbye {}) => AgentMessage::Goodbye,
         Wire::Refusal(wire) => AgentMessage::Refusal(cut(wire.reason)),
+        Wire::Keys(wire) => AgentMessage::Keys(keys(wire)?),
     }))
 }
 
@@ -237,16 +253,28 @@ fn hello(wire: v1::Hello) -> Result<Hello, MessageError> {
         have,
         version: cut(wire.version),
         labels: wire.labels,
-        endpoint: match wire.endpoint.as_str() {
-            "" => None,
-            text => Some(parse::<Remote>("endpoint", text)?),
-        },
+        reach: parse("endpoint", &wire.endpoint)?,
+        local: wire.local_address.parse().ok(),
         data_port: u16::try_from(wire.data_port)
             .ok()
             .filter(|port| *port != 0)
             .ok_or_else(|| fault("data_port", "is no port"))?,
         clock: wire.time.and_then(|time| Some(Duration::from_secs(u64::try_from(time.seconds).ok()?))),
+        keys: keys(wire.keys.unwrap_or_default())?,
     })
+}
+
+fn keys(wire: v1::Keys) -> Result<BTreeMap<MeshName, PublicKey>, MessageError> {
+    /// More meshes than any node is in: whoever names more wants to fill the controller's store.
+    const MOST: usize = 256;
+    if wire.public_keys.len() > MOST {
+        return Err(fault("keys", format!("are more than {MOST}")));
+    }
+    let key = |(mesh, bytes): (String, Vec<u8>)| {
+        let key = PublicKey::from_bytes(&bytes).ok_or_else(|| fault("keys", "are not 32 bytes of a key"))?;
+        Ok((parse("keys", &mesh)?, key))
+    };
+    wire.public_keys.into_iter().map(key).collect()
 }
 
 fn report(wire: v1::Report) -> Result<Report, MessageError> {
@@ -391,7 +419,7 @@ impl From<AgentMessage> for v1::AgentMessage {
     fn from(message: AgentMessage) -> Self {
         use v1::agent_message::Message as Wire;
         let message = match message {
-            AgentMessage::Hello(hello) => Wire::Hello(hello.into()),
+            AgentMessage::Hello(hello) => Wire::Hello((*hello).into()),
             AgentMessage::Ack(ack) => Wire::Ack(v1::Ack {
                 generation: Some(ack.generation.into()),
                 failures: failures(ack.failures),
@@ -402,9 +430,15 @@ impl From<AgentMessage> for v1::AgentMessage {
             AgentMessage::Report(report) => Wire::Report(report.into()),
             AgentMessage::Goodbye => Wire::Goodbye(v1::Goodbye {}),
             AgentMessage::Refusal(reason) => Wire::Refusal(v1::Refusal { reason }),
+            AgentMessage::Keys(keys) => Wire::Keys(wire_keys(keys)),
         };
         Self { message: Some(message) }
     }
+}
+
+fn wire_keys(keys: BTreeMap<MeshName, PublicKey>) -> v1::Keys {
+    let wire = |(mesh, key): (MeshName, PublicKey)| (mesh.into(), key.as_bytes().to_vec());
+    v1::Keys { public_keys: keys.into_iter().map(wire).collect() }
 }
 
 /// Failures with their words, which are the shorter the more there are.
@@ -435,10 +469,12 @@ impl From<Hello> for v1::Hello {
             digest,
             version: hello.version,
             labels: hello.labels,
-            endpoint: hello.endpoint.map(String::from).unwrap_or_default(),
+            endpoint: hello.reach.to_string(),
+            local_address: hello.local.map(|local| local.to_string()).unwrap_or_default(),
             data_port: hello.data_port.into(),
             timeline,
             time: hello.clock.map(timestamp),
+            keys: Some(wire_keys(hello.keys)),
         }
     }
 }

@@ -34,7 +34,7 @@ fn what_is_left_out_is_the_usual() {
     assert_eq!(spec.device.as_str(), "udp2");
     assert_eq!(spec.mtu, None);
     assert_eq!((spec.allowed_prefixes, spec.routes), (Vec::new(), Vec::new()));
-    assert!(matches!(spec.remote, Remote { host: Host::Address(_), port: None }));
+    assert!(matches!(spec.remote, Some(Remote { host: Host::Address(_), port: None })));
     for replace in [false, true] {
         let request = v1::AddTunnelRequest { tunnel: Some(wire()), replace };
         assert!(matches!(add_tunnel(request), Ok(Command::Add { replace: read, .. }) if read == replace));
@@ -178,7 +178,7 @@ fn a_flood_of_a_value_is_shown_cut() {
 
 /// The status of a tunnel that was asked for.
 fn status(spec: TunnelSpec) -> TunnelStatus {
-    let device = Device { addresses: spec.addresses, owner: Owner::Local };
+    let device = Device { addresses: spec.addresses, key: None, owner: Owner::Local };
     TunnelStatus {
         name: spec.name,
         tunnel: crate::proto::model::Tunnel {
@@ -186,6 +186,7 @@ fn status(spec: TunnelSpec) -> TunnelStatus {
             mtu: spec.mtu,
             remote: spec.remote,
             framing: spec.framing,
+            keepalive: spec.keepalive,
             allowed_prefixes: spec.allowed_prefixes,
             routes: spec.routes,
             without: spec.without,

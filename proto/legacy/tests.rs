@@ -38,8 +38,9 @@ fn add_becomes_a_command() {
         device: "udp2".parse().unwrap(),
         addresses: vec!["10.0.1.1/24".parse().unwrap()],
         mtu: Some(Mtu::try_from(1400).unwrap()),
-        remote: "172.100.1.2".parse().unwrap(),
+        remote: Some("172.100.1.2".parse().unwrap()),
         framing: Framing::Pi,
+        keepalive: None,
         allowed_prefixes: vec![],
         routes: vec![],
         without: Offloads::new(),
@@ -99,7 +100,7 @@ fn mtus() {
 #[test]
 fn remotes() {
     for remote in ["172.100.1.2", "minion-2", "minion-2.example.net:5000", "fd00::2", "[fd00::2]:6000"] {
-        assert_eq!(spec_of(json!({ "remoteServer": remote })).remote, remote.parse().unwrap());
+        assert_eq!(spec_of(json!({ "remoteServer": remote })).remote, Some(remote.parse().unwrap()));
     }
 }
 
@@ -376,7 +377,7 @@ fn any_command() -> impl Strategy<Value = Command> {
         any::<std::net::SocketAddr>().prop_map(|socket| socket.to_string()),
         "[a-z]([a-zA-Z0-9_-]{0,20}\\.){0,3}[a-z]{1,9}(:[1-9][0-9]{0,3})?",
     ];
-    let remote = remote.prop_filter_map("no remote", |text| text.parse().ok());
+    let remote = remote.prop_filter_map("no remote", |text| text.parse().ok().map(Some));
     let add = ("[a-zA-Z0-9][a-zA-Z0-9._-]{0,14}", address, 68..=65_535u32, remote).prop_map(
         |(name, address, mtu, remote)| Command::Add {
             tunnel: Box::new(TunnelSpec {
@@ -386,6 +387,7 @@ fn any_command() -> impl Strategy<Value = Command> {
                 mtu: Some(Mtu::try_from(mtu).unwrap()),
                 remote,
                 framing: Framing::Pi,
+                keepalive: None,
                 allowed_prefixes: vec![],
                 routes: vec![],
                 without: Offloads::new(),

@@ -180,8 +180,9 @@ fn tunnel(device: &str) -> Tunnel {
     Tunnel {
         device: device.parse().unwrap(),
         mtu: None,
-        remote: "minion-2".parse().unwrap(),
+        remote: Some("minion-2".parse().unwrap()),
         framing: Framing::Raw,
+        keepalive: None,
         allowed_prefixes: Vec::new(),
         routes: Vec::new(),
         without: Offloads::new(),
@@ -190,7 +191,7 @@ fn tunnel(device: &str) -> Tunnel {
 }
 
 fn device() -> Device {
-    Device { addresses: vec!["10.0.1.1/30".parse().unwrap()], owner: Owner::Local }
+    Device { addresses: vec!["10.0.1.1/30".parse().unwrap()], key: None, owner: Owner::Local }
 }
 
 fn some_tunnel() -> impl Strategy<Value = Tunnel> {
@@ -208,8 +209,9 @@ fn some_tunnel() -> impl Strategy<Value = Tunnel> {
         |(device, mtu, remote, framing, allowed_prefixes, routes, without, owner)| Tunnel {
             device: device.parse().unwrap(),
             mtu,
-            remote: remote.parse().unwrap(),
+            remote: Some(remote.parse().unwrap()),
             framing,
+            keepalive: None,
             allowed_prefixes,
             routes,
             without,

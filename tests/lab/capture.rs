@@ -1,6 +1,7 @@
 //! What crosses a network, as tcpdump sees it.
 
 use std::fs;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
 
@@ -59,6 +60,21 @@ impl Captured {
     /// Whether these bytes stand somewhere in it.
     pub fn has(&self, bytes: &[u8]) -> bool {
         self.0.windows(bytes.len()).any(|window| window == bytes)
+    }
+
+    /// The data packets of WireGuard that IPv4 has brought from `source` at port 5000, from the first.
+    pub fn data_packets(&self, source: Ipv4Addr) -> Vec<&[u8]> {
+        /// Between the source address in the header of IPv4 and what UDP carries.
+        const GAP: usize = 16;
+        let sent = source.octets();
+        let starts = self.0.windows(4).enumerate().filter(|(_, window)| *window == sent).map(|(at, _)| at);
+        let packet = |at: usize| {
+            let udp = self.0.get(at + 8..at + GAP)?;
+            let length = usize::from(u16::from_be_bytes([udp[4], udp[5]])).checked_sub(8)?;
+            let packet = self.0.get(at + GAP..at + GAP + length)?;
+            (udp[..2] == 5000_u16.to_be_bytes() && packet.starts_with(&[4, 0, 0, 0])).then_some(packet)
+        };
+        starts.filter_map(packet).collect()
     }
 
     /// How many bytes it is.

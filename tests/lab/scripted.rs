@@ -65,7 +65,7 @@ impl Scripted {
     pub fn hello_within(&self, deadline: Duration) -> (Talk, Hello) {
         let talk = self.talks.recv_timeout(deadline).expect("an agent dials");
         match talk.next() {
-            AgentMessage::Hello(hello) => (talk, hello),
+            AgentMessage::Hello(hello) => (talk, *hello),
             other => panic!("{other:?} is no hello"),
         }
     }

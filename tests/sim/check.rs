@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use tunmesh::agent::reconcile::ActualRoute;
 use tunmesh::agent::session::LinkState;
 use tunmesh::controller::stored::Stored;
-use tunmesh::proto::convert::session::{Meaning, meaning};
+use tunmesh::proto::convert::session::{DeviceSpec, Meaning, meaning};
 use tunmesh::proto::model::{DeviceName, NodeName, Owner, TunnelName};
 use tunmesh::proto::session::{ItemId, Items};
 
@@ -177,7 +177,7 @@ fn agent(machine: &Machine, process: &Process, view: &Items) -> Result<(), Strin
     let mut wanted = BTreeSet::new();
     for item in base.items.iter() {
         match meaning(item).map_err(|error| format!("does not understand {}: {error:?}", item.id))? {
-            Meaning::Device(name, addresses) => {
+            Meaning::Device(name, DeviceSpec { addresses, key: _ }) => {
                 let device = desired.devices.get(&name).filter(|device| device.owner == Owner::Controller);
                 if device.is_some_and(|device| device.addresses != addresses) {
                     return Err(format!("wants other addresses on {name}"));

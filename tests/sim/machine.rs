@@ -10,7 +10,7 @@ use tunmesh::agent::state::{AgentState, Change, OpResult, Wanted};
 use tunmesh::agent::target::{Forwarding, Policy};
 use tunmesh::proto::command::{Command, TunnelSpec};
 use tunmesh::proto::model::{NodeName, Owner, TunnelName};
-use tunmesh::proto::session::{ControllerMessage, RunId, TunnelReport};
+use tunmesh::proto::session::{ControllerMessage, Reach, RunId, TunnelReport};
 
 use crate::env::{Env, Plant};
 use crate::kernel::{Event, Kernel};
@@ -163,7 +163,10 @@ impl Machine {
         let identity = Identity {
             node: self.node.clone(),
             labels: self.labels.clone(),
-            endpoint: self.says_endpoint.then(|| format!("{}:5000", address(self.position)).parse().unwrap()),
+            reach: match self.says_endpoint {
+                true => Reach::At(format!("{}:5000", address(self.position)).parse().unwrap()),
+                false => Reach::BySession,
+            },
             data_port: 5000,
             version: "0.1.0".to_owned(),
             run_id: RunId::new(env.random.wide()),
@@ -458,7 +461,7 @@ impl Process {
 
 fn describe(command: &Command) -> String {
     match command {
-        Command::Add { tunnel, .. } => format!("add {} to {}", tunnel.name, tunnel.remote),
+        Command::Add { tunnel, .. } => format!("add {} to {:?}", tunnel.name, tunnel.remote),
         Command::Delete { name } => format!("delete {name}"),
     }
 }

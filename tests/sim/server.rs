@@ -279,7 +279,7 @@ impl Server {
                 let local = IpAddr::from([172, 16, 9, 9]);
                 let (now, wall) = (env.instant(), env.wall());
                 let origin = Origin { path: Path { source, local }, key: None };
-                process.state.handle_connected(Connection(connection.0), origin, hello, now, wall);
+                process.state.handle_connected(Connection(connection.0), origin, *hello, now, wall);
             }
             Arrival::Message(message) => {
                 let Some(node) = process.streams.get(&connection).map(|stream| stream.node.clone()) else {

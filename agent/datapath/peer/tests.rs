@@ -93,3 +93,27 @@ fn when_keys_were_agreed_on_is_told_the_same_each_time() {
     let later = now + Duration::from_secs(5);
     assert!(peer.sessions().established(later).unwrap().abs_diff(later) < ROUNDING);
 }
+
+#[test]
+fn a_silent_peer_to_whom_something_is_sent_in_any_case_is_asked_now_and_then() {
+    let [own, theirs] = [(); 2].map(|()| Arc::new(OwnKey::new(PrivateKey::generate().unwrap())));
+    let receivers = Arc::<Receivers>::default();
+    let keepalive = NonZeroU16::new(25);
+    let peer = Peer::new(1, Arc::clone(&own), theirs.private.public(), keepalive, Arc::clone(&receivers));
+    let other = Peer::new(2, theirs, own.private.public(), None, receivers);
+    let asks = |seconds: u64| {
+        let message = peer.sessions().tick(Duration::from_secs(seconds)).message;
+        message.filter(|message| message::is_initiation(message))
+    };
+    assert!(asks(100).is_some(), "what is sent needs keys");
+    assert_eq!(asks(129), None);
+    let initiation = asks(130).unwrap();
+    assert_eq!(asks(131), None, "it has been asked");
+    let response = other.sessions().shake(&initiation).unwrap().unwrap();
+    let mut first = peer.sessions().shake(&response).unwrap().unwrap();
+    other.sessions().open(&mut first).unwrap();
+    assert_eq!(asks(150), None);
+    assert_eq!(asks(179), None, "it was heard");
+    assert!(asks(180).is_some());
+    assert_eq!(other.sessions().tick(Duration::from_secs(1_000)).message, None, "it may be silent");
+}

@@ -31,12 +31,18 @@ fn sender(table: &Table, source: SocketAddr) -> Option<(&Device, &Tunnel)> {
     Some((&table.devices()[place.device], table.tunnel(place).unwrap()))
 }
 
+/// Where a tunnel's datagrams go.
+fn at(tunnel: &Tunnel) -> SocketAddr {
+    tunnel.destination.as_ref().unwrap().address
+}
+
 fn wanted(endpoint: SocketAddr, exact_port: bool, allowed_prefixes: Vec<AllowedPrefix>) -> ForwardingTunnel {
     ForwardingTunnel {
         without: BTreeSet::new(),
-        endpoint,
+        endpoint: Some(endpoint),
         exact_port,
         framing: Framing::Raw,
+        keepalive: None,
         mtu: Mtu::ETHERNET,
         tcp_mtu: Mtu::ETHERNET,
         allowed_prefixes,
@@ -53,7 +59,7 @@ fn device(tunnels: &[Vec<AllowedPrefix>]) -> Forwarding {
     let addresses = BTreeSet::from(["10.5.5.1".parse().unwrap()]);
     BTreeMap::from([(
         "d0".parse().unwrap(),
-        ForwardingDevice { addresses, without: BTreeSet::new(), tunnels },
+        ForwardingDevice { addresses, key: None, without: BTreeSet::new(), tunnels },
     )])
 }
 
@@ -95,7 +101,7 @@ proptest! {
                 .filter(|(_, allowed)| allowed.prefix.contains(&destination))
                 .min_by_key(|(n, allowed)| (u8::MAX - allowed.prefix.prefix_len(), allowed.preference, *n));
             let expected = best.map(|(n, _)| SocketAddr::from(([192, 0, 2, n as u8 + 1], 5000)));
-            let chosen = table.devices()[0].tunnel_to(destination).map(|(_, tunnel)| tunnel.destination.address);
+            let chosen = table.devices()[0].tunnel_to(destination).map(|(_, tunnel)| at(tunnel));
             prop_assert_eq!(chosen, expected, "to {}", destination);
         }
     }
@@ -142,7 +148,12 @@ proptest! {
             let tunnels = endpoints.iter().enumerate().map(|(n, (endpoint, exact))| {
                 (name(n), wanted(*endpoint, *exact, vec![AllowedPrefix { prefix: net("10.0.0.0/8"), preference: n as u32 }]))
             });
-            let device = ForwardingDevice { addresses: BTreeSet::new(), without: BTreeSet::new(), tunnels: tunnels.collect() };
+            let device = ForwardingDevice {
+                addresses: BTreeSet::new(),
+                key: None,
+                without: BTreeSet::new(),
+                tunnels: tunnels.collect(),
+            };
             forwarding.insert(format!("d{number}").parse().unwrap(), device);
         }
         let table = table(&forwarding);
@@ -155,7 +166,7 @@ proptest! {
             let exact = all.iter().find(|(_, endpoint, _)| *endpoint == source);
             let of_host = all.iter().find(|(_, endpoint, exact)| endpoint.ip() == source.ip() && !exact);
             let expected = exact.or(of_host).map(|(id, endpoint, _)| (*id, *endpoint));
-            let found = sender(&table, source).map(|(device, tunnel)| (device.open.id, tunnel.destination.address));
+            let found = sender(&table, source).map(|(device, tunnel)| (device.open.id, at(tunnel)));
             prop_assert_eq!(found, expected, "from {}", source);
         }
     }

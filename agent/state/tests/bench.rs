@@ -10,9 +10,11 @@ use super::kernel::{Event, Kernel};
 use super::{net, policy};
 use crate::agent::reconcile::{ActualRoute, Op};
 use crate::agent::state::{AgentState, OpResult, Wanted};
-use crate::agent::target::Forwarding;
+use crate::agent::target::{Forwarding, ForwardingDevice};
 use crate::proto::command::{Command, CommandError, ErrorKind};
-use crate::proto::model::{Desired, DeviceName, Owner, TunnelName, TunnelState};
+use crate::proto::model::{
+    Desired, DeviceName, Framing, MeshName, Owner, PublicKey, TunnelName, TunnelState,
+};
 
 /// What the resolver says of a name.
 pub(super) type Answer = Result<Vec<IpAddr>, String>;
@@ -56,7 +58,7 @@ impl Failing {
 /// The bit of an operation's kind; `None` where it cannot fail.
 fn kind_of(op: &Op) -> Option<u32> {
     match op {
-        Op::Resolve(_) | Op::Publish(_) => None,
+        Op::Resolve(_) | Op::Publish(_) | Op::RemoveKey(_) => None,
         Op::Observe => Some(0),
         Op::MeasurePaths(_) => Some(1),
         Op::RemoveRoute(_) => Some(2),
@@ -68,7 +70,15 @@ fn kind_of(op: &Op) -> Option<u32> {
         Op::SetUp(_) => Some(8),
         Op::AddRoute(_) => Some(9),
         Op::ChangeRoute(_) => Some(10),
+        Op::OpenKey(_) => Some(11),
     }
+}
+
+/// This host's key of a mesh.
+pub(super) fn key_of_mesh(mesh: &MeshName) -> PublicKey {
+    let mut bytes = [7; 32];
+    bytes.iter_mut().zip(mesh.as_str().bytes()).for_each(|(to, from)| *to = from);
+    bytes.into()
 }
 
 /// An agent on a host.
@@ -86,6 +96,8 @@ pub(super) struct Bench {
     pub(super) held: BTreeMap<String, Instant>,
     /// Interfaces that others made or removed since the agent last looked.
     unseen: BTreeSet<String>,
+    /// The meshes whose keys are open.
+    pub(super) keys: BTreeSet<MeshName>,
 }
 
 impl Bench {
@@ -104,6 +116,7 @@ impl Bench {
             failable: 0,
             held: BTreeMap::new(),
             unseen: BTreeSet::new(),
+            keys: BTreeSet::new(),
         };
         bench.kernel.happen(&Event::Appears("eth0".to_owned(), net("10.9.0.9/16")));
         bench.settle();
@@ -270,6 +283,16 @@ impl Bench {
                 self.published = forwarding.clone();
                 OpResult::Done
             }
+            Op::OpenKey(mesh) => {
+                assert!(self.keys.insert(mesh.clone()), "the key of {mesh} is open");
+                OpResult::Opened(key_of_mesh(mesh))
+            }
+            Op::RemoveKey(mesh) => {
+                let uses = |device: &ForwardingDevice| device.key.as_ref() == Some(mesh);
+                assert!(!self.published.values().any(uses), "the key of {mesh} is in use");
+                assert!(self.keys.remove(mesh), "the key of {mesh} is not open");
+                OpResult::Done
+            }
             Op::Resolve(_)
             | Op::RemoveRoute(_)
             | Op::DeleteDevice(_)
@@ -314,6 +337,8 @@ impl Bench {
             Op::Observe
             | Op::Resolve(_)
             | Op::MeasurePaths(_)
+            | Op::OpenKey(_)
+            | Op::RemoveKey(_)
             | Op::RemoveRoute(_)
             | Op::CreateDevice(_)
             | Op::SetMtu(..)
@@ -335,9 +360,11 @@ impl Bench {
         let accepted = || desired.tunnels.iter().filter(|(name, _)| !target.faults.contains_key(*name));
         for (name, tunnel) in accepted() {
             let device = desired.devices.get(&tunnel.device).unwrap();
-            if let Some(endpoint) = target.endpoints.get(name) {
+            // Encrypted ones are told apart by their keys.
+            let is_plain = !matches!(tunnel.framing, Framing::Wireguard(_));
+            if let Some(endpoint) = target.endpoints.get(name).filter(|_| is_plain) {
                 assert!(endpoints.insert(*endpoint), "{name} shares {endpoint}");
-                let port_alone = (endpoint.ip(), tunnel.remote.port);
+                let port_alone = (endpoint.ip(), tunnel.remote.as_ref().unwrap().port);
                 assert!(addresses.insert(port_alone), "{name} shares {port_alone:?}");
             }
             for allowed in &tunnel.allowed_prefixes {
@@ -403,7 +430,7 @@ impl Bench {
         assert_eq!(self.published, target.forwarding);
         for status in self.state.statuses() {
             let faulty = target.faults.contains_key(&status.name);
-            let resolved = status.endpoint.is_some();
+            let resolved = status.endpoint.is_some() || status.tunnel.remote.is_none();
             let path = status
                 .endpoint
                 .map_or(Ok(1500), |endpoint| self.paths.get(&endpoint.ip()).cloned().unwrap_or(Ok(1500)));
@@ -437,7 +464,13 @@ fn key_of(op: &Op) -> Option<String> {
         | Op::AddAddress(..)
         | Op::RemoveAddress(..)
         | Op::SetUp(_) => device_of(op),
-        Op::Observe | Op::Resolve(_) | Op::MeasurePaths(_) | Op::Publish(_) | Op::RemoveRoute(_) => None,
+        Op::Observe
+        | Op::Resolve(_)
+        | Op::MeasurePaths(_)
+        | Op::OpenKey(_)
+        | Op::RemoveKey(_)
+        | Op::Publish(_)
+        | Op::RemoveRoute(_) => None,
     }
 }
 
@@ -452,6 +485,11 @@ pub(super) fn device_of(op: &Op) -> Option<String> {
         | Op::AddAddress(device, _)
         | Op::RemoveAddress(device, _)
         | Op::SetUp(device) => Some(device.to_string()),
-        Op::Observe | Op::Resolve(_) | Op::MeasurePaths(_) | Op::Publish(_) => None,
+        Op::Observe
+        | Op::Resolve(_)
+        | Op::MeasurePaths(_)
+        | Op::OpenKey(_)
+        | Op::RemoveKey(_)
+        | Op::Publish(_) => None,
     }
 }

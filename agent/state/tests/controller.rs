@@ -6,13 +6,14 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use proptest::sample::select;
 
-use super::bench::Bench;
+use super::bench::{Bench, Failing, key_of_mesh};
 use super::{add, allowed, free, net, policy, spec, start};
+use crate::agent::reconcile::Op;
 use crate::agent::session::Base;
 use crate::agent::state::{AgentState, Wanted};
 use crate::proto::command::{Command, TunnelSpec};
-use crate::proto::convert::session::{device_item, tunnel_item};
-use crate::proto::model::{Desired, Device, Owner, TunnelState};
+use crate::proto::convert::session::{DeviceSpec, device_item, tunnel_item};
+use crate::proto::model::{Desired, Device, Framing, MeshName, Owner, TunnelState};
 use crate::proto::session::{Generation, Item, ItemId, Items, Tag};
 
 fn base(revision: u64, items: impl IntoIterator<Item = Item>) -> Base {
@@ -31,7 +32,8 @@ fn id(text: &str) -> ItemId {
 
 /// A mesh's device, and tunnels of it to hosts by number.
 fn mesh(hosts: impl IntoIterator<Item = u8>) -> Vec<Item> {
-    let device = device_item(&"m".parse().unwrap(), &[net("10.60.0.1/24")]);
+    let device =
+        device_item(&"m".parse().unwrap(), &DeviceSpec { addresses: vec![net("10.60.0.1/24")], key: None });
     std::iter::once(device).chain(hosts.into_iter().map(|host| tunnel_item(&peer(host)))).collect()
 }
 
@@ -73,6 +75,68 @@ fn what_a_controller_wants_comes_up_beside_what_is_local() {
     bench.state.commit(change, bench.now);
     bench.converge();
     assert_eq!((names(&bench.state), bench.state.base()), (vec!["new"], None));
+}
+
+#[test]
+fn a_mesh_has_its_key_before_its_tunnels_and_until_they_are_gone() {
+    let mut bench = Bench::new(true);
+    let mesh: MeshName = "m".parse().unwrap();
+    let keyed = DeviceSpec { addresses: vec![net("10.60.0.1/24")], key: Some(mesh.clone()) };
+    let device = || device_item(&"m".parse().unwrap(), &keyed);
+    let take_in = |bench: &mut Bench, base| {
+        let change = bench.state.handle_wanted(base);
+        bench.state.commit(change, bench.now);
+        bench.converge();
+    };
+    take_in(&mut bench, Some(base(1, [device()])));
+    assert_eq!(bench.state.keys(), BTreeMap::from([(mesh.clone(), key_of_mesh(&mesh))]));
+    assert_eq!(names(&bench.state), [""; 0]);
+    let encrypted = |host: u8| TunnelSpec { framing: Framing::Wireguard([host; 32].into()), ..peer(host) };
+    // The one comes first, and where it is shows then; the other is at the same place as a local, plain one.
+    let absent = TunnelSpec { remote: None, ..encrypted(2) };
+    let plain = TunnelSpec { remote: peer(3).remote, ..free() };
+    bench.command(&add(plain), Owner::Local).unwrap();
+    take_in(&mut bench, Some(base(2, [device(), tunnel_item(&absent), tunnel_item(&encrypted(3))])));
+    assert_eq!(bench.state.failures(), BTreeMap::new());
+    let forwarding = &bench.published[&"m".parse().unwrap()];
+    assert_eq!(forwarding.key, Some(mesh.clone()));
+    let endpoints: Vec<_> = forwarding.tunnels.values().map(|tunnel| tunnel.endpoint).collect();
+    assert_eq!(endpoints, [None, Some("10.20.0.3:5000".parse().unwrap())]);
+    // 1,500 bytes less 40, 8 and 32 while it may be of either family.
+    let mtu = |bench: &Bench| bench.published[&"m".parse().unwrap()].tunnels[&absent.name].mtu.get();
+    assert_eq!(mtu(&bench), 1420);
+    let roamed = BTreeMap::from([(absent.name.clone(), "10.20.0.8:1234".parse().unwrap())]);
+    bench.paths.insert("10.20.0.8".parse().unwrap(), Ok(1400));
+    bench.state.handle_roamed(roamed, bench.now);
+    bench.converge();
+    assert_eq!(mtu(&bench), 1340, "what its path carries");
+    assert_eq!(bench.published[&"m".parse().unwrap()].tunnels[&absent.name].endpoint, None);
+
+    // A key cannot be had, and then it can.
+    let other: MeshName = "o".parse().unwrap();
+    bench.failing = Failing::one_in(1, &Op::OpenKey(other.clone()));
+    let spec = DeviceSpec { addresses: vec![net("10.61.0.1/24")], key: Some(other.clone()) };
+    let second = || device_item(&"o".parse().unwrap(), &spec);
+    let in_it = TunnelSpec {
+        name: "o.n4".parse().unwrap(),
+        device: "o".parse().unwrap(),
+        allowed_prefixes: allowed("10.61.0.4/32", 0),
+        ..encrypted(4)
+    };
+    let items = || [device(), tunnel_item(&encrypted(3)), second(), tunnel_item(&in_it)];
+    let change = bench.state.handle_wanted(Some(base(3, items())));
+    bench.state.commit(change, bench.now);
+    bench.settle();
+    assert!(!bench.state.keys().contains_key(&other));
+    let failure = bench.state.failures().remove(&id("tunnel o.n4")).unwrap();
+    assert!(failure.contains("has no key on this host (it fails)"), "{failure}");
+    bench.failing = Failing::default();
+    bench.converge();
+    assert_eq!(bench.state.failures(), BTreeMap::new());
+
+    // The bench sees to it that nothing uses a key that goes.
+    take_in(&mut bench, None);
+    assert_eq!((bench.state.keys(), &bench.keys), (BTreeMap::new(), &BTreeSet::new()));
 }
 
 #[test]
@@ -293,7 +357,7 @@ proptest! {
             }
             prop_assert!(state.desired().is_consistent());
             let failures = state.failures();
-            let device = Device { addresses: vec![net("10.60.0.1/24")], owner: Owner::Controller };
+            let device = Device { addresses: vec![net("10.60.0.1/24")], key: None, owner: Owner::Controller };
             let mut expected = 0;
             for item in state.base().iter().flat_map(|base| base.items.iter()) {
                 let ItemId::Tunnel(name) = &item.id else { continue };

@@ -121,7 +121,12 @@ impl Kernel {
     /// Performs an operation of the agent's, which reaches an interface only through the agent's own handle.
     pub(super) fn perform(&mut self, op: &Op) -> Result<(), String> {
         match op {
-            Op::Observe | Op::Resolve(_) | Op::MeasurePaths(_) | Op::Publish(_) => Ok(()),
+            Op::Observe
+            | Op::Resolve(_)
+            | Op::MeasurePaths(_)
+            | Op::OpenKey(_)
+            | Op::RemoveKey(_)
+            | Op::Publish(_) => Ok(()),
             Op::CreateDevice(name) => {
                 if self.links.contains_key(name.as_str()) {
                     return Err("device or resource busy".to_owned());

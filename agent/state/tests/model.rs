@@ -277,8 +277,8 @@ impl Local {
         match self {
             Self::Mtu(mtu) => tunnel.mtu = mtu.map(|mtu| mtu.try_into().unwrap()),
             Self::Route(third) => tunnel.routes = vec![net(&format!("10.1{number}.{third}.0/24"))],
-            Self::Remote(last) => tunnel.remote = format!("10.99.2.{last}").parse().unwrap(),
-            Self::Name => tunnel.remote = "h2".parse().unwrap(),
+            Self::Remote(last) => tunnel.remote = Some(format!("10.99.2.{last}").parse().unwrap()),
+            Self::Name => tunnel.remote = Some("h2".parse().unwrap()),
         }
     }
 }

@@ -10,7 +10,7 @@ use super::*;
 use crate::controller::registry::{Origin, Path};
 use crate::controller::runtime::{BEHIND, Link, Outgoing};
 use crate::controller::service::tests::{Controller, controller};
-use crate::proto::session::{Ack, AgentMessage, ControllerMessage, Hello, PROTOCOL_VERSION, RunId};
+use crate::proto::session::{Ack, AgentMessage, ControllerMessage, Hello, PROTOCOL_VERSION, Reach, RunId};
 use crate::proto::trust::Asker;
 
 /// How long to wait for what must come.
@@ -49,9 +49,11 @@ impl Agent {
             have: None,
             version: "9.9.9".to_owned(),
             labels: BTreeMap::new(),
-            endpoint: None,
+            reach: Reach::default(),
+            local: None,
             data_port: 5000,
             clock: None,
+            keys: BTreeMap::new(),
         };
         Self { connection: handle.connected(link, hello).await.unwrap(), outgoing: receiver }
     }

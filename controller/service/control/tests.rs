@@ -13,7 +13,7 @@ use crate::controller::mesh;
 use crate::controller::runtime;
 use crate::controller::service::tests::{Controller, controller};
 use crate::proto::model::NodeName;
-use crate::proto::session::{Ack, Delta, Heartbeat, ItemId, PROTOCOL_VERSION, Report, RunId, Tag};
+use crate::proto::session::{Ack, Delta, Heartbeat, ItemId, PROTOCOL_VERSION, Reach, Report, RunId, Tag};
 use crate::proto::trust::Asker;
 use crate::proto::v1::agent_control_client::AgentControlClient;
 use crate::proto::v1::agent_control_server::AgentControlServer;
@@ -36,9 +36,11 @@ fn hello(number: u8) -> Hello {
         have: None,
         version: "9.9.9".to_owned(),
         labels: BTreeMap::new(),
-        endpoint: None,
+        reach: Reach::default(),
+        local: None,
         data_port: 5000,
         clock: None,
+        keys: BTreeMap::new(),
     }
 }
 
@@ -129,7 +131,7 @@ fn request(message: ControllerMessage) -> Option<u64> {
 async fn an_agent_is_brought_to_what_is_wanted_and_asked_how_it_is() {
     let Controller { handle, stop: _, mut tasks, directory: _directory, .. } = controller().await;
     let mut agent = Agent::dial(handle.clone(), &mut tasks, peer(1)).await;
-    agent.say(AgentMessage::Hello(hello(1))).await;
+    agent.say(AgentMessage::Hello(Box::new(hello(1)))).await;
     assert!(matches!(agent.hear().await, Ok(ControllerMessage::Welcome(_))));
     let first = agent.until(chunk).await;
     assert!(first.items.is_empty() && first.end.is_some());
@@ -168,7 +170,7 @@ async fn an_agent_is_brought_to_what_is_wanted_and_asked_how_it_is() {
 
     // The same agent on a second stream, and this one ends.
     let mut again = Agent::dial(handle.clone(), &mut tasks, peer(1)).await;
-    again.say(AgentMessage::Hello(hello(1))).await;
+    again.say(AgentMessage::Hello(Box::new(hello(1)))).await;
     assert!(matches!(again.hear().await, Ok(ControllerMessage::Welcome(_))));
     let end = loop {
         if let Err(end) = agent.hear().await {
@@ -191,7 +193,7 @@ async fn whoever_is_there_when_the_controller_ends_is_told_and_when_to_come_agai
     let mut agents = Vec::new();
     for number in 1..=2 {
         let mut agent = Agent::dial(handle.clone(), &mut tasks, peer(number)).await;
-        agent.say(AgentMessage::Hello(hello(number))).await;
+        agent.say(AgentMessage::Hello(Box::new(hello(number)))).await;
         agent.until(chunk).await;
         agents.push(agent);
     }
@@ -213,7 +215,7 @@ async fn a_connection_with_a_session_is_not_silent() {
     let peer = peer(1);
     assert!(peer.is_silent());
     let mut agent = Agent::dial(handle, &mut tasks, peer.clone()).await;
-    agent.say(AgentMessage::Hello(hello(1))).await;
+    agent.say(AgentMessage::Hello(Box::new(hello(1)))).await;
     agent.until(chunk).await;
     // The first look would also pass over one whose session has just ended.
     assert_eq!([peer.is_silent(), peer.is_silent()], [false, false]);
@@ -270,7 +272,7 @@ async fn one_connection_begins_few_streams() {
 async fn an_agent_that_says_much_is_listened_to_at_a_pace() {
     let Controller { handle, stop: _, mut tasks, directory: _directory, .. } = controller().await;
     let mut agent = Agent::dial(handle, &mut tasks, peer(1)).await;
-    agent.say(AgentMessage::Hello(hello(1))).await;
+    agent.say(AgentMessage::Hello(Box::new(hello(1)))).await;
     let first = agent.until(chunk).await;
     agent.ack(first.generation).await;
     let start = tokio::time::Instant::now();

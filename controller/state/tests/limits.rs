@@ -10,7 +10,7 @@ use crate::controller::registry::ACKNOWLEDGE;
 use crate::controller::state::{EventKind, Refusal};
 use crate::controller::store::transaction::StoreError;
 use crate::proto::model::{Owner, TunnelState};
-use crate::proto::session::{Ack, AgentMessage, Hello, Report, TunnelReport};
+use crate::proto::session::{Ack, AgentMessage, Hello, Reach, Report, TunnelReport};
 
 /// What is wrong with a node, in words; an empty name is the controller.
 fn problems(world: &World, node: &str) -> Vec<String> {
@@ -251,11 +251,11 @@ fn of_two_at_one_endpoint_the_first_stays_and_the_other_is_told() {
         world.apply(mesh(WEB));
         let first = 2 - late;
         let at: Hello =
-            Hello { endpoint: Some("172.100.1.77".parse().unwrap()), ..agents[first].hello.clone() };
+            Hello { reach: Reach::At("172.100.1.77".parse().unwrap()), ..agents[first].hello.clone() };
         agents[first].hello = at;
         let mut others = vec![agents[first].clone(), agents[1].clone()];
         world.settle(&mut others);
-        agents[late].hello.endpoint = agents[first].hello.endpoint.clone();
+        agents[late].hello.reach = agents[first].hello.reach.clone();
         agents[first] = others[0].clone();
         agents[1] = others[1].clone();
         world.settle(&mut agents);
@@ -270,7 +270,7 @@ fn of_two_at_one_endpoint_the_first_stays_and_the_other_is_told() {
         assert!(has(&told, &format!("172.100.1.77:5000, where n{first} was before")), "{told:?}");
         assert_eq!(problems(&world, &format!("n{first}")), [""; 0]);
         // It goes elsewhere.
-        agents[late].hello.endpoint = None;
+        agents[late].hello.reach = Reach::BySession;
         world.connect(&mut agents[late]);
         world.settle(&mut agents);
         assert_eq!(problems(&world, &format!("n{late}")), [""; 0]);

@@ -13,7 +13,7 @@ use crate::controller::stored::Stored;
 use crate::proto::model::NodeName;
 use crate::proto::session::{
     Ack, AgentMessage, ControllerMessage, Digest, Generation, Have, Heartbeat, Hello, Items,
-    PROTOCOL_VERSION, RunId,
+    PROTOCOL_VERSION, Reach, RunId,
 };
 use crate::proto::trust::KeyId;
 
@@ -126,9 +126,11 @@ impl Agent {
                 have: None,
                 version: "9.9.9".to_owned(),
                 labels: BTreeMap::new(),
-                endpoint: None,
+                reach: Reach::default(),
+                local: None,
                 data_port: 5000,
                 clock: None,
+                keys: BTreeMap::new(),
             },
             source: Ipv4Addr::new(172, 100, 1, u8::try_from(number).unwrap() + 1).into(),
             key: None,

@@ -8,7 +8,8 @@ use proptest::sample::select;
 
 use super::*;
 use crate::proto::command::ErrorKind;
-use crate::proto::model::{AllowedPrefix, Framing, Host, Mtu, NodeName, Offload, Offloads};
+use crate::proto::model::{AllowedPrefix, Framing, Host, Mtu, NodeName, Offload, Offloads, Remote};
+use crate::proto::session::Reach;
 use crate::proto::trust::{KeyId, Role};
 
 fn of_agent(bytes: &[u8]) -> Result<Option<AgentMessage>, MessageError> {
@@ -73,14 +74,24 @@ fn any_heartbeat() -> impl Strategy<Value = Heartbeat> {
     (number(), number()).prop_map(|(ping, answers)| Heartbeat { ping, answers })
 }
 
+fn any_keys() -> impl Strategy<Value = BTreeMap<MeshName, PublicKey>> {
+    let key = any::<[u8; 32]>().prop_filter_map("no key", |bytes| PublicKey::from_bytes(&bytes));
+    btree_map("[a-z][a-z0-9]{0,14}".prop_filter_map("reserved", |name| name.parse().ok()), key, 0..3)
+}
+
 fn any_hello() -> impl Strategy<Value = Hello> {
     let have = (any::<String>(), generation(), any_digest(), any::<String>())
         .prop_map(|(store_id, generation, digest, timeline)| Have { store_id, generation, digest, timeline });
     let who = (1..=u32::MAX, btree_set(any::<String>(), 0..3), node(), any::<u128>(), option::of(have));
-    let what =
-        (any::<String>(), btree_map("[a-z0-9./_-]{1,63}", "[a-z0-9./_-]{0,63}", 0..3), option::of(remote()));
+    let reach = prop_oneof![Just(Reach::BySession), remote().prop_map(Reach::At), Just(Reach::Nowhere)];
+    let labels = btree_map("[a-z0-9./_-]{1,63}", "[a-z0-9./_-]{0,63}", 0..3);
+    let what = (any::<String>(), labels, reach, option::of(any::<std::net::IpAddr>()), any_keys());
     (who, what, 1..=u16::MAX).prop_map(
-        |((protocol_version, capabilities, node, run_id, have), (version, labels, endpoint), data_port)| {
+        |(
+            (protocol_version, capabilities, node, run_id, have),
+            (version, labels, reach, local, keys),
+            data_port,
+        )| {
             Hello {
                 protocol_version,
                 capabilities,
@@ -89,9 +100,11 @@ fn any_hello() -> impl Strategy<Value = Hello> {
                 have,
                 version,
                 labels,
-                endpoint,
+                reach,
+                local,
                 data_port,
                 clock: Some(Duration::from_secs(u64::from(data_port))),
+                keys,
             }
         },
     )
@@ -118,7 +131,8 @@ fn any_tunnel_report() -> impl Strategy<Value = TunnelReport> {
 
 fn any_agent_message() -> impl Strategy<Value = AgentMessage> {
     prop_oneof![
-        any_hello().prop_map(AgentMessage::Hello),
+        any_hello().prop_map(|hello| AgentMessage::Hello(Box::new(hello))),
+        any_keys().prop_map(AgentMessage::Keys),
         (generation(), btree_map(id(), any::<String>(), 0..4), btree_set(id(), 0..4)).prop_map(
             |(generation, failures, removals_held)| AgentMessage::Ack(Ack {
                 generation,
@@ -222,13 +236,15 @@ fn any_tunnel_spec() -> impl Strategy<Value = TunnelSpec> {
         let both = networks.into_iter().zip(preferences);
         both.map(|(prefix, preference)| AllowedPrefix { prefix, preference }).collect()
     });
-    (tunnel(), device(), mtu, remote(), framing, allowed, networks(), offloads()).prop_map(
+    let remote = (remote(), any::<bool>(), option::of(any::<std::num::NonZeroU16>()));
+    (tunnel(), device(), mtu, remote, framing, allowed, networks(), offloads()).prop_map(
         |(name, device, mtu, remote, framing, allowed_prefixes, routes, without)| TunnelSpec {
             name,
             device,
             addresses: Vec::new(),
             mtu,
-            remote,
+            remote: Some(remote.0).filter(|_| remote.1 || !matches!(framing, Framing::Wireguard(_))),
+            keepalive: remote.2.filter(|_| matches!(framing, Framing::Wireguard(_))),
             framing,
             allowed_prefixes,
             routes,
@@ -298,19 +314,22 @@ proptest! {
     }
 
     #[test]
-    fn a_device_is_meant_as_it_was_written(name in device(), networks in networks()) {
+    fn a_device_is_meant_as_it_was_written(
+        name in device(), networks in networks(), key in option::of(Just("prod".parse().unwrap())),
+    ) {
         let addresses: Vec<IpNet> = networks
             .iter()
             .filter(|net| parse_interface_address(&net.to_string()).is_ok())
             .copied()
             .collect();
         prop_assume!(!addresses.is_empty());
-        let item = device_item(&name, &addresses);
+        let device = DeviceSpec { addresses, key };
+        let item = device_item(&name, &device);
         prop_assert_eq!(&item.id, &ItemId::Device(name.clone()));
         prop_assert_eq!(item.tag, Tag::of(&item.content));
         for item in [item.clone(), extended(item)] {
             prop_assert_eq!(&carried(&item), &item);
-            prop_assert_eq!(meaning(&item), Ok(Meaning::Device(name.clone(), addresses.clone())));
+            prop_assert_eq!(meaning(&item), Ok(Meaning::Device(name.clone(), device.clone())));
         }
     }
 
@@ -373,7 +392,9 @@ fn an_item_that_cannot_be_meant_says_why() {
     let named = |name: &str, addresses: &[&str]| v1::Device {
         name: name.to_owned(),
         addresses: addresses.iter().map(|address| (*address).to_owned()).collect(),
+        key: String::new(),
     };
+    let keyed = v1::Device { key: "no mesh".to_owned(), ..named("prod", &["10.9.0.1/24"]) };
     let cases = [
         (
             tunnel_content(|tunnel| tunnel.name = "prod.minion-3".to_owned()),
@@ -388,6 +409,7 @@ fn an_item_that_cannot_be_meant_says_why() {
         ),
         (Item { content: vec![0xff], ..tunnel_content(|_| ()) }, Field::Command, "cannot be read"),
         (device(named("dev", &["10.9.0.1/24"])), Field::Name, "device prod"),
+        (device(keyed), Field::Device, "has the character"),
         (device(named("prod", &[])), Field::Addresses, "is missing"),
         (device(named("prod", &["10.9.0.1"])), Field::Address(0), "no prefix length"),
         (device(named("prod", &["10.9.0.1/24", "10.9.0.1/24"])), Field::Address(1), "stands twice"),

@@ -10,7 +10,7 @@ use futures_util::future::{BoxFuture, FutureExt, OptionFuture};
 use tokio::task::JoinSet;
 use tunmesh::agent::session::{Effect, Identity, LinkState, Session, Trouble, TroubleKind};
 use tunmesh::proto::model::{DeviceName, Owner, TunnelName, TunnelState};
-use tunmesh::proto::session::{Generation, ItemId, RunId, TunnelReport};
+use tunmesh::proto::session::{Generation, ItemId, Reach, RunId, TunnelReport};
 
 use super::wire::{Bytes, Closed, Connection};
 use super::{LOOK, Options};
@@ -73,7 +73,7 @@ fn session(position: usize) -> Session {
     let identity = Identity {
         node: super::node(position + 1).parse().unwrap(),
         labels: BTreeMap::new(),
-        endpoint: Some(super::endpoint(position + 1).parse().unwrap()),
+        reach: Reach::At(super::endpoint(position + 1).parse().unwrap()),
         data_port: 5000,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         run_id: RunId::new(position as u128 + 1),
