@@ -194,6 +194,7 @@ impl Runtime {
                 let stats = self.platform.agent_stats();
                 let _ = reply.send(Overview {
                     datagrams: stats.datagrams(),
+                    session_messages: stats.session_messages(),
                     datagrams_dropped: stats.datagrams_dropped.read(),
                     packets_dropped: stats.packets_dropped.read(),
                     keys: self.state.keys(),

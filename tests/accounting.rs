@@ -49,20 +49,40 @@ struct Pair {
     their: Agent,
 }
 
+/// Whether a tunnel is encrypted.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Security {
+    Encrypted,
+    Plain,
+}
+
 /// Two hosts with a tunnel, and agents that are started with `arguments` more.
-fn pair(arguments: &[&str]) -> Pair {
+fn pair(arguments: &[&str], security: Security) -> Pair {
     let lab = Lab::new();
     let (host, other) = (lab.host("host"), lab.host("other"));
     lab.link(&host, "172.100.1.1/24", &other, "172.100.1.2/24");
     let (agent, their) = (Agent::start(&host, arguments), Agent::start(&other, arguments));
-    let tunnel = |own: u8, peer: u8, remote: &str| {
-        json!({"tunnel": {"name": "link", "addresses": [format!("10.0.1.{own}/24")], "remote": remote, "mtu": 1400,
-               "framing": "RAW", "allowedPrefixes": [{"prefix": format!("10.0.1.{peer}/32")}]}})
+    let tunnel = |own: u8, peer: u8, remote: &str, key: String| {
+        let mut tunnel = json!({"name": "link", "addresses": [format!("10.0.1.{own}/24")], "remote": remote,
+                                "mtu": 1400, "allowedPrefixes": [{"prefix": format!("10.0.1.{peer}/32")}]});
+        match security {
+            Security::Encrypted => tunnel["peerPublicKey"] = json!(key),
+            Security::Plain => tunnel["framing"] = json!("RAW"),
+        }
+        json!({ "tunnel": tunnel })
     };
-    // The tunnel is the address's, whatever its port: the flood below comes from other ones.
-    grpcurl(&agent, ADD, &tunnel(1, 2, "172.100.1.2")).unwrap();
-    grpcurl(&their, ADD, &tunnel(2, 1, "172.100.1.1")).unwrap();
+    // A plain tunnel is the address's, whatever its port: the flood below comes from other ones.
+    grpcurl(&agent, ADD, &tunnel(1, 2, "172.100.1.2", their.public_key())).unwrap();
+    grpcurl(&their, ADD, &tunnel(2, 1, "172.100.1.1", agent.public_key())).unwrap();
     Pair { _lab: lab, host, other, agent, their }
+}
+
+/// What an agent has counted of what it received: packets of its tunnel, drops, and what keeps encrypted tunnels going.
+fn accounted(total: &Value, link: &Value) -> u64 {
+    sum(&total["datagramsDropped"])
+        + number(&total["sessionMessages"])
+        + number(&link["received"]["packets"])
+        + sum(&link["received"]["drops"])
 }
 
 /// Sends every first byte with every length up to `longest`, padded with seeded noise. Returns how many.
@@ -91,8 +111,43 @@ fn flood(from: &Host, longest: usize) -> u64 {
 }
 
 #[test]
+fn a_flood_of_garbage_on_an_encrypted_tunnel_adds_up() {
+    let Pair { host, other, agent, .. } = &mut pair(&ONE_BY_ONE, Security::Encrypted);
+    ping_ok(host, "10.0.1.2");
+    let (before, dropped_before) = kernel_datagrams(host);
+    let status = || grpcurl(agent, STATUS, &json!({})).unwrap();
+    let counted_before = number(&status()["datagramsReceived"]);
+    let mut sent = flood(other, 300);
+    // As messages of the protocol begin, with every length.
+    other.enter(|| {
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        for kind in 1..=4 {
+            for length in 4..=300 {
+                let mut datagram = vec![0xa5; length];
+                datagram[..4].copy_from_slice(&[kind, 0, 0, 0]);
+                socket.send_to(&datagram, "172.100.1.1:5000").unwrap();
+                sent += 1;
+            }
+        }
+    });
+    wait_until(SOON, "all datagrams that the kernel has are received", || {
+        let (now, dropped) = kernel_datagrams(host);
+        now - before + (dropped - dropped_before) >= sent
+            && number(&status()["datagramsReceived"]) - counted_before == now - before
+    });
+    let total = status();
+    let link = grpcurl(agent, GET, &json!({"name": "link"})).unwrap()["status"].clone();
+    assert_eq!(number(&total["datagramsReceived"]), accounted(&total, &link), "{total} {link}");
+    for reason in ["malformed", "forged", "no_session", "unknown_sender"] {
+        assert!(number(&total["datagramsDropped"][reason]) > 0, "nothing was {reason}: {total}");
+    }
+    ping_ok(host, "10.0.1.2");
+    assert!(agent.alive());
+}
+
+#[test]
 fn a_flood_of_garbage_adds_up() {
-    let Pair { host, other, agent, .. } = &mut pair(&ONE_BY_ONE);
+    let Pair { host, other, agent, .. } = &mut pair(&ONE_BY_ONE, Security::Plain);
     let (before, dropped_before) = kernel_datagrams(host);
     let mut sent = flood(other, 1472);
     // Packets that begin well: from a martian source, from one that is not allowed, from its own address, to nobody.
@@ -147,10 +202,7 @@ fn a_flood_of_garbage_adds_up() {
     let total = status();
     let link = grpcurl(agent, GET, &json!({"name": "link"})).unwrap()["status"].clone();
     let received = number(&total["datagramsReceived"]);
-    let accounted = sum(&total["datagramsDropped"])
-        + number(&link["received"]["packets"])
-        + sum(&link["received"]["drops"]);
-    assert_eq!(received, accounted, "{total} {link}");
+    assert_eq!(received, accounted(&total, &link), "{total} {link}");
     let (into_kernel, _) = kernel_packets(host, "link");
     assert_eq!(number(&link["received"]["packets"]), into_kernel, "{link}");
     for reason in ["framing", "malformed", "martian", "source_not_allowed"] {
@@ -162,7 +214,16 @@ fn a_flood_of_garbage_adds_up() {
 
 #[test]
 fn what_comes_with_a_flood_of_garbage_comes_through() {
-    let Pair { host, other, agent, .. } = &pair(&ONE_BY_ONE);
+    garbage_beside_a_transfer(Security::Plain);
+}
+
+#[test]
+fn what_comes_encrypted_with_a_flood_of_garbage_comes_through() {
+    garbage_beside_a_transfer(Security::Encrypted);
+}
+
+fn garbage_beside_a_transfer(security: Security) {
+    let Pair { host, other, agent, .. } = &pair(&ONE_BY_ONE, security);
     ping_ok(host, "10.0.1.2");
     let (before, dropped_before) = kernel_datagrams(host);
     let received = || number(&grpcurl(agent, STATUS, &json!({})).unwrap()["datagramsReceived"]);
@@ -180,11 +241,9 @@ fn what_comes_with_a_flood_of_garbage_comes_through() {
     let (_, dropped) = kernel_datagrams(host);
     let total = grpcurl(agent, STATUS, &json!({})).unwrap();
     let link = grpcurl(agent, GET, &json!({"name": "link"})).unwrap()["status"].clone();
-    let accounted = sum(&total["datagramsDropped"])
-        + number(&link["received"]["packets"])
-        + sum(&link["received"]["drops"]);
-    assert_eq!(number(&total["datagramsReceived"]), accounted, "{total} {link}");
-    let garbage = sum(&link["received"]["drops"]) + (dropped - dropped_before);
+    assert_eq!(number(&total["datagramsReceived"]), accounted(&total, &link), "{total} {link}");
+    let counted = sum(&total["datagramsDropped"]) + sum(&link["received"]["drops"]);
+    let garbage = counted + (dropped - dropped_before);
     assert!(garbage >= 100_000, "{garbage} {link}");
 }
 
@@ -255,7 +314,7 @@ fn what_two_peers_sent_by_turns_is_judged_by_who_sent_it() {
 
 #[test]
 fn a_tunnel_that_is_added_again_is_counted_anew() {
-    let Pair { host, agent, .. } = &pair(&[]);
+    let Pair { host, agent, .. } = &pair(&[], Security::Plain);
     let link = || grpcurl(agent, GET, &json!({"name": "link"})).unwrap()["status"].clone();
     let counts = |link: &Value| {
         let of = |direction: &str| number(&link[direction]["packets"]) + sum(&link[direction]["drops"]);
@@ -285,7 +344,7 @@ fn a_tunnel_that_is_added_again_is_counted_anew() {
 
 #[test]
 fn packets_from_a_device_add_up() {
-    let Pair { host, other, agent, .. } = &pair(&ONE_BY_ONE);
+    let Pair { host, other, agent, .. } = &pair(&ONE_BY_ONE, Security::Plain);
     ping_ok(host, "10.0.1.2");
     transfer(host, other, "10.0.1.2", 5_000_000);
     transfer(other, host, "10.0.1.1", 5_000_000);
@@ -315,7 +374,16 @@ fn packets_from_a_device_add_up() {
 
 #[test]
 fn packets_that_cross_as_one_add_up() {
-    let Pair { host, other, agent, their, .. } = &pair(&[]);
+    packets_that_cross_as_one(Security::Plain);
+}
+
+#[test]
+fn encrypted_packets_that_cross_as_one_add_up() {
+    packets_that_cross_as_one(Security::Encrypted);
+}
+
+fn packets_that_cross_as_one(security: Security) {
+    let Pair { host, other, agent, their, .. } = &pair(&[], security);
     ping_ok(host, "10.0.1.2");
     transfer(host, other, "10.0.1.2", 50_000_000);
     transfer(other, host, "10.0.1.1", 50_000_000);

@@ -51,6 +51,7 @@ impl Handshakes {
                 let mut sessions = peer.sessions();
                 match sessions.shake(message) {
                     Ok(answer) => {
+                        self.shared.stats.count_session_message();
                         // An initiation may have been sent before: where its sender is, its first packet shows.
                         if let (Message::Response { .. }, Some(local)) = (kind, local)
                             && table.mark_way(tunnel, source, local)

@@ -441,6 +441,7 @@ impl Ingress {
         };
         // The peer says that it is there, and nothing else.
         if inner.is_empty() {
+            self.shared.stats.count_session_message();
             return Heard::Peer;
         }
         let at = place.start + inner.start;

@@ -192,6 +192,7 @@ impl TunnelStats {
 #[derive(Debug, Default)]
 pub struct AgentStats {
     datagrams: AtomicU64,
+    session_messages: AtomicU64,
     /// Datagrams at the data port that belong to no tunnel.
     pub datagrams_dropped: Drops,
     /// Packets from devices that belong to no tunnel.
@@ -202,6 +203,16 @@ impl AgentStats {
     /// Counts datagrams that arrived at the data port.
     pub fn count_datagrams(&self, datagrams: u64) {
         self.datagrams.fetch_add(datagrams, Ordering::Relaxed);
+    }
+
+    /// Counts a datagram that carried no packet and was taken in all the same: it keeps an encrypted tunnel going.
+    pub fn count_session_message(&self) {
+        self.session_messages.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Datagrams that carried no packet and were taken in all the same.
+    pub fn session_messages(&self) -> u64 {
+        self.session_messages.load(Ordering::Relaxed)
     }
 
     /// Datagrams that arrived at the data port.

@@ -72,6 +72,8 @@ impl Requests {
 pub struct Overview {
     /// Datagrams that arrived at the data port.
     pub datagrams: u64,
+    /// Those of them that carried no packet, and keep encrypted tunnels going.
+    pub session_messages: u64,
     /// Those of them that belong to no tunnel.
     pub datagrams_dropped: BTreeMap<&'static str, u64>,
     /// Packets from devices that belong to no tunnel.

@@ -207,6 +207,7 @@ impl TunnelService for Local {
             tunnels: u32::try_from(tunnels.len()).unwrap_or(u32::MAX),
             failed_tunnels: u32::try_from(failed.count()).unwrap_or(u32::MAX),
             datagrams_received: overview.datagrams,
+            session_messages: overview.session_messages,
             datagrams_dropped: convert::drops(overview.datagrams_dropped),
             packets_dropped: convert::drops(overview.packets_dropped),
             findings: findings.iter().map(ToString::to_string).chain(key_faults).collect(),

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::push::SNAPSHOT_BYTES;
 use super::*;
-use crate::proto::model::{Owner, TunnelState};
+use crate::proto::model::{Owner, PublicKey, TunnelState};
 use crate::proto::session::{Delta, Digest, Have, Item, Items, Report, SnapshotChunk, SnapshotEnd, Tag};
 
 #[allow(clippy::disallowed_methods, reason = "any instant will do to count from")]
@@ -640,4 +640,16 @@ proptest! {
         let text = serde_json::to_string(&base).unwrap();
         prop_assert_eq!(serde_json::from_str::<Base>(&text).unwrap(), base);
     }
+}
+
+#[test]
+fn keys_are_told_with_the_hello_and_when_they_have_changed() {
+    let mut bench = Bench::new(1, None, 1);
+    let keys = |number: u8| BTreeMap::from([("prod".parse().unwrap(), PublicKey::from([number; 32]))]);
+    bench.session.handle_keys(keys(1));
+    assert_eq!(bench.connect().keys, keys(1));
+    bench.session.handle_keys(keys(1));
+    assert_eq!(bench.sent(), []);
+    bench.session.handle_keys(keys(2));
+    assert_eq!(bench.sent(), [AgentMessage::Keys(keys(2))]);
 }

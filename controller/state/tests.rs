@@ -18,7 +18,7 @@ use world::{Agent, Sent, World, mesh, node};
 use super::{Connection, Effect, EventKind, Health, Refusal};
 use crate::controller::alloc::REST;
 use crate::controller::registry::{ACKNOWLEDGE, WATCHDOG};
-use crate::proto::model::{Owner, TunnelState};
+use crate::proto::model::{Owner, PublicKey, TunnelState};
 use crate::proto::session::{
     Ack, AgentMessage, ControllerMessage, Forwarding, Generation, Heartbeat, ItemId, Reach, Report,
     TunnelReport,
@@ -471,4 +471,56 @@ fn a_large_change_comes_in_parts() {
         assert_eq!(matches!(waiting.last(), Some(Sent::Snapshot(..))), comes_in_parts, "{count}");
         world.settle(&mut agents);
     }
+}
+
+#[test]
+fn an_encrypted_mesh_waits_for_the_keys_of_those_that_are_there() {
+    let mut world = World::new();
+    let mut agents: Vec<Agent> = (0..3).map(Agent::new).collect();
+    agents.iter_mut().for_each(|agent| agent.label("role", "web"));
+    world.apply(mesh("{mesh: web, overlay: 10.9.0.0/22, members: [{labels: {role: web}}]}"));
+    world.settle(&mut agents);
+    let has = |agents: &[Agent]| -> Vec<usize> {
+        agents.iter().map(|agent| agent.has.as_ref().map_or(0, |(_, items)| items.len())).collect()
+    };
+    assert_eq!(has(&agents), [1, 1, 1], "a device, for which a key is made");
+    let lagging = world.state.convergence(world.now).lagging;
+    assert_eq!(lagging.len(), 3);
+    assert_eq!(lagging[0].message, "it has not made its key for mesh web yet");
+    let keys = |number: u8| BTreeMap::from([("web".parse().unwrap(), PublicKey::from([number; 32]))]);
+    for (number, agent) in (1..).zip(&agents) {
+        world.say(agent, AgentMessage::Keys(keys(number)));
+    }
+    world.settle(&mut agents);
+    assert_eq!(has(&agents), [3, 3, 3]);
+    assert_eq!(world.state.convergence(world.now).lagging, []);
+
+    // It comes again with what it has, and nothing is new.
+    let before = agents[1].has.clone();
+    agents[0].hello.keys = keys(1);
+    world.connect(&mut agents[0]);
+    world.settle(&mut agents);
+    assert_eq!(agents[1].has, before);
+    // It has lost it, and makes another: until then it is no peer of anybody.
+    agents[0].hello.keys = BTreeMap::new();
+    world.connect(&mut agents[0]);
+    world.settle(&mut agents);
+    assert_eq!(has(&agents), [3, 2, 2]);
+    world.say(&agents[0], AgentMessage::Keys(keys(9)));
+    world.settle(&mut agents);
+    assert_eq!(has(&agents), [3, 3, 3]);
+    assert_ne!(agents[1].has, before);
+}
+
+#[test]
+fn a_node_whose_address_is_translated_on_the_way_has_no_endpoint() {
+    let mut world = World::new();
+    let mut agents: Vec<Agent> = (0..3).map(Agent::new).collect();
+    agents[0].hello.local = Some(agents[0].source);
+    agents[1].hello.local = Some("192.168.1.1".parse().unwrap());
+    agents[2].hello.reach = Reach::Nowhere;
+    world.settle(&mut agents);
+    let nodes = world.store.read().wanted.nodes;
+    let endpoint = |number| nodes[&node(number)].endpoint.as_ref().map(ToString::to_string);
+    assert_eq!((0..3).map(endpoint).collect::<Vec<_>>(), [Some("172.100.1.1".to_owned()), None, None]);
 }
