@@ -85,8 +85,8 @@ impl Keys {
 fn open(path: &Path) -> io::Result<Key> {
     let failed = |private, what: &str, error: &dyn std::fmt::Display| {
         let fault = format!(
-            "a key of encrypted tunnels {what} ({}: {error}): until that is mended and the agent is started anew their \
-             peers take it for another host",
+            "a key of encrypted tunnels {what} ({}: {error}): it is another one, and again with each start until that is \
+             mended: their peers are to be told of it",
             path.display()
         );
         tracing::error!("{fault}");

@@ -108,10 +108,16 @@ impl Platform {
     }
 
     /// Where the peers of encrypted tunnels have shown to be, if it is not where they were said to be.
-    pub fn roamed(&self) -> BTreeMap<TunnelName, SocketAddr> {
-        let encrypted = self.kept.iter().filter(|(_, (_, kept))| kept.peer.is_some());
-        let roamed = |kept: &Kept| kept.path.roamed().as_deref().map(|roamed| roamed.address);
-        encrypted.filter_map(|(name, (_, kept))| Some((name.clone(), roamed(kept)?))).collect()
+    pub fn roamed(&self) -> BTreeMap<TunnelName, IpAddr> {
+        let names = self.kept.keys();
+        names.filter_map(|name| Some((name.clone(), self.roamed_to(name)?.ip()))).collect()
+    }
+
+    /// The same of the peer of one tunnel, with its port.
+    pub fn roamed_to(&self, tunnel: &TunnelName) -> Option<SocketAddr> {
+        let (_, kept) = self.kept.get(tunnel)?;
+        let roamed = kept.path.roamed();
+        roamed.as_deref().filter(|_| kept.peer.is_some()).map(|roamed| roamed.address)
     }
 
     /// The keys of meshes that are kept.
@@ -270,7 +276,10 @@ impl Platform {
                     if *learnt_at != *endpoint {
                         match (*endpoint, std::mem::replace(learnt_at, *endpoint)) {
                             // It is where it was, until it shows to be somewhere else.
-                            (None, Some(last)) => _ = kept.path.roam(None, last),
+                            (None, Some(last)) if kept.path.roamed().is_none() => {
+                                let _ = kept.path.roam(None, last);
+                            }
+                            (None, Some(_)) => {}
                             (Some(_) | None, _) => kept.path = Arc::default(),
                         }
                     }

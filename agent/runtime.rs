@@ -411,6 +411,7 @@ impl Runtime {
         if let Framing::Wireguard(_) = status.tunnel.framing {
             let handshake = self.platform.last_handshake(&status.name, since_boot);
             status.last_handshake = handshake.map(|handshake| self.boot.since_epoch(handshake));
+            status.endpoint = self.platform.roamed_to(&status.name).or(status.endpoint);
         }
         let Some(stats) = self.platform.stats(&status.name) else { return status };
         status.sent = stats.sent.read();

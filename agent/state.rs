@@ -12,7 +12,7 @@ mod status;
 mod wanted;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use self::names::Lookup;
@@ -277,7 +277,7 @@ impl AgentState {
     }
 
     /// Takes in where the peers of encrypted tunnels have shown to be, if it is not where they were said to be.
-    pub fn handle_roamed(&mut self, roamed: BTreeMap<TunnelName, SocketAddr>, now: Instant) {
+    pub fn handle_roamed(&mut self, roamed: BTreeMap<TunnelName, IpAddr>, now: Instant) {
         self.now = now;
         if self.facts.roamed != roamed {
             self.facts.roamed = roamed;
@@ -341,9 +341,9 @@ impl AgentState {
             lookup.pending = true;
             return Some(Op::Resolve(host.clone()));
         }
-        let endpoints = self.target.places.values().map(SocketAddr::ip);
+        let places = self.target.places.values();
         let mut unmeasured: Vec<IpAddr> =
-            endpoints.filter(|address| !self.paths.contains_key(address)).collect();
+            places.filter(|address| !self.paths.contains_key(address)).copied().collect();
         if !unmeasured.is_empty() {
             unmeasured.sort_unstable();
             unmeasured.dedup();
@@ -379,7 +379,7 @@ impl AgentState {
         self.target = target::build(&self.wanted.desired, &self.facts, &self.policy);
         // What is not wanted any more may still fail to go away: it is not tried again at once either.
         let (target, now) = (&self.target, self.now);
-        let used: BTreeSet<IpAddr> = target.places.values().map(SocketAddr::ip).collect();
+        let used: BTreeSet<IpAddr> = target.places.values().copied().collect();
         self.paths.retain(|address, _| used.contains(address));
         self.facts.path_mtus.retain(|address, _| used.contains(address));
         self.failed_devices

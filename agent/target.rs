@@ -57,7 +57,7 @@ pub struct Facts {
     /// This host's keys by mesh, and why one cannot be had.
     pub keys: BTreeMap<MeshName, Result<PublicKey, String>>,
     /// Where the peers of encrypted tunnels have shown to be, if it is not where they were said to be.
-    pub roamed: BTreeMap<TunnelName, SocketAddr>,
+    pub roamed: BTreeMap<TunnelName, IpAddr>,
 }
 
 /// What the kernel and the data path should hold.
@@ -74,7 +74,7 @@ pub struct Target {
     /// Where each tunnel's peer was said to be, as far as it is known.
     pub endpoints: BTreeMap<TunnelName, SocketAddr>,
     /// Where it is: there, or where it has shown to be.
-    pub places: BTreeMap<TunnelName, SocketAddr>,
+    pub places: BTreeMap<TunnelName, IpAddr>,
     /// The largest packet that one datagram to the peer carries.
     pub path_mtus: BTreeMap<TunnelName, Mtu>,
 }
@@ -141,12 +141,13 @@ pub fn build(desired: &Desired, facts: &Facts, policy: &Policy) -> Target {
         if let Some(endpoint) = endpoint {
             target.endpoints.insert(name.clone(), endpoint);
         }
-        if let Some(at) = facts.roamed.get(name).copied().or(endpoint) {
+        let roamed = facts.roamed.get(name).filter(|_| matches!(tunnel.framing, Framing::Wireguard(_)));
+        if let Some(at) = roamed.copied().or(endpoint.map(|endpoint| endpoint.ip())) {
             target.places.insert(name.clone(), at);
         }
         let (keys, unkeyed) = match tunnel.framing {
             Framing::Raw | Framing::Pi => (None, None),
-            Framing::Wireguard(peer) => match own_key(device, facts, policy) {
+            Framing::Wireguard(peer) => match own_key((&tunnel.device, device), facts, policy) {
                 Ok(own) => (own.map(|own| Keys { own, peer }), None),
                 Err(fault) => (None, Some(fault)),
             },
@@ -192,7 +193,11 @@ fn endpoint(tunnel: &Tunnel, facts: &Facts, policy: &Policy) -> Result<Option<So
 }
 
 /// The key by which the peers of a device's encrypted tunnels know this host; `None` while it is being made.
-fn own_key(device: &Device, facts: &Facts, policy: &Policy) -> Result<Option<PublicKey>, CommandError> {
+fn own_key(
+    (name, device): (&DeviceName, &Device),
+    facts: &Facts,
+    policy: &Policy,
+) -> Result<Option<PublicKey>, CommandError> {
     let Some(mesh) = &device.key else { return Ok(Some(policy.public_key)) };
     match facts.keys.get(mesh) {
         None => Ok(None),
@@ -200,9 +205,9 @@ fn own_key(device: &Device, facts: &Facts, policy: &Policy) -> Result<Option<Pub
         Some(Err(reason)) => Err(CommandError::new(
             ErrorKind::Unavailable,
             Field::Device,
-            mesh,
+            name,
             Invalid::new(
-                format!("has no key on this host ({reason})"),
+                format!("has no key for mesh {mesh} ({reason})"),
                 "mend what stands in the way; it is tried again",
             ),
         )),
@@ -237,8 +242,8 @@ fn place(target: &mut Target, facts: &Facts, policy: &Policy, wish: &Wish<'_>) {
     };
     let at = target.places.get(name);
     // While it is not known where the peer is, it may be anywhere.
-    let v6 = at.map_or(tunnel.remote.is_none(), SocketAddr::is_ipv6);
-    let route_mtu = at.and_then(|at| facts.path_mtus.get(&at.ip()).copied());
+    let v6 = at.map_or(tunnel.remote.is_none(), IpAddr::is_ipv6);
+    let route_mtu = at.and_then(|at| facts.path_mtus.get(at).copied());
     let overhead = if v6 { OVERHEAD_V6 } else { OVERHEAD_V4 } + framing;
     let path = Mtu::clamped(route_mtu.unwrap_or(Mtu::ETHERNET.into()).saturating_sub(overhead));
     if route_mtu.is_some() {

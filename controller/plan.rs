@@ -183,13 +183,16 @@ impl Wanted {
     /// Nodes of encrypted meshes that have been there and have not made their key, with the first mesh of each.
     pub fn without_key(&self) -> BTreeMap<NodeName, &MeshName> {
         let encrypted = self.meshes.values().filter(|mesh| mesh.security == Security::Encrypted);
-        let without = encrypted.flat_map(|mesh| {
+        let mut without = BTreeMap::new();
+        for mesh in encrypted {
             let has_none = |node: &NodeName| {
                 self.nodes.get(node).is_some_and(|record| !record.keys.contains_key(&mesh.name))
             };
-            self.members(mesh).into_iter().filter(has_none).map(|node| (node, &mesh.name))
-        });
-        without.collect()
+            for node in self.members(mesh).into_iter().filter(has_none) {
+                without.entry(node).or_insert(&mesh.name);
+            }
+        }
+        without
     }
 
     /// What is weaker than the defaults in the meshes, in words.
@@ -228,7 +231,7 @@ struct Tunnels<'a> {
     member: &'a Member<'a>,
     /// For those that have an endpoint themselves.
     usual: Arc<Item>,
-    /// For those that have none, and so keep the path open.
+    /// For those that have none, where the peer has one: both keep the path open.
     kept_open: Option<Arc<Item>>,
 }
 
@@ -247,13 +250,14 @@ fn full(
                 Security::Plain => Framing::Raw,
                 Security::Encrypted => Framing::Wireguard(keys.of(member)?),
             };
-            let is_kept_open = some_dial && mesh.security == Security::Encrypted && member.endpoint.is_some();
+            let keepalive = (mesh.security == Security::Encrypted).then_some(KEEPALIVE);
+            let dials = member.endpoint.is_none();
             Some(Tunnels {
                 peer,
                 member,
-                usual: tunnel_to(mesh, peer, member, framing, None)?,
-                kept_open: match is_kept_open {
-                    true => tunnel_to(mesh, peer, member, framing, Some(KEEPALIVE)),
+                usual: tunnel_to(mesh, peer, member, framing, keepalive.filter(|_| dials))?,
+                kept_open: match some_dial && !dials {
+                    true => tunnel_to(mesh, peer, member, framing, keepalive),
                     false => None,
                 },
             })
@@ -380,13 +384,14 @@ pub fn plan(
             [Some(before), Some(after)] => differences(before, after),
         },
         hazards,
-        mass_removals: mass_removals(&views[0], &operations),
+        mass_removals: &mass_removals(&views[0], &operations) | &losers(before, after),
         operations,
         weakened: versions[1].and_then(weakened).map(str::to_owned).into_iter().collect(),
     }
 }
 
-/// The nodes that lose more than half, and more than three, of their tunnels.
+/// The nodes that lose more than half, and more than three, of the tunnels that they have now, also where others take their
+/// place once keys are made.
 pub fn losers(before: &Wanted, after: &Wanted) -> BTreeSet<NodeName> {
     let views = before.views();
     mass_removals(&views, &Operations::between(&views, &after.views()))

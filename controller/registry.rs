@@ -167,6 +167,8 @@ pub struct Node {
     pub clock_off: Option<(Duration, bool)>,
     /// Why it has asked for all again, until it acknowledges something.
     pub obstacle: Option<String>,
+    /// Why a key that it says is its own is not taken for it.
+    pub rival: Option<String>,
     /// What it has acknowledged since its last Hello.
     pub observed: Option<Generation>,
     /// What of it cannot be had, and why.
@@ -207,6 +209,7 @@ impl Node {
             refusal: None,
             clock_off: None,
             obstacle: None,
+            rival: None,
             observed: None,
             failures: BTreeMap::new(),
             removals_held: BTreeSet::new(),

@@ -56,7 +56,7 @@ impl Handshakes {
                         if let (Message::Response { .. }, Some(local)) = (kind, local)
                             && table.mark_way(tunnel, source, local)
                         {
-                            self.shared.tell_moved();
+                            self.shared.tell_moved(tunnel, now);
                         }
                         if let Some(answer) = answer {
                             // Whether it went shows by what follows.
@@ -134,7 +134,9 @@ impl Handshakes {
 
     /// Looks at the clock for all peers; `now` is time since boot.
     pub(super) fn tick(&mut self, table: &Table, now: Duration) {
-        for (tunnel, peer) in table.peers() {
+        // Who is nowhere comes first, and there is nobody to ask until then.
+        let has_way = |tunnel: &Tunnel| tunnel.destination.is_some() || tunnel.path.roamed().is_some();
+        for (tunnel, peer) in table.peers().filter(|(tunnel, _)| has_way(tunnel)) {
             let ticked = peer.sessions().tick(now);
             tunnel.stats.sent.drops.count(DropReason::NoSession, ticked.lost as u64);
             if let Some(message) = ticked.message {

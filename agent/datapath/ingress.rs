@@ -324,8 +324,11 @@ impl Ingress {
                 false => self.take_plain(table, at..end, way, before),
             };
             self.has_packet |= heard == Heard::Packet;
-            if before.as_mut().is_some_and(|before| before.mark(table, heard, now)) {
-                self.shared.tell_moved();
+            if let Some(before) = before
+                && before.mark(table, heard, now)
+                && let Some(tunnel) = table.tunnel(before.sender)
+            {
+                self.shared.tell_moved(tunnel, now);
             }
             at = end;
             if at >= place.end {

@@ -23,6 +23,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::sync::mpsc;
@@ -76,9 +77,12 @@ struct Shared {
 }
 
 impl Shared {
-    /// Tells the runtime that a peer is somewhere else. A full channel has news enough: it looks at all peers with each.
-    fn tell_moved(&self) {
-        let _ = self.events.try_send(DatapathEvent::PeerMoved);
+    /// Tells the runtime that the peer of a tunnel is somewhere else at `since_boot`; not with every packet. A full channel has
+    /// news enough: it looks at all peers with each.
+    fn tell_moved(&self, tunnel: &table::Tunnel, since_boot: Duration) {
+        if tunnel.path.is_move_news(since_boot) {
+            let _ = self.events.try_send(DatapathEvent::PeerMoved);
+        }
     }
 
     fn limits(&self) -> MutexGuard<'_, Limits> {

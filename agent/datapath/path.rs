@@ -12,6 +12,8 @@ use socket2::SockAddr;
 const WITHOUT_TRAINS: Duration = Duration::from_secs(60);
 /// How long it takes at most until what the path carries is known again.
 const MEASURED: Duration = Duration::from_millis(200);
+/// How long a peer's moves are not told again.
+const MOVED: Duration = Duration::from_secs(1);
 
 /// Where datagrams go.
 #[derive(Debug, Clone)]
@@ -39,6 +41,8 @@ pub struct Path {
     no_trains_until: AtomicU64,
     /// Milliseconds since boot until which it is not told again that the path has become narrow.
     told_until: AtomicU64,
+    /// The same of the peer's being somewhere else.
+    move_told_until: AtomicU64,
 }
 
 impl Path {
@@ -88,12 +92,23 @@ impl Path {
 
     /// Whether it is to be told at `since_boot` that the path carries less than was sent: not with every packet.
     pub fn is_news(&self, since_boot: Duration) -> bool {
-        let is_news = millis(since_boot) >= self.told_until.load(Ordering::Relaxed);
-        if is_news {
-            self.told_until.store(millis(since_boot + MEASURED), Ordering::Relaxed);
-        }
-        is_news
+        is_due(&self.told_until, since_boot, MEASURED)
     }
+
+    /// Whether it is to be told at `since_boot` that the peer is somewhere else: whoever moves all the time is looked at
+    /// now and then.
+    pub fn is_move_news(&self, since_boot: Duration) -> bool {
+        is_due(&self.move_told_until, since_boot, MOVED)
+    }
+}
+
+/// Whether something is due at `since_boot`; if it is, not again for `pause`.
+fn is_due(until: &AtomicU64, since_boot: Duration, pause: Duration) -> bool {
+    let is_due = millis(since_boot) >= until.load(Ordering::Relaxed);
+    if is_due {
+        until.store(millis(since_boot + pause), Ordering::Relaxed);
+    }
+    is_due
 }
 
 fn millis(time: Duration) -> u64 {

@@ -23,6 +23,8 @@ const REVIVAL: Duration = Duration::from_secs(5);
 
 /// How much longer than something is sent nothing may be heard.
 const LATE: Duration = Duration::from_secs(5);
+/// For how long nothing may be heard at least.
+const SILENCE: Duration = Duration::from_secs(30);
 /// The age of keys is known to the quarter of a second at which the clock was looked at last.
 const ROUNDING: Duration = Duration::from_secs(1);
 
@@ -119,7 +121,7 @@ impl Peer {
             awaited: None,
             revived_at: None,
             established: None,
-            silence: seconds.map(|seconds| Duration::from_secs(seconds.into()) + LATE),
+            silence: seconds.map(|seconds| (Duration::from_secs(seconds.into()) + LATE).max(SILENCE)),
             asked_at: None,
             has_heard: false,
         };
@@ -163,9 +165,9 @@ impl Sessions {
     /// As [`Tunnel::seal`].
     pub fn seal(&mut self, pieces: [&[u8]; 2], longest: u16, room: &mut Vec<u8>) -> Sealed {
         let sealed = self.tunnel.seal(pieces, longest, room);
-        if let Sealed::Waits { initiation, .. } = &sealed {
+        if let Sealed::Waits { initiation: Some(initiation), .. } = &sealed {
             wipe_stack::<HANDSHAKE>();
-            self.note(initiation.as_deref());
+            self.note(Some(initiation));
         }
         sealed
     }

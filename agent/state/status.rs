@@ -1,7 +1,6 @@
 //! Tunnels as they are, in words.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 
 use super::AgentState;
 use crate::proto::model::{
@@ -66,7 +65,7 @@ impl AgentState {
                 .get(&tunnel.device)
                 .map_or_else(Vec::new, |d| d.addresses.clone()),
             state: self.tunnel_state(name, tunnel),
-            endpoint: self.target.places.get(name).copied(),
+            endpoint: self.target.endpoints.get(name).copied(),
             device_mtu: device.map(|device| device.mtu),
             path_mtu: self.target.path_mtus.get(name).copied(),
             sent: Traffic::default(),
@@ -118,8 +117,8 @@ impl AgentState {
         if let Some(remote) = tunnel.remote.as_ref().filter(|_| !self.target.endpoints.contains_key(name)) {
             return TunnelState::Waiting(Some(format!("{remote} is being resolved")));
         }
-        let at = self.target.places.get(name).map(SocketAddr::ip);
-        if let Some((at, Some(reason))) = at.and_then(|at| Some((at, self.paths.get(&at)?))) {
+        let at = self.target.places.get(name);
+        if let Some((at, Some(reason))) = at.and_then(|at| Some((at, self.paths.get(at)?))) {
             return TunnelState::Failed(format!("no route to {at}: {reason}"));
         }
         let up = self.facts.actual.links.get(tunnel.device.as_str()).is_some_and(|link| link.ours && link.up);

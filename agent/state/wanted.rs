@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::agent::session::Base;
 use crate::proto::command::TunnelSpec;
 use crate::proto::convert::session::{DeviceSpec, Meaning, meaning};
-use crate::proto::model::{Desired, Device, DeviceName, MeshName, Owner, Tunnel, TunnelName};
+use crate::proto::model::{Desired, Device, DeviceName, Framing, MeshName, Owner, Tunnel, TunnelName};
 use crate::proto::session::ItemId;
 
 /// What is wanted. Its serde form is the state file.
@@ -118,10 +118,15 @@ impl Part {
         });
         tunnels.retain(|name, spec| {
             let device = ItemId::Device(spec.device.clone());
+            let is_plain = !matches!(spec.framing, Framing::Wireguard(_));
             let why = if local.tunnels.contains_key(name) {
                 format!("the name {TAKEN}")
-            } else if devices.contains_key(&spec.device) {
-                return true;
+            } else if let Some(device) = devices.get(&spec.device) {
+                match &device.key {
+                    // What is kept of a mesh that was plain is none of one that is encrypted.
+                    Some(mesh) if is_plain => format!("it is not encrypted, and mesh {mesh} is"),
+                    Some(_) | None => return true,
+                }
             } else if let Some(why) = refused.get(&device) {
                 format!("{device} cannot be had: {why}")
             } else {

@@ -156,8 +156,8 @@ fn a_node_without_an_endpoint_keeps_its_paths_open_and_meets_none_of_its_kind() 
     assert_eq!(
         view(&wanted, "a")[1..],
         [
-            "tunnel safe.b: from anywhere, 10.9.0.2/32, mtu auto",
-            "tunnel safe.c: from anywhere, 10.9.0.3/32, mtu auto",
+            "tunnel safe.b: from anywhere, 10.9.0.2/32, mtu auto, keepalive 25",
+            "tunnel safe.c: from anywhere, 10.9.0.3/32, mtu auto, keepalive 25",
         ]
     );
     let open = "tunnel safe.a: to 172.100.1.1:6000, 10.9.0.1/32 192.168.1.0/24, mtu auto, keepalive 25";
@@ -172,7 +172,7 @@ fn a_node_without_an_endpoint_keeps_its_paths_open_and_meets_none_of_its_kind() 
     assert_eq!(hazards(&wanted), [told]);
     wanted.nodes.get_mut(&name::<NodeName>("c")).unwrap().endpoint = Some(name("172.100.1.3"));
     assert_eq!(hazards(&wanted), [""; 0]);
-    assert_eq!(view(&wanted, "c")[2], "tunnel safe.b: from anywhere, 10.9.0.2/32, mtu auto");
+    assert_eq!(view(&wanted, "c")[2], "tunnel safe.b: from anywhere, 10.9.0.2/32, mtu auto, keepalive 25");
 }
 
 #[test]

@@ -102,7 +102,7 @@ impl ControllerState {
         now: Instant,
         wall: Duration,
     ) {
-        if let Some(said) = self.recorded(name).cloned() {
+        if let Some(said) = self.said(name).cloned() {
             self.record(name, NodeRecord { keys, ..said }, now);
             self.pump_records(now, wall);
         }

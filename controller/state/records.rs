@@ -9,7 +9,7 @@ use crate::controller::alloc::{self, Allocations};
 use crate::controller::plan::{NodeRecord, Wanted};
 use crate::controller::store::transaction::{StoreError, Transaction};
 use crate::controller::stored;
-use crate::proto::model::{MeshName, NodeName};
+use crate::proto::model::{MeshName, NodeName, PublicKey};
 use crate::proto::rate::Rate;
 
 /// How soon a transaction is tried again that lost against another, unless the other's change comes in before.
@@ -96,8 +96,44 @@ impl ControllerState {
         self.records.latest(node).or_else(|| self.stored.wanted.nodes.get(node))
     }
 
+    /// What a node said of itself last, also where it is not about to be stored yet.
+    pub(super) fn said(&self, node: &NodeName) -> Option<&NodeRecord> {
+        self.records.held.get(node).map(|(_, record)| record).or_else(|| self.recorded(node))
+    }
+
+    /// The node that has told this key of a mesh before; `None`: it is news.
+    fn owner_of_key(&self, mesh: &MeshName, key: PublicKey) -> Option<&NodeName> {
+        let coming = self.records.progress.coming();
+        let records = [Some(&self.records.waiting), coming].into_iter().flatten().map(|batch| &batch.nodes);
+        let mut known = records.chain([&self.stored.wanted.nodes]).flatten();
+        known.find(|(_, record)| record.keys.get(mesh) == Some(&key)).map(|(node, _)| node)
+    }
+
+    /// What a node says of itself without keys that are another's: whoever sees a key can say that it is its own, and so
+    /// does a copy of a host.
+    fn with_own_keys(&mut self, node: &NodeName, mut said: NodeRecord) -> NodeRecord {
+        let known = self.recorded(node).map(|known| known.keys.clone()).unwrap_or_default();
+        let mut rival = None;
+        said.keys.retain(|mesh, key| {
+            let owner = match known.get(mesh) == Some(key) {
+                true => None,
+                false => self.owner_of_key(mesh, *key).filter(|owner| *owner != node),
+            };
+            if let Some(owner) = owner {
+                rival = Some(format!(
+                    "its key for mesh {mesh} is that of {owner}: remove that node if it is the same host, or remove \
+                     wireguard/{mesh}.key from its agent's state directory and start that anew"
+                ));
+            }
+            owner.is_none()
+        });
+        self.registry.node_or_new(node).rival = rival;
+        said
+    }
+
     /// Has what a node says of itself stored, where it is not; since when it says so is found out here.
     pub(super) fn record(&mut self, node: &NodeName, said: NodeRecord, now: Instant) {
+        let said = self.with_own_keys(node, said);
         let known = self.recorded(node);
         let same =
             |known: &&NodeRecord| (&known.endpoint, known.data_port) == (&said.endpoint, said.data_port);

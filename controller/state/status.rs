@@ -335,6 +335,8 @@ impl ControllerState {
             failures: Vec::new(),
         };
         let without_key = self.stored.wanted.without_key();
+        // What was stored in the last moment may make other tunnels of it.
+        let is_worked_out = self.pending.due.is_none();
         for (name, view) in &self.views {
             let node = self.registry.node(name);
             let keyless = without_key.get(name);
@@ -347,7 +349,7 @@ impl ControllerState {
             for (item, reason) in node.iter().flat_map(|node| &node.failures) {
                 convergence.failures.push(problem(Some(item.clone()), reason.clone()));
             }
-            if keyless.is_none() && self.is_converged(name) {
+            if keyless.is_none() && is_worked_out && self.is_converged(name) {
                 convergence.converged += 1;
                 continue;
             }
@@ -360,7 +362,9 @@ impl ControllerState {
                     format!("its agent cannot follow: {reason}")
                 }
                 (None, true, _) => match keyless.filter(|_| self.is_converged(name)) {
-                    Some(mesh) => format!("it has not made its key for mesh {mesh} yet"),
+                    Some(mesh) => node
+                        .and_then(|node| node.rival.clone())
+                        .unwrap_or_else(|| format!("it has not made its key for mesh {mesh} yet")),
                     None => "it has not acknowledged it yet".to_owned(),
                 },
                 (None, false, Some(heard)) => {

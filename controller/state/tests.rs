@@ -513,6 +513,42 @@ fn an_encrypted_mesh_waits_for_the_keys_of_those_that_are_there() {
 }
 
 #[test]
+fn a_key_is_the_nodes_that_told_it_first() {
+    let mut world = World::new();
+    let mut agents: Vec<Agent> = (0..3).map(Agent::new).collect();
+    agents.iter_mut().for_each(|agent| agent.label("role", "web"));
+    world.apply(mesh("{mesh: web, overlay: 10.9.0.0/22, members: [{labels: {role: web}}]}"));
+    let keys = |number: u8| BTreeMap::from([("web".parse().unwrap(), PublicKey::from([number; 32]))]);
+    agents[2].hello.keys = keys(2);
+    world.settle(&mut agents);
+    let has = |agents: &[Agent], number: usize| -> Vec<String> {
+        agents[number]
+            .has
+            .iter()
+            .flat_map(|(_, items)| items.iter())
+            .map(|item| item.id.to_string())
+            .collect()
+    };
+    // One says that another's is its own, in both ways there are, and a copy of a host does the same.
+    world.say(&agents[0], AgentMessage::Keys(keys(2)));
+    agents[1].hello.keys = keys(2);
+    world.connect(&mut agents[1]);
+    world.settle(&mut agents);
+    assert_eq!(has(&agents, 0), ["device web", "tunnel web.n2"]);
+    assert_eq!(has(&agents, 2), ["device web"], "it alone is reached by that key");
+    let lagging = world.state.convergence(world.now).lagging;
+    let told = "its key for mesh web is that of n2: remove that node if it is the same host";
+    assert_eq!(lagging.len(), 2);
+    assert!(lagging.iter().all(|lag| lag.message.starts_with(told)), "{lagging:?}");
+    // With keys of their own they are in.
+    world.say(&agents[0], AgentMessage::Keys(keys(3)));
+    world.say(&agents[1], AgentMessage::Keys(keys(4)));
+    world.settle(&mut agents);
+    assert_eq!(has(&agents, 2), ["device web", "tunnel web.n0", "tunnel web.n1"]);
+    assert_eq!(world.state.convergence(world.now).lagging, []);
+}
+
+#[test]
 fn a_node_whose_address_is_translated_on_the_way_has_no_endpoint() {
     let mut world = World::new();
     let mut agents: Vec<Agent> = (0..3).map(Agent::new).collect();

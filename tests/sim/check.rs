@@ -106,6 +106,10 @@ pub fn converged(machines: &[Machine], server: &Server, env: &Env) -> Result<(),
         let view = views.get(&machine.node).cloned().unwrap_or_default();
         agent(machine, process, &view).map_err(|problem| format!("{who} {problem}"))?;
         kernel(machine, process).map_err(|problem| format!("{who} {problem}"))?;
+        let known = stored.wanted.nodes.get(&machine.node).map(|record| &record.keys);
+        if known != Some(&process.state.keys()) {
+            return Err(format!("{who} has other keys than the controller knows"));
+        }
         let Some(status) = statuses.iter().find(|status| status.name == machine.node) else {
             return Err(format!("{who} is not known to the controller"));
         };

@@ -9,7 +9,7 @@ use tunmesh::agent::session::{Base, Effect, Identity, Session, Trouble, TroubleK
 use tunmesh::agent::state::{AgentState, Change, OpResult, Wanted};
 use tunmesh::agent::target::{Forwarding, Policy};
 use tunmesh::proto::command::{Command, TunnelSpec};
-use tunmesh::proto::model::{NodeName, Owner, TunnelName};
+use tunmesh::proto::model::{MeshName, NodeName, Owner, PublicKey, TunnelName};
 use tunmesh::proto::session::{ControllerMessage, Reach, RunId, TunnelReport};
 
 use crate::env::{Env, Plant};
@@ -30,6 +30,8 @@ pub struct Machine {
     /// How many addresses its agent dials in turn.
     controllers: usize,
     pub disk: Wanted,
+    /// The keys of meshes that are on it.
+    pub keys: BTreeMap<MeshName, PublicKey>,
     /// Which disk it is: a new one has a new number.
     pub installed: u64,
     pub kernel: Kernel,
@@ -86,6 +88,7 @@ impl Machine {
             says_endpoint: env.random.once_in(3),
             controllers: if env.random.once_in(4) { 2 } else { 1 },
             disk: Wanted::default(),
+            keys: BTreeMap::new(),
             installed: 0,
             kernel: Kernel::new(env.random.once_in(2)),
             process: None,
@@ -176,6 +179,7 @@ impl Machine {
         env.say(&self.who, format_args!("starts with {generation:?}"));
         let (now, seed) = (env.instant(), env.random.next());
         let mut state = AgentState::new(policy(), self.disk.clone(), now);
+        state.handle_keys(self.keys.clone(), now);
         state.handle_observed(self.kernel.actual(), now);
         self.process = Some(Process {
             state,
@@ -233,6 +237,7 @@ impl Machine {
         self.crash(env);
         env.say(&self.who, format_args!("is installed anew"));
         self.disk = Wanted::default();
+        self.keys.clear();
         self.locals.clear();
         self.installed = env.random.next();
     }
@@ -242,6 +247,7 @@ impl Machine {
         self.crash(env);
         env.say(&self.who, format_args!("gets the disk of {}", other.who));
         self.disk = other.disk.clone();
+        self.keys = other.keys.clone();
         self.locals = other.locals.clone();
         self.installed = env.random.next();
     }
@@ -367,6 +373,7 @@ impl Machine {
         }
         loop {
             let Some(process) = &mut self.process else { return };
+            process.session.handle_keys(process.state.keys());
             if !process.reported && process.session.wants_tunnels() {
                 process.reported = true;
                 let reports = process.reports();
@@ -427,6 +434,17 @@ impl Machine {
                         let _ = self.kernel.perform(other);
                     }
                     OpResult::Failed("it fails".to_owned())
+                }
+                Op::OpenKey(mesh) => {
+                    let key = || {
+                        let words = [env.random.wide(), env.random.wide()].map(u128::to_ne_bytes);
+                        PublicKey::from_bytes(&words.concat()).unwrap()
+                    };
+                    OpResult::Opened(*self.keys.entry(mesh.clone()).or_insert_with(key))
+                }
+                Op::RemoveKey(mesh) => {
+                    self.keys.remove(mesh);
+                    OpResult::Done
                 }
                 other => match self.kernel.perform(other) {
                     Ok(()) => OpResult::Done,

@@ -107,6 +107,9 @@ fn some_mesh(name: &MeshName, number: u8, nodes: &[NodeName], random: &mut Rando
     if random.once_in(10) {
         mesh.mtu = Some(1300.try_into().unwrap());
     }
+    if random.once_in(2) {
+        mesh.security = Security::Encrypted;
+    }
     // Small ones, and ones of nearly all.
     let times = 2 + random.of(0..4);
     let inverted = random.once_in(2);

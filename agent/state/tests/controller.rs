@@ -105,7 +105,7 @@ fn a_mesh_has_its_key_before_its_tunnels_and_until_they_are_gone() {
     // 1,500 bytes less 40, 8 and 32 while it may be of either family.
     let mtu = |bench: &Bench| bench.published[&"m".parse().unwrap()].tunnels[&absent.name].mtu.get();
     assert_eq!(mtu(&bench), 1420);
-    let roamed = BTreeMap::from([(absent.name.clone(), "10.20.0.8:1234".parse().unwrap())]);
+    let roamed = BTreeMap::from([(absent.name.clone(), "10.20.0.8".parse().unwrap())]);
     bench.paths.insert("10.20.0.8".parse().unwrap(), Ok(1400));
     bench.state.handle_roamed(roamed, bench.now);
     bench.converge();
@@ -129,7 +129,7 @@ fn a_mesh_has_its_key_before_its_tunnels_and_until_they_are_gone() {
     bench.settle();
     assert!(!bench.state.keys().contains_key(&other));
     let failure = bench.state.failures().remove(&id("tunnel o.n4")).unwrap();
-    assert!(failure.contains("has no key on this host (it fails)"), "{failure}");
+    assert!(failure.contains("has no key for mesh o (it fails)"), "{failure}");
     bench.failing = Failing::default();
     bench.converge();
     assert_eq!(bench.state.failures(), BTreeMap::new());
@@ -137,6 +137,22 @@ fn a_mesh_has_its_key_before_its_tunnels_and_until_they_are_gone() {
     // The bench sees to it that nothing uses a key that goes.
     take_in(&mut bench, None);
     assert_eq!((bench.state.keys(), &bench.keys), (BTreeMap::new(), &BTreeSet::new()));
+}
+
+#[test]
+fn nothing_of_a_mesh_that_is_encrypted_goes_in_clear_whatever_is_kept_of_before() {
+    let mut state = AgentState::new(policy(), Wanted::default(), start());
+    follow(&mut state, base(1, mesh([2, 3, 4, 5])));
+    assert_eq!(names(&state).len(), 4);
+    let keyed = DeviceSpec { addresses: vec![net("10.60.0.1/24")], key: Some("m".parse().unwrap()) };
+    let device = device_item(&"m".parse().unwrap(), &keyed);
+    let encrypted = TunnelSpec { framing: Framing::Wireguard([2; 32].into()), ..peer(2) };
+    let held = Items::new([3, 4, 5].map(|host| Arc::new(tunnel_item(&peer(host)))));
+    follow(&mut state, Base { held, ..base(2, [device, tunnel_item(&encrypted)]) });
+    assert_eq!(names(&state), ["m.n2"]);
+    let failures = state.failures();
+    assert_eq!(failures.len(), 3, "{failures:?}");
+    assert!(failures.values().all(|why| why.contains("it is not encrypted, and mesh m is")), "{failures:?}");
 }
 
 #[test]
