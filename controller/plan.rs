@@ -77,14 +77,9 @@ struct Member<'a> {
 }
 
 impl Member<'_> {
-    /// Whether it can have a tunnel to the other: an encrypted one where one of both knows where the other is, a plain one
-    /// where both do.
-    fn can_meet(&self, other: &Self, security: Security) -> bool {
-        let are_known = [self, other].map(|member| member.endpoint.is_some());
-        match security {
-            Security::Encrypted => are_known.contains(&true),
-            Security::Plain => !are_known.contains(&false),
-        }
+    /// Whether it has to come first, since nobody knows where it is.
+    fn dials(&self) -> bool {
+        self.endpoint.is_none()
     }
 }
 
@@ -195,6 +190,11 @@ impl Wanted {
         without
     }
 
+    /// Whether keys matter to what nodes are to have.
+    fn is_encrypted(&self) -> bool {
+        self.meshes.values().any(|mesh| mesh.security == Security::Encrypted)
+    }
+
     /// What is weaker than the defaults in the meshes, in words.
     pub fn weakened(&self) -> Vec<String> {
         let of = |mesh: &Mesh| weakened(mesh).map(|words| format!("mesh {}: {words}", mesh.name));
@@ -216,7 +216,9 @@ impl Wanted {
         let underlay = Underlay::of(self);
         for mesh in self.meshes.values() {
             let mut parts = self.parts(mesh, &underlay);
-            parts.retain(|_, member| !member.addresses.is_empty());
+            // A plain tunnel needs both ends to know where the other is, an encrypted one either.
+            let can_have = |member: &Member<'_>| mesh.security == Security::Encrypted || !member.dials();
+            parts.retain(|_, member| !member.addresses.is_empty() && can_have(member));
             match mesh.topology {
                 Topology::Full => full(mesh, &parts, keys, &mut views),
             }
@@ -228,7 +230,7 @@ impl Wanted {
 /// A tunnel to a node, as all others have it that have one.
 struct Tunnels<'a> {
     peer: &'a NodeName,
-    member: &'a Member<'a>,
+    dials: bool,
     /// For those that have an endpoint themselves.
     usual: Arc<Item>,
     /// For those that have none, where the peer has one: both keep the path open.
@@ -242,7 +244,7 @@ fn full(
     keys: Keys,
     views: &mut BTreeMap<NodeName, Vec<Arc<Item>>>,
 ) {
-    let some_dial = parts.values().any(|member| member.endpoint.is_none());
+    let some_dial = parts.values().any(Member::dials);
     let tunnels: Vec<Tunnels<'_>> = parts
         .iter()
         .filter_map(|(peer, member)| {
@@ -251,10 +253,10 @@ fn full(
                 Security::Encrypted => Framing::Wireguard(keys.of(member)?),
             };
             let keepalive = (mesh.security == Security::Encrypted).then_some(KEEPALIVE);
-            let dials = member.endpoint.is_none();
+            let dials = member.dials();
             Some(Tunnels {
                 peer,
-                member,
+                dials,
                 usual: tunnel_to(mesh, peer, member, framing, keepalive.filter(|_| dials))?,
                 kept_open: match some_dial && !dials {
                     true => tunnel_to(mesh, peer, member, framing, keepalive),
@@ -264,24 +266,24 @@ fn full(
         })
         .collect();
     let key = (mesh.security == Security::Encrypted).then(|| mesh.name.clone());
+    // A device without a tunnel does not exist; but where there is to be one, its key is made first.
+    if key.is_none() && tunnels.len() < 2 {
+        return;
+    }
     for (node, member) in parts {
-        let met = tunnels
-            .iter()
-            .filter(|tunnels| tunnels.peer != node && tunnels.member.can_meet(member, mesh.security));
-        let tunnels: Vec<_> = met
-            .map(|tunnels| match &tunnels.kept_open {
-                Some(kept_open) if member.endpoint.is_none() => Arc::clone(kept_open),
-                Some(_) | None => Arc::clone(&tunnels.usual),
-            })
-            .collect();
-        // A device without a tunnel does not exist; but where there is to be one, its key is made first.
-        if tunnels.is_empty() && key.is_none() {
-            continue;
-        }
         let device = DeviceSpec { addresses: member.addresses.clone(), key: key.clone() };
         let items = views.entry(node.clone()).or_default();
+        items.reserve(tunnels.len() + 1);
         items.push(Arc::new(device_item(&mesh.device, &device)));
-        items.extend(tunnels);
+        let dials = member.dials();
+        for tunnel in &tunnels {
+            // Both are keys of one map, and a mesh has millions of pairs.
+            if std::ptr::eq(tunnel.peer, node) || (dials && tunnel.dials) {
+                continue;
+            }
+            let kept_open = tunnel.kept_open.as_ref().filter(|_| dials);
+            items.push(Arc::clone(kept_open.unwrap_or(&tunnel.usual)));
+        }
     }
 }
 
@@ -370,6 +372,10 @@ pub fn plan(
 ) -> Plan {
     let views = [before.views_to_come(), after.views_to_come()];
     let operations = Operations::between(&views[0], &views[1]);
+    let mut mass_removals = mass_removals(&views[0], &operations);
+    if before.is_encrypted() || after.is_encrypted() {
+        mass_removals.extend(losers(before, after));
+    }
     let versions = [before.meshes.get(mesh), after.meshes.get(mesh)];
     let mut hazards = hazards::moves(before, after, mesh);
     hazards.extend(after.hazards(mesh, controller));
@@ -384,7 +390,7 @@ pub fn plan(
             [Some(before), Some(after)] => differences(before, after),
         },
         hazards,
-        mass_removals: &mass_removals(&views[0], &operations) | &losers(before, after),
+        mass_removals,
         operations,
         weakened: versions[1].and_then(weakened).map(str::to_owned).into_iter().collect(),
     }
