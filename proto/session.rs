@@ -260,6 +260,12 @@ impl Items {
         })
     }
 
+    /// The items of which there is none of their id in `other`.
+    pub fn missing_in<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = &'a Arc<Item>> + use<'a> {
+        let differences = self.differences(other);
+        differences.filter_map(|[here, there]| here.filter(|_| there.is_none()))
+    }
+
     /// What is to be set and deleted to come from `self` to `other`.
     pub fn changes_to(&self, other: &Self) -> (Vec<Arc<Item>>, BTreeSet<ItemId>) {
         let (mut set, mut deleted) = (Vec::new(), BTreeSet::new());

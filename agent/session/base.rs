@@ -1,7 +1,5 @@
 //! What an agent keeps of its controller.
 
-use std::collections::BTreeSet;
-
 use serde::{Deserialize, Serialize};
 
 use crate::proto::session::{Generation, Have, Item, ItemId, Items};
@@ -71,14 +69,13 @@ impl Base {
 
     /// What of this stays beside `wanted` without consent.
     fn held_without(&self, wanted: &Items) -> Items {
-        let wanted: BTreeSet<&ItemId> = wanted.iter().map(|item| &item.id).collect();
         let is_tunnel = |item: &Item| matches!(item.id, ItemId::Tunnel(_));
         let had = self.items.iter().filter(|item| is_tunnel(item)).count();
         // Devices as well: those that stay may need them.
-        let going: Vec<_> = self.items.iter().filter(|item| !wanted.contains(&item.id)).collect();
+        let going: Vec<_> = self.items.missing_in(wanted).collect();
         let tunnels = going.iter().filter(|item| is_tunnel(item)).count();
         let is_mass = tunnels > FEW && tunnels * 2 > had;
-        let held = self.held.iter().filter(|item| !wanted.contains(&item.id));
+        let held = self.held.missing_in(wanted);
         Items::new(held.chain(going.into_iter().filter(|_| is_mass)).cloned())
     }
 }
