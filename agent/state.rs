@@ -238,7 +238,7 @@ impl AgentState {
         self.failed_routes.retain(|route, _| !devices.contains(&route.device));
         self.wanted = wanted;
         self.refused = refused;
-        self.set_keys(keys);
+        self.keys = keys;
         self.rebuild();
     }
 

@@ -6,7 +6,8 @@ use std::num::NonZeroU16;
 use ipnet::IpNet;
 
 use super::model::{
-    AllowedPrefix, DeviceName, Framing, Invalid, Mtu, Offloads, Remote, TunnelName, TunnelStatus,
+    AllowedPrefix, DeviceName, Framing, Invalid, Mtu, Offloads, Owner, Remote, Tunnel, TunnelName,
+    TunnelStatus,
 };
 
 /// A change that is asked for.
@@ -60,6 +61,23 @@ pub struct TunnelSpec {
     pub routes: Vec<IpNet>,
     /// What is not to be used.
     pub without: Offloads,
+}
+
+impl TunnelSpec {
+    /// The tunnel that it asks for, as `owner` wants it.
+    pub fn tunnel(&self, owner: Owner) -> Tunnel {
+        Tunnel {
+            device: self.device.clone(),
+            mtu: self.mtu,
+            remote: self.remote.clone(),
+            framing: self.framing,
+            keepalive: self.keepalive,
+            allowed_prefixes: self.allowed_prefixes.clone(),
+            routes: self.routes.clone(),
+            without: self.without.clone(),
+            owner,
+        }
+    }
 }
 
 /// What came of a command that was accepted. It is on disk.

@@ -19,17 +19,7 @@ fn add(desired: &mut Desired, spec: &TunnelSpec, replace: bool, owner: Owner) ->
         return Err(foreign_owner(Field::Name, &spec.name));
     }
     let device = device_for(desired, spec, replace, owner)?;
-    let tunnel = Tunnel {
-        device: spec.device.clone(),
-        mtu: spec.mtu,
-        remote: spec.remote.clone(),
-        framing: spec.framing,
-        keepalive: spec.keepalive,
-        allowed_prefixes: spec.allowed_prefixes.clone(),
-        routes: spec.routes.clone(),
-        without: spec.without.clone(),
-        owner,
-    };
+    let tunnel = spec.tunnel(owner);
     let same_device = desired
         .devices
         .get(&spec.device)

@@ -1,6 +1,6 @@
 //! The keys by which the peers of encrypted tunnels know this host: which there are to be, by mesh.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use super::AgentState;
@@ -45,9 +45,5 @@ impl AgentState {
     /// What failed is tried again.
     pub(super) fn retry_keys(&mut self) {
         self.facts.keys.retain(|_, key| key.is_ok());
-    }
-
-    pub(super) fn set_keys(&mut self, keys: BTreeSet<MeshName>) {
-        self.keys = keys;
     }
 }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::agent::session::Base;
 use crate::proto::command::TunnelSpec;
 use crate::proto::convert::session::{DeviceSpec, Meaning, meaning};
-use crate::proto::model::{Desired, Device, DeviceName, Framing, MeshName, Owner, Tunnel, TunnelName};
+use crate::proto::model::{Desired, Device, DeviceName, Framing, MeshName, Owner, TunnelName};
 use crate::proto::session::ItemId;
 
 /// What is wanted. Its serde form is the state file.
@@ -50,7 +50,8 @@ impl Wanted {
             let Some(DeviceSpec { addresses, key }) = devices.get(&spec.device).cloned() else { continue };
             let device = || Device { addresses, key, owner: Owner::Controller };
             desired.devices.entry(spec.device.clone()).or_insert_with(device);
-            desired.tunnels.insert(spec.name.clone(), tunnel(spec));
+            let tunnel = spec.tunnel(Owner::Controller);
+            desired.tunnels.insert(spec.name, tunnel);
         }
         let is_same = |name: &TunnelName| {
             let of = |desired: &Desired| {
@@ -135,19 +136,5 @@ impl Part {
             refused.insert(ItemId::Tunnel(name.clone()), why);
             false
         });
-    }
-}
-
-fn tunnel(spec: TunnelSpec) -> Tunnel {
-    Tunnel {
-        device: spec.device,
-        mtu: spec.mtu,
-        remote: spec.remote,
-        framing: spec.framing,
-        keepalive: spec.keepalive,
-        allowed_prefixes: spec.allowed_prefixes,
-        routes: spec.routes,
-        without: spec.without,
-        owner: Owner::Controller,
     }
 }

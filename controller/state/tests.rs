@@ -18,7 +18,7 @@ use world::{Agent, Sent, World, mesh, node};
 use super::{Connection, Effect, EventKind, Health, Refusal};
 use crate::controller::alloc::REST;
 use crate::controller::registry::{ACKNOWLEDGE, WATCHDOG};
-use crate::proto::model::{Owner, PublicKey, TunnelState};
+use crate::proto::model::{MeshName, Owner, PublicKey, TunnelState};
 use crate::proto::session::{
     Ack, AgentMessage, ControllerMessage, Forwarding, Generation, Heartbeat, ItemId, Reach, Report,
     TunnelReport,
@@ -473,12 +473,23 @@ fn a_large_change_comes_in_parts() {
     }
 }
 
-#[test]
-fn an_encrypted_mesh_waits_for_the_keys_of_those_that_are_there() {
+/// Three agents that are to have an encrypted mesh.
+fn encrypted() -> (World, Vec<Agent>) {
     let mut world = World::new();
     let mut agents: Vec<Agent> = (0..3).map(Agent::new).collect();
     agents.iter_mut().for_each(|agent| agent.label("role", "web"));
     world.apply(mesh("{mesh: web, overlay: 10.9.0.0/22, members: [{labels: {role: web}}]}"));
+    (world, agents)
+}
+
+/// A key of that mesh, by a number.
+fn keys(number: u8) -> BTreeMap<MeshName, PublicKey> {
+    BTreeMap::from([("web".parse().unwrap(), PublicKey::from([number; 32]))])
+}
+
+#[test]
+fn an_encrypted_mesh_waits_for_the_keys_of_those_that_are_there() {
+    let (mut world, mut agents) = encrypted();
     world.settle(&mut agents);
     let has = |agents: &[Agent]| -> Vec<usize> {
         agents.iter().map(|agent| agent.has.as_ref().map_or(0, |(_, items)| items.len())).collect()
@@ -487,7 +498,6 @@ fn an_encrypted_mesh_waits_for_the_keys_of_those_that_are_there() {
     let lagging = world.state.convergence(world.now).lagging;
     assert_eq!(lagging.len(), 3);
     assert_eq!(lagging[0].message, "it has not made its key for mesh web yet");
-    let keys = |number: u8| BTreeMap::from([("web".parse().unwrap(), PublicKey::from([number; 32]))]);
     for (number, agent) in (1..).zip(&agents) {
         world.say(agent, AgentMessage::Keys(keys(number)));
     }
@@ -514,11 +524,7 @@ fn an_encrypted_mesh_waits_for_the_keys_of_those_that_are_there() {
 
 #[test]
 fn a_key_is_the_nodes_that_told_it_first() {
-    let mut world = World::new();
-    let mut agents: Vec<Agent> = (0..3).map(Agent::new).collect();
-    agents.iter_mut().for_each(|agent| agent.label("role", "web"));
-    world.apply(mesh("{mesh: web, overlay: 10.9.0.0/22, members: [{labels: {role: web}}]}"));
-    let keys = |number: u8| BTreeMap::from([("web".parse().unwrap(), PublicKey::from([number; 32]))]);
+    let (mut world, mut agents) = encrypted();
     agents[2].hello.keys = keys(2);
     world.settle(&mut agents);
     let has = |agents: &[Agent], number: usize| -> Vec<String> {

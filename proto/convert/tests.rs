@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::proto::command::ErrorKind;
-use crate::proto::model::{Device, Host};
+use crate::proto::model::Host;
 
 const KEY: &str = "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=";
 
@@ -178,21 +178,10 @@ fn a_flood_of_a_value_is_shown_cut() {
 
 /// The status of a tunnel that was asked for.
 fn status(spec: TunnelSpec) -> TunnelStatus {
-    let device = Device { addresses: spec.addresses, key: None, owner: Owner::Local };
     TunnelStatus {
+        tunnel: spec.tunnel(Owner::Local),
         name: spec.name,
-        tunnel: crate::proto::model::Tunnel {
-            device: spec.device,
-            mtu: spec.mtu,
-            remote: spec.remote,
-            framing: spec.framing,
-            keepalive: spec.keepalive,
-            allowed_prefixes: spec.allowed_prefixes,
-            routes: spec.routes,
-            without: spec.without,
-            owner: Owner::Local,
-        },
-        addresses: device.addresses,
+        addresses: spec.addresses,
         state: TunnelState::Waiting(None),
         endpoint: None,
         device_mtu: None,
