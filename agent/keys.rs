@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use zeroize::Zeroizing;
 
-use crate::agent::wireguard::key::PrivateKey;
 use crate::proto::host::file;
+use crate::proto::host::wireguard::PrivateKey;
 use crate::proto::model::MeshName;
 
 /// The file of the host's own key in the state directory.

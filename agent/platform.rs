@@ -17,7 +17,7 @@ use crate::agent::packet::coalesce::Merges;
 use crate::agent::reconcile::{Actual, ActualRoute, Link, Op, Route};
 use crate::agent::state::OpResult;
 use crate::agent::target::{Forwarding, ForwardingTunnel};
-use crate::agent::wireguard::key::wipe_stack;
+use crate::agent::wireguard::wipe_stack;
 use crate::proto::model::{
     DeviceName, Framing, MeshName, Offload, OffloadState, Offloads, PublicKey, TunnelName, TunnelStatus,
 };

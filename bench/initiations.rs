@@ -3,8 +3,8 @@
 use std::io::{Write, stdout};
 
 use clap::Parser;
-use tunmesh::agent::wireguard::key::PrivateKey;
 use tunmesh::agent::wireguard::tunnel::{Indices, Noise, Tunnel};
+use tunmesh::proto::host::wireguard::PrivateKey;
 use tunmesh::proto::model::PublicKey;
 
 /// Writes initiations, each of a key of its own, 148 bytes each.

@@ -16,9 +16,9 @@ use tunmesh::agent::packet::coalesce::{Coalescer, Merges, Owner};
 use tunmesh::agent::packet::parse::Packet;
 use tunmesh::agent::packet::split::{HEADERS, Train};
 use tunmesh::agent::packet::vnet::{PartialChecksum, SegmentKind, Segmentation, VnetHeader};
-use tunmesh::agent::wireguard::key::PrivateKey;
 use tunmesh::agent::wireguard::message;
 use tunmesh::agent::wireguard::tunnel::{Indices, Noise, Sealed, Tunnel};
+use tunmesh::proto::host::wireguard::PrivateKey;
 
 /// A full segment of a tunnel with an MTU of 1,472.
 const SEGMENT: usize = 1432;

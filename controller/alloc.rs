@@ -1,4 +1,5 @@
-//! Which node has which overlay address. The same file gives the same addresses, whoever comes and goes meanwhile.
+//! What each node of a mesh is given: its overlay addresses. The same file gives the same addresses, whoever comes and
+//! goes meanwhile.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,7 +10,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::mesh::{Mesh, node_addresses, to_address};
-use crate::proto::model::NodeName;
+use crate::proto::model::{NodeName, PublicKey};
 
 /// How long an address that was freed is given to no other node.
 pub const REST: Duration = Duration::from_secs(3600);
@@ -25,13 +26,16 @@ pub struct Allocations {
     pub nodes: BTreeMap<NodeName, Allocation>,
 }
 
-/// The addresses of one node.
+/// What one node is given.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Allocation {
     /// One of each family of the overlay; fewer where the overlay has none left.
     pub addresses: Vec<IpAddr>,
     /// When the node left, as time since the Unix epoch; absent: it is a member.
     pub freed: Option<Duration>,
+    /// The key of a node without an agent that was made for it, where the file has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<PublicKey>,
 }
 
 /// The allocations after `members` came to be the mesh's nodes, and who lacks an address and why. `now` is time
@@ -39,7 +43,7 @@ pub struct Allocation {
 ///
 /// An address that the file fixes goes to that node, and whoever had it moves. Other members keep what they have.
 /// New ones get the lowest address that nobody has or had; where there is none, the one that was freed first, once
-/// it has rested.
+/// it has rested. A key stays for as long as the file has a member without an agent and none of its own for it.
 pub fn allocate(
     mesh: &Mesh,
     members: &BTreeSet<NodeName>,
@@ -53,7 +57,10 @@ pub fn allocate(
         let mut family = Family::new(network, mesh, members, before, now);
         for node in members {
             let allocation = after.nodes.entry(node.clone());
-            let allocation = allocation.or_insert(Allocation { addresses: Vec::new(), freed: None });
+            let allocation = allocation.or_insert_with(|| {
+                let made = before.nodes.get(node).filter(|_| is_without_key(mesh, node));
+                Allocation { addresses: Vec::new(), freed: None, key: made.and_then(|made| made.key) }
+            });
             match family.give(node) {
                 Some(address) => allocation.addresses.push(address),
                 None => _ = failures.entry(node.clone()).or_insert_with(|| family.exhausted()),
@@ -64,7 +71,7 @@ pub fn allocate(
     for (node, former) in before.nodes.iter().filter(|(node, _)| !members.contains(*node)) {
         let kept = families.iter().filter_map(|family| family.owned_by(node)).collect::<Vec<_>>();
         if !kept.is_empty() {
-            let allocation = Allocation { addresses: kept, freed: Some(freed(former, now)) };
+            let allocation = Allocation { addresses: kept, freed: Some(freed(former, now)), key: None };
             after.nodes.insert(node.clone(), allocation);
         }
     }
@@ -168,6 +175,12 @@ impl Family {
         };
         format!("the overlay {} has no address left{waiting}; use a larger one", self.network)
     }
+}
+
+/// Whether a key is made for a node: it has no agent, and the file has none.
+pub fn is_without_key(mesh: &Mesh, node: &NodeName) -> bool {
+    let node = mesh.nodes.get(node).and_then(|node| node.wireguard.as_ref());
+    node.is_some_and(|wireguard| wireguard.public_key.is_none())
 }
 
 /// When a node that is no member left. A clock that was ahead, and was put right, keeps its address no longer than

@@ -3,14 +3,14 @@
 mod file;
 mod read;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
-use crate::proto::model::{DeviceName, Invalid, MeshName, Mtu, NodeName, Offloads, Remote};
+use crate::proto::model::{DeviceName, Invalid, MeshName, Mtu, NodeName, Offloads, PublicKey, Remote};
 
 pub use file::parse;
 
@@ -39,6 +39,13 @@ pub struct Mesh {
     pub nodes: BTreeMap<NodeName, MeshNode>,
     /// Nodes by label, beside those by name, as far as there is room for more.
     pub members: Vec<Selector>,
+}
+
+impl Mesh {
+    /// Whether a node has WireGuard instead of an agent.
+    pub fn is_wireguard(&self, node: &NodeName) -> bool {
+        self.nodes.get(node).is_some_and(|node| node.wireguard.is_some())
+    }
 }
 
 /// Where overlay addresses lie: one network of a family, or one of each.
@@ -124,6 +131,18 @@ pub struct MeshNode {
     pub routes: Vec<IpNet>,
     /// Labels beside those that its agent has.
     pub labels: BTreeMap<String, String>,
+    /// What is there instead of an agent, only in an encrypted mesh.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wireguard: Option<WireguardNode>,
+}
+
+/// What has no agent and speaks WireGuard: a phone, a router, a host of somebody else.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WireguardNode {
+    /// The key by which its peers know it; absent: one that is made with `controller export wireguard --generate-key`.
+    pub public_key: Option<PublicKey>,
+    /// The nodes that it has tunnels to, all of which have an agent; at least one.
+    pub peers: BTreeSet<NodeName>,
 }
 
 /// Selects the nodes that have all of some labels.

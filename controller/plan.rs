@@ -1,5 +1,6 @@
 //! From meshes to what every node is to have, from there to operations, and what is dangerous about them.
 
+mod export;
 mod hash;
 mod hazards;
 mod operations;
@@ -15,12 +16,13 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::alloc::Allocations;
-use super::mesh::{Mesh, NODES, Security, Topology};
+use super::mesh::{Mesh, NODES, Security, Topology, WireguardNode};
 use crate::proto::command::TunnelSpec;
 use crate::proto::convert::session::{DeviceSpec, device_item, tunnel_item};
 use crate::proto::model::{AllowedPrefix, Framing, MeshName, NodeName, PublicKey, Remote, TunnelName};
 use crate::proto::session::{Item, ItemId, Items};
 
+pub use export::{Export, Unfit};
 pub use hash::PlanHash;
 pub use operations::{OfNode, Operation, Operations};
 use underlay::Underlay;
@@ -74,12 +76,20 @@ struct Member<'a> {
     routes: &'a [IpNet],
     /// The key by which the peers of its encrypted tunnels know it.
     key: Option<PublicKey>,
+    /// What it has instead of an agent.
+    wireguard: Option<&'a WireguardNode>,
 }
 
 impl Member<'_> {
     /// Whether it has to come first, since nobody knows where it is.
     fn dials(&self) -> bool {
         self.endpoint.is_none()
+    }
+
+    /// What may be sent to it, and come from it.
+    fn prefixes(&self) -> impl Iterator<Item = IpNet> {
+        let addresses = self.addresses.iter().map(|address| IpNet::from(address.addr()));
+        addresses.chain(self.routes.iter().copied())
     }
 }
 
@@ -93,13 +103,13 @@ enum Keys {
 }
 
 impl Keys {
-    /// Stands for the key of any node.
+    /// Stands for the key of any node that makes its own.
     const ANY: [u8; 32] = [1; 32];
 
     fn of(self, member: &Member<'_>) -> Option<PublicKey> {
-        match self {
-            Self::Made => member.key,
-            Self::ToCome => Some(Self::ANY.into()),
+        match (self, member.wireguard) {
+            (Self::Made, _) | (Self::ToCome, Some(_)) => member.key,
+            (Self::ToCome, None) => Some(Self::ANY.into()),
         }
     }
 }
@@ -147,8 +157,10 @@ impl Wanted {
     }
 
     fn member<'a>(&'a self, mesh: &'a Mesh, node: &NodeName, underlay: &Underlay<'_>) -> Member<'a> {
-        let record = self.nodes.get(node);
         let wanted = mesh.nodes.get(node);
+        let wireguard = wanted.and_then(|wanted| wanted.wireguard.as_ref());
+        // An agent of the same name says nothing for it.
+        let record = self.nodes.get(node).filter(|_| wireguard.is_none());
         let allocation = self.allocations.get(&mesh.name).and_then(|all| all.nodes.get(node));
         let addresses = allocation.map_or(&[][..], |allocation| &allocation.addresses);
         let given = wanted.and_then(|wanted| wanted.endpoint.as_ref()).map(|given| with_port(given, record));
@@ -171,7 +183,11 @@ impl Wanted {
             endpoint: given.or(claimed),
             barred,
             routes: wanted.map_or(&[], |wanted| &wanted.routes),
-            key: record.and_then(|record| record.keys.get(&mesh.name)).copied(),
+            key: match wireguard {
+                None => record.and_then(|record| record.keys.get(&mesh.name)).copied(),
+                Some(_) => self.key_of_wireguard(mesh, node),
+            },
+            wireguard,
         }
     }
 
@@ -181,7 +197,8 @@ impl Wanted {
         let mut without = BTreeMap::new();
         for mesh in encrypted {
             let has_none = |node: &NodeName| {
-                self.nodes.get(node).is_some_and(|record| !record.keys.contains_key(&mesh.name))
+                !mesh.is_wireguard(node)
+                    && self.nodes.get(node).is_some_and(|record| !record.keys.contains_key(&mesh.name))
             };
             for node in self.members(mesh).into_iter().filter(has_none) {
                 without.entry(node).or_insert(&mesh.name);
@@ -235,9 +252,11 @@ struct Tunnels<'a> {
     usual: Arc<Item>,
     /// For those that have none, where the peer has one: both keep the path open.
     kept_open: Option<Arc<Item>>,
+    /// What the peer has instead of an agent.
+    wireguard: Option<&'a WireguardNode>,
 }
 
-/// Gives every node of a mesh a tunnel to each other one.
+/// Gives every node of a mesh that has an agent a tunnel to each other one, and to those without that name it.
 fn full(
     mesh: &Mesh,
     parts: &BTreeMap<NodeName, Member<'_>>,
@@ -257,11 +276,19 @@ fn full(
             Some(Tunnels {
                 peer,
                 dials,
-                usual: tunnel_to(mesh, peer, member, framing, keepalive.filter(|_| dials))?,
+                // Whoever has no agent keeps the path open itself.
+                usual: tunnel_to(
+                    mesh,
+                    peer,
+                    member,
+                    framing,
+                    keepalive.filter(|_| dials && member.wireguard.is_none()),
+                )?,
                 kept_open: match some_dial && !dials {
                     true => tunnel_to(mesh, peer, member, framing, keepalive),
                     false => None,
                 },
+                wireguard: member.wireguard,
             })
         })
         .collect();
@@ -270,7 +297,7 @@ fn full(
     if key.is_none() && tunnels.len() < 2 {
         return;
     }
-    for (node, member) in parts {
+    for (node, member) in parts.iter().filter(|(_, member)| member.wireguard.is_none()) {
         let device = DeviceSpec { addresses: member.addresses.clone(), key: key.clone() };
         let items = views.entry(node.clone()).or_default();
         items.reserve(tunnels.len() + 1);
@@ -279,6 +306,9 @@ fn full(
         for tunnel in &tunnels {
             // Both are keys of one map, and a mesh has millions of pairs.
             if std::ptr::eq(tunnel.peer, node) || (dials && tunnel.dials) {
+                continue;
+            }
+            if tunnel.wireguard.is_some_and(|wireguard| !wireguard.peers.contains(node)) {
                 continue;
             }
             let kept_open = tunnel.kept_open.as_ref().filter(|_| dials);
@@ -315,8 +345,6 @@ fn tunnel_to(
     framing: Framing,
     keepalive: Option<NonZeroU16>,
 ) -> Option<Arc<Item>> {
-    let addresses = member.addresses.iter().map(|address| IpNet::from(address.addr()));
-    let prefixes = addresses.chain(member.routes.iter().copied());
     Some(Arc::new(tunnel_item(&TunnelSpec {
         name: tunnel_name(mesh, peer)?,
         device: mesh.device.clone(),
@@ -325,7 +353,7 @@ fn tunnel_to(
         remote: member.endpoint.clone(),
         framing,
         keepalive,
-        allowed_prefixes: prefixes.map(|prefix| AllowedPrefix { prefix, preference: 0 }).collect(),
+        allowed_prefixes: member.prefixes().map(|prefix| AllowedPrefix { prefix, preference: 0 }).collect(),
         routes: member.routes.to_vec(),
         without: mesh.without.clone(),
     })))

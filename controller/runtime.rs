@@ -28,7 +28,7 @@ use crate::controller::store::{Change, Store, StoreError};
 use crate::controller::stored::Stored;
 use crate::controller::trust::{Denial, Draft, Proof, Trust};
 use crate::proto::host::clock::{now, since_epoch};
-use crate::proto::model::{MeshName, NodeName};
+use crate::proto::model::{MeshName, NodeName, PublicKey};
 use crate::proto::rate::{Bucket, Rate};
 use crate::proto::session::{AgentMessage, ControllerMessage, Hello};
 use crate::proto::trust::Asker;
@@ -193,6 +193,21 @@ impl ControllerHandle {
         asker: Asker,
     ) -> Result<Applied, OrderError> {
         self.order(Order::Delete { mesh, allow_removals, asker }).await
+    }
+
+    /// Gives a node without an agent a key that was made for it, see
+    /// [`Basis::give_key`](crate::controller::state::Basis::give_key).
+    ///
+    /// # Errors
+    /// Why it was refused; nothing changed.
+    pub async fn give_key(
+        &self,
+        mesh: MeshName,
+        node: NodeName,
+        key: PublicKey,
+        asker: Asker,
+    ) -> Result<Applied, OrderError> {
+        self.order(Order::GiveKey { mesh, node, key, asker }).await
     }
 
     async fn order(&self, order: Order) -> Result<Applied, OrderError> {

@@ -15,9 +15,9 @@ use lab::{
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::UdpGsoSegment;
 use serde_json::{Value, json};
-use tunmesh::agent::wireguard::key::PrivateKey;
 use tunmesh::agent::wireguard::message::{self, Message};
 use tunmesh::agent::wireguard::tunnel::{Indices, Noise, Sealed, Tunnel};
+use tunmesh::proto::host::wireguard::PrivateKey;
 
 const ADD: &str = "tunmesh.v1.TunnelService/AddTunnel";
 const DELETE: &str = "tunmesh.v1.TunnelService/DeleteTunnel";

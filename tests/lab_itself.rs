@@ -35,7 +35,7 @@ fn a_secret_that_is_told_is_noticed() {
     let credential =
         tunmesh::proto::host::credential::Credential { key, chain: Vec::new(), roots: Vec::new() };
     credential.write(&file).unwrap();
-    let of_tunnels = tunmesh::agent::wireguard::key::PrivateKey::generate().unwrap();
+    let of_tunnels = tunmesh::proto::host::wireguard::PrivateKey::generate().unwrap();
     let of_tunnels_file = directory.path().join("wireguard.key");
     std::fs::write(&of_tunnels_file, of_tunnels.to_text().as_bytes()).unwrap();
     secrets::learn_keys(directory.path());

@@ -6,11 +6,11 @@ use std::num::NonZeroU16;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
-use crate::agent::wireguard::Refused;
 use crate::agent::wireguard::cookie::CookieChecker;
-use crate::agent::wireguard::key::{PrivateKey, wipe_stack};
 use crate::agent::wireguard::message::{self, Index, Message};
 use crate::agent::wireguard::tunnel::{HANDSHAKE, Indices, Noise, Sealed, Ticked, Tunnel};
+use crate::agent::wireguard::{Refused, wipe_stack};
+use crate::proto::host::wireguard::PrivateKey;
 use crate::proto::model::PublicKey;
 
 /// How many indices of a peer are known at most. A session goes on for 180 s, in which a host that is not answered

@@ -9,7 +9,7 @@ use gotatun::noise::rate_limiter::RateLimiter;
 use gotatun::packet::Packet;
 
 use super::Refused;
-use super::key::PrivateKey;
+use crate::proto::host::wireguard::PrivateKey;
 use crate::proto::rate::{Bucket, Rate};
 use crate::proto::source::{Shares, Source};
 

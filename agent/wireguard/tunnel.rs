@@ -14,9 +14,9 @@ use gotatun::noise::{Tunn, TunnResult};
 use gotatun::packet::{Packet, WgKind};
 use gotatun::x25519;
 
-use super::Refused;
-use super::key::{PrivateKey, wipe_stack};
 use super::message::{HEADER, Message, padded};
+use super::{Refused, wipe_stack};
+use crate::proto::host::wireguard::PrivateKey;
 use crate::proto::model::PublicKey;
 
 /// The most packets that wait for a session with one peer. Beyond, the oldest is lost.

@@ -20,6 +20,7 @@ mod ca;
 mod converge;
 mod error;
 mod events;
+mod export;
 pub mod legacy;
 mod mesh;
 mod node;
@@ -69,6 +70,9 @@ enum Ask {
     Nodes(nodes::NodesArgs),
     Tunnels(nodes::TunnelsArgs),
     Events(events::Args),
+    /// Print how something that has no agent is set up
+    #[command(subcommand)]
+    Export(export::Command),
     Audit(audit::Args),
     /// Say which hosts may join
     #[command(subcommand)]
@@ -97,9 +101,9 @@ struct SocketArgs {
     socket: PathBuf,
 }
 
-/// Which controller is asked, and how its answer is written.
+/// Which controller is asked.
 #[derive(Debug, clap::Args)]
-struct AskArgs {
+struct ControllerArgs {
     #[command(flatten)]
     socket: SocketArgs,
     /// A controller elsewhere, instead of the one on this host: an address or host name, port 7443 where it names none
@@ -108,12 +112,19 @@ struct AskArgs {
     /// Who asks it: a file of `controller admin create`
     #[arg(long, env = "TUNMESH_IDENTITY", value_name = "PATH", requires = "server")]
     identity: Option<PathBuf>,
+}
+
+/// Which controller is asked, and how its answer is written.
+#[derive(Debug, clap::Args)]
+struct AskArgs {
+    #[command(flatten)]
+    controller: ControllerArgs,
     /// How the answer is written
     #[arg(short, long, value_name = "FORMAT", default_value = "table")]
     output: Format,
 }
 
-impl AskArgs {
+impl ControllerArgs {
     async fn connect(&self) -> Result<MeshAdminClient<Channel>, Error> {
         let channel = match (&self.server, &self.identity) {
             (Some(server), Some(identity)) => client::dial(server, identity).await?,
@@ -122,6 +133,12 @@ impl AskArgs {
             }
         };
         Ok(MeshAdminClient::new(channel))
+    }
+}
+
+impl AskArgs {
+    async fn connect(&self) -> Result<MeshAdminClient<Channel>, Error> {
+        self.controller.connect().await
     }
 
     fn write<T: serde::Serialize>(&self, answer: &T, table: impl FnOnce(&T) -> String) -> Result<(), Error> {
@@ -167,6 +184,7 @@ impl Ask {
             Self::Nodes(args) => args.run().await,
             Self::Tunnels(args) => args.run().await,
             Self::Events(args) => args.run().await,
+            Self::Export(command) => command.run().await,
             Self::Audit(args) => args.run().await,
             Self::Token(command) => command.run().await,
             Self::Node(command) => command.run().await,

@@ -76,7 +76,7 @@ fn nodes(answer: &v1::ListNodesResponse) -> String {
 fn health(health: Health, last_heard: Option<Duration>) -> String {
     let word = health_word(health);
     match (health, last_heard) {
-        (Health::Live | Health::Unspecified, _) => word.to_owned(),
+        (Health::Live | Health::NoAgent | Health::Unspecified, _) => word.to_owned(),
         (Health::Stale | Health::Offline, Some(age)) => format!("{word} {}", span(age)),
         (Health::Stale | Health::Offline, None) => format!("{word}, not heard of yet"),
     }
@@ -87,6 +87,7 @@ fn health_word(health: Health) -> &'static str {
         Health::Live => "live",
         Health::Stale => "stale",
         Health::Offline => "offline",
+        Health::NoAgent => "no agent",
         Health::Unspecified => "unknown",
     }
 }
@@ -104,6 +105,9 @@ fn progress(node: &v1::Node) -> String {
 
 /// How many tunnels a node has, and how they are.
 fn carrying(node: &v1::Node) -> String {
+    if node.health() == Health::NoAgent {
+        return String::new();
+    }
     let mut words = format!("{} ({} passing, {} failed)", node.tunnels, node.passing, node.failed);
     if node.removals_held > 0 {
         words += &format!(", {} kept for want of --allow-removals", node.removals_held);

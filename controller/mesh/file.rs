@@ -58,6 +58,9 @@ pub(super) struct RawMesh {
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, expecting = "a node, as {endpoint: 172.100.1.2}")]
 pub(super) struct RawNode {
+    pub(super) kind: Option<Text>,
+    pub(super) public_key: Option<Text>,
+    pub(super) peers: Option<Spanned<OneOrMore>>,
     pub(super) endpoint: Option<Text>,
     pub(super) address: Option<Spanned<OneOrMore>>,
     pub(super) addresses: Option<Spanned<OneOrMore>>,

@@ -1,6 +1,6 @@
 //! Turns the texts of a mesh file into a mesh, or into everything that is wrong with them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::str::FromStr;
 
@@ -8,11 +8,17 @@ use ipnet::IpNet;
 use serde_saphyr::Spanned;
 
 use super::file::{Entries, OneOrMore, RawMesh, RawNode, RawSelector, Text, place};
-use super::{Fault, Mesh, MeshNode, NODES, Overlay, Security, Selector, Topology, nested, node_addresses};
-use crate::proto::model::{
-    DeviceName, Host, Invalid, MeshName, Mtu, NodeName, Offload, Offloads, Remote, check_interface_address,
-    is_host_address, parse_network,
+use super::{
+    Fault, Mesh, MeshNode, NODES, Overlay, Security, Selector, Topology, WireguardNode, nested,
+    node_addresses,
 };
+use crate::proto::model::{
+    DeviceName, Host, Invalid, MeshName, Mtu, NodeName, Offload, Offloads, PublicKey, Remote,
+    check_interface_address, is_host_address, parse_network,
+};
+
+/// The UDP port of WireGuard where none is named, as most have it.
+const WIREGUARD_PORT: u16 = 51820;
 
 /// A value and where it stands.
 struct Placed<T> {
@@ -28,6 +34,11 @@ pub(super) struct Reader {
     networks: Vec<Placed<IpNet>>,
     addresses: BTreeMap<IpAddr, String>,
     endpoints: BTreeMap<String, String>,
+    keys: BTreeMap<PublicKey, String>,
+    /// Where nodes are said to have WireGuard.
+    kinds: Vec<Placed<()>>,
+    /// The peers of such nodes.
+    peers: Vec<Placed<NodeName>>,
 }
 
 impl Reader {
@@ -129,6 +140,7 @@ impl Reader {
                 self.fault(place(&text), "nodes", &text.value, fault);
             }
         }
+        self.check_wireguard(security, &nodes);
         let members = numbered("members", selectors)
             .into_iter()
             .map(|(field, selector)| self.selector(&field, selector))
@@ -217,9 +229,11 @@ impl Reader {
             Some(name) => format!("nodes.{name}"),
             None => format!("nodes[{position}]"),
         };
+        let is_wireguard = self.is_wireguard(&path, &raw);
         let endpoint = raw.endpoint.and_then(|text| {
             let field = format!("{path}.endpoint");
-            let endpoint = self.read(&field, &text, str::parse)?;
+            let mut endpoint: Remote = self.read(&field, &text, str::parse)?;
+            endpoint.port = endpoint.port.or(is_wireguard.then_some(WIREGUARD_PORT));
             self.claim_endpoint(&field, &text, &endpoint);
             Some(endpoint)
         });
@@ -237,7 +251,95 @@ impl Reader {
             routes.push(route);
         }
         let labels = self.labels(&format!("{path}.labels"), raw.labels);
-        Some((parsed?, MeshNode { endpoint, addresses, routes, labels }))
+        let wireguard =
+            is_wireguard.then(|| self.wireguard(&path, parsed.as_ref(), name, raw.public_key, raw.peers));
+        Some((parsed?, MeshNode { endpoint, addresses, routes, labels, wireguard }))
+    }
+
+    /// Whether a node has WireGuard instead of an agent.
+    fn is_wireguard(&mut self, path: &str, raw: &RawNode) -> bool {
+        let field = format!("{path}.kind");
+        let is_wireguard = raw.kind.as_ref().map_or(Some(false), |text| {
+            self.read(&field, text, |text| match text {
+                "agent" => Ok(false),
+                "wireguard" => Ok(true),
+                _ => Err(Invalid::new("is no kind of node", "write agent (the default) or wireguard")),
+            })
+        });
+        let own = [
+            ("public_key", raw.public_key.as_ref().map(|text| (place(text), text.value.as_str()))),
+            ("peers", raw.peers.as_ref().map(|list| (place(list), ""))),
+        ];
+        for (name, written) in own {
+            if let Some((at, value)) = written.filter(|_| is_wireguard == Some(false)) {
+                let fault = Invalid::new(
+                    "is for nodes without an agent",
+                    "write kind: wireguard, too, or leave it out",
+                );
+                self.fault(at, &format!("{path}.{name}"), value, fault);
+            }
+        }
+        if let (Some(true), Some(text)) = (is_wireguard, &raw.kind) {
+            self.kinds.push(Placed { value: (), place: place(text), field });
+        }
+        is_wireguard.unwrap_or(false)
+    }
+
+    /// What a node that has WireGuard says beside all else.
+    fn wireguard(
+        &mut self,
+        path: &str,
+        node: Option<&NodeName>,
+        name: &Text,
+        public_key: Option<Text>,
+        peers: Option<Spanned<OneOrMore>>,
+    ) -> WireguardNode {
+        let public_key = public_key.and_then(|text| {
+            let field = format!("{path}.public_key");
+            let key = self.read(&field, &text, PublicKey::from_str)?;
+            if let Some(other) = self.keys.get(&key) {
+                let fault = Invalid::new(format!("is also {other}"), "give each node a key of its own");
+                self.fault(place(&text), &field, &text.value, fault);
+            } else {
+                self.keys.insert(key, field);
+            }
+            Some(key)
+        });
+        let texts = Self::texts(&format!("{path}.peers"), peers);
+        if texts.is_empty() {
+            let remedy = "name the nodes that it has tunnels to, as peers: [minion-1]";
+            self.missing(&format!("{path}.peers"), place(name), remedy);
+        }
+        let mut named = BTreeSet::new();
+        for (field, text) in texts {
+            let Some(peer) = self.read(&field, &text, NodeName::from_str) else { continue };
+            let fault = if node == Some(&peer) {
+                Invalid::new("is the node itself", "name others")
+            } else if !named.insert(peer.clone()) {
+                Invalid::new("stands twice", "name it once")
+            } else {
+                self.peers.push(Placed { value: peer, place: place(&text), field });
+                continue;
+            };
+            self.fault(place(&text), &field, &text.value, fault);
+        }
+        WireguardNode { public_key, peers: named }
+    }
+
+    /// Refuses nodes without an agent where nothing is encrypted, and peers of them that have no agent either.
+    fn check_wireguard(&mut self, security: Option<Security>, nodes: &BTreeMap<NodeName, MeshNode>) {
+        for kind in std::mem::take(&mut self.kinds) {
+            if security == Some(Security::Plain) {
+                let fault = Invalid::new("has encrypted tunnels alone", "write security: encrypted");
+                self.fault(kind.place, &kind.field, "wireguard", fault);
+            }
+        }
+        for Placed { value: peer, place, field } in std::mem::take(&mut self.peers) {
+            if nodes.get(&peer).is_some_and(|node| node.wireguard.is_some()) {
+                let fault = Invalid::new("has no agent either", "name nodes that have one");
+                self.fault(place, &field, peer.as_str(), fault);
+            }
+        }
     }
 
     fn claim_endpoint(&mut self, field: &str, text: &Text, endpoint: &Remote) {

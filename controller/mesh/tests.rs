@@ -38,7 +38,7 @@ fn a_mesh_is_read_from_yaml() {
                 endpoint: Some(name("172.100.1.1")),
                 addresses: vec!["10.9.0.1".parse().unwrap()],
                 routes: vec!["192.168.1.0/24".parse().unwrap()],
-                labels: BTreeMap::new(),
+                ..MeshNode::default()
             },
         ),
         (
@@ -249,8 +249,11 @@ fn every_fault_has_its_place_field_value_and_remedy() {
         ),
         ("nodes: {a: }\nmtu: 67\n", &[(":4:6: mtu \"67\" is out of range", "68 to 65535")]),
         (
-            "nodes:\n  a:\n    kind: legacy\n",
-            &[(":5:5: kind is not known here", "use endpoint, address, addresses, routes, labels")],
+            "nodes:\n  a:\n    colour: red\n",
+            &[(
+                ":5:5: colour is not known here",
+                "use kind, public_key, peers, endpoint, address, addresses, routes, labels",
+            )],
         ),
         ("hub: a\n", &[(":3:1: hub is not known here", "mtu, without, nodes, members")]),
         ("nodes: {a: , b: , a: }", &[(":3:19: a is there twice", "each key once")]),
@@ -267,6 +270,78 @@ fn every_fault_has_its_place_field_value_and_remedy() {
             assert!(line.ends_with(end), "{rest}: {line}");
         }
     }
+}
+
+#[test]
+fn a_node_may_have_wireguard_instead_of_an_agent() {
+    const KEY: &str = "CAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAg=";
+    let file = |nodes: &str| format!("mesh: prod\noverlay: 10.9.0.0/29\nnodes:\n  a:\n{nodes}");
+    let node = |text: &str| parse(&file(text)).unwrap().nodes[&name::<NodeName>("phone")].clone();
+    let phone =
+        node(&format!("  phone: {{kind: wireguard, public_key: '{KEY}', peers: [a, b], endpoint: phone}}"));
+    let wireguard = phone.wireguard.unwrap();
+    assert_eq!(wireguard.public_key, Some(name(KEY)));
+    assert_eq!(wireguard.peers, BTreeSet::from([name("a"), name("b")]));
+    assert_eq!(phone.endpoint, Some(name("phone:51820")), "where others have it, too");
+    assert_eq!(node("  phone: {kind: wireguard, peers: a}").wireguard.unwrap().public_key, None);
+    assert_eq!(node("  phone: {kind: agent}"), MeshNode::default());
+    let cases = [
+        (
+            "  phone: {kind: router}",
+            ":5:17: nodes.phone.kind \"router\" is no kind",
+            "agent (the default) or wireguard",
+        ),
+        ("  phone: {kind: wireguard}", ":5:3: nodes.phone.peers is missing", "as peers: [minion-1]"),
+        (
+            "  phone: {kind: wireguard, peers: []}",
+            ":5:3: nodes.phone.peers is missing",
+            "as peers: [minion-1]",
+        ),
+        (
+            "  phone: {peers: [a]}",
+            ":5:18: nodes.phone.peers is for nodes without an agent",
+            "kind: wireguard, too",
+        ),
+        (
+            "  phone: {kind: agent, public_key: x}",
+            ":5:36: nodes.phone.public_key \"x\" is for nodes without an agent",
+            "leave it out",
+        ),
+        (
+            "  phone: {kind: wireguard, peers: a, public_key: x}",
+            ":5:50: nodes.phone.public_key \"x\" is not 32 bytes",
+            "`wg pubkey`",
+        ),
+        (
+            "  phone: {kind: wireguard, peers: phone}",
+            ":5:35: nodes.phone.peers \"phone\" is the node itself",
+            "others",
+        ),
+        (
+            "  phone: {kind: wireguard, peers: [a, a]}",
+            ":5:39: nodes.phone.peers[1] \"a\" stands twice",
+            "once",
+        ),
+        (
+            "  phone: {kind: wireguard, peers: x}\n  x: {kind: wireguard, peers: a}",
+            ":5:35: nodes.phone.peers \"x\" has no agent either",
+            "name nodes that have one",
+        ),
+        (
+            "  phone: {kind: wireguard, peers: a}\nsecurity: plain",
+            ":5:17: nodes.phone.kind \"wireguard\" has encrypted tunnels alone",
+            "security: encrypted",
+        ),
+    ];
+    for (text, fault, remedy) in cases {
+        let [told] = &faults(&file(text))[..] else { panic!("{text}: {:?}", faults(&file(text))) };
+        assert!(told.contains(fault) && told.contains(remedy), "{text}: {told}");
+    }
+    let twice = format!(
+        "  phone: {{kind: wireguard, peers: a, public_key: '{KEY}'}}\n  x: {{kind: wireguard, peers: a, public_key: '{KEY}'}}"
+    );
+    let [told] = &faults(&file(&twice))[..] else { panic!("{:?}", faults(&file(&twice))) };
+    assert!(told.contains("is also nodes.phone.public_key; give each node a key of its own"), "{told}");
 }
 
 #[test]
@@ -382,7 +457,7 @@ fn addresses_that_nodes_can_have() {
 
 /// A node as a file has it: parts that cannot clash with those of another position.
 fn node(position: usize) -> impl Strategy<Value = MeshNode> {
-    (any::<[bool; 4]>(), btree_map("[a-z]{1,3}", "[a-z0-9. ]{0,4}", 0..3)).prop_map(move |(has, labels)| {
+    (any::<[bool; 6]>(), btree_map("[a-z]{1,3}", "[a-z0-9. ]{0,4}", 0..3)).prop_map(move |(has, labels)| {
         let parts = |has: bool, text: String| has.then(|| text.parse().unwrap());
         let addresses = [
             parts(has[0], format!("10.9.1.{}", position + 1)),
@@ -393,6 +468,10 @@ fn node(position: usize) -> impl Strategy<Value = MeshNode> {
             addresses: addresses.into_iter().flatten().collect(),
             routes: has[3].then(|| format!("192.168.{position}.0/24").parse().unwrap()).into_iter().collect(),
             labels,
+            wireguard: has[4].then(|| WireguardNode {
+                public_key: has[5].then(|| [u8::try_from(position + 1).unwrap(); 32].into()),
+                peers: BTreeSet::from([name("peer"), name(&format!("peer-{position}"))]),
+            }),
         }
     })
 }
@@ -408,7 +487,10 @@ fn mesh() -> impl Strategy<Value = Mesh> {
             overlay: Overlay { v4: "10.9.0.0/16".parse().ok(), v6: "fd00:9::/64".parse().ok() },
             device: name("tun7"),
             topology: Topology::Full,
-            security: Security::Plain,
+            security: match nodes.iter().any(|node| node.wireguard.is_some()) {
+                true => Security::Encrypted,
+                false => Security::Plain,
+            },
             mtu: mtu.map(|mtu| mtu.try_into().unwrap()),
             without,
             nodes: nodes.into_iter().enumerate().map(|(at, node)| (name(&format!("n{at}")), node)).collect(),
@@ -423,10 +505,15 @@ fn file(mesh: &Mesh) -> String {
         .nodes
         .iter()
         .map(|(name, node)| {
-            let node = serde_json::json!({
+            let mut file = serde_json::json!({
                 "endpoint": node.endpoint, "addresses": node.addresses, "routes": node.routes, "labels": node.labels,
             });
-            (name.to_string(), node)
+            if let Some(wireguard) = &node.wireguard {
+                file["kind"] = "wireguard".into();
+                file["public_key"] = serde_json::json!(wireguard.public_key);
+                file["peers"] = serde_json::json!(wireguard.peers);
+            }
+            (name.to_string(), file)
         })
         .collect();
     let overlay: Vec<_> = mesh.overlay.networks().collect();

@@ -34,6 +34,7 @@ impl Wanted {
             not_joined(&mut hazards, mesh, node, member);
         }
         hazards.extend(cannot_meet(mesh, &parts));
+        self.without_agent(&mut hazards, mesh, &parts);
         let removed = mesh.nodes.keys().filter(|node| self.removed.contains(*node));
         hazards.extend(removed.map(|node| {
             warning(node, format!("{node} was removed, and has no tunnels until it joins again"))
@@ -41,6 +42,51 @@ impl Wanted {
         not_accepted(&mut hazards, mesh, &parts);
         hazards.extend(self.too_many(mesh).map(|message| Hazard { is_error: false, node: None, message }));
         hazards
+    }
+
+    /// Says what is wrong with nodes that have no agent.
+    fn without_agent(&self, hazards: &mut Vec<Hazard>, mesh: &Mesh, parts: &Parts<'_>) {
+        for (node, member) in parts {
+            let Some(wireguard) = member.wireguard else { continue };
+            match member.key {
+                None => hazards.push(warning(
+                    node,
+                    format!(
+                        "{node} has no key, and no tunnels until `controller export wireguard {node} --generate-key` \
+                         makes one, or the file has its public_key"
+                    ),
+                )),
+                Some(key) => {
+                    let agents = self.nodes.iter().filter(|(_, record)| record.keys.get(&mesh.name) == Some(&key));
+                    let others = parts.iter().filter(|(other, known)| {
+                        *other != node && known.wireguard.is_some() && known.key == Some(key)
+                    });
+                    let owners = agents.map(|(owner, _)| owner).chain(others.map(|(owner, _)| owner));
+                    hazards.extend(owners.map(|owner| {
+                        error(Some(node), format!("{node} has the key of {owner}; give it one of its own"))
+                    }));
+                }
+            }
+            if self.nodes.contains_key(node) {
+                let message = format!(
+                    "an agent has connected as {node}, and gets nothing of this mesh, where {node} has none; rename \
+                     one of both"
+                );
+                hazards.push(warning(node, message));
+            }
+            for peer in &wireguard.peers {
+                let message = match parts.get(peer) {
+                    None => format!(
+                        "{node} has no tunnel to {peer}, which is no node of this mesh; correct its peers"
+                    ),
+                    Some(other) if member.dials() && other.dials() && other.record.is_some() => format!(
+                        "{node} and {peer} have no endpoint, and no tunnel to each other; give one of them an endpoint"
+                    ),
+                    Some(_) => continue,
+                };
+                hazards.push(warning(node, message));
+            }
+        }
     }
 
     /// Says that more nodes have a mesh's labels than it has room for.
@@ -112,7 +158,8 @@ fn warning(node: &NodeName, message: String) -> Hazard {
 
 /// Says which nodes of an encrypted mesh have no tunnels to each other, since none of them has an endpoint.
 fn cannot_meet(mesh: &Mesh, parts: &Parts<'_>) -> Option<Hazard> {
-    let dials = parts.iter().filter(|(_, member)| member.record.is_some() && member.endpoint.is_none());
+    // Those without an agent have no record.
+    let dials = parts.iter().filter(|(_, member)| member.record.is_some() && member.dials());
     let names: Vec<&NodeName> = dials.map(|(node, _)| node).collect();
     let (first, second) = (names.first()?, names.get(1)?);
     if mesh.security == Security::Plain {
@@ -283,6 +330,9 @@ fn not_joined(hazards: &mut Vec<Hazard>, mesh: &Mesh, node: &NodeName, member: &
     }
     if let Some(hazard) = barred(node, member) {
         hazards.push(hazard);
+        return;
+    }
+    if member.wireguard.is_some() {
         return;
     }
     match (member.record, &member.endpoint) {

@@ -1,4 +1,5 @@
 mod encrypted;
+mod wireguard;
 
 use proptest::collection::{btree_map, btree_set, vec};
 use proptest::prelude::*;

@@ -69,6 +69,17 @@ impl Lines {
 
     fn compare_nodes(&mut self, field: &str, before: &MeshNode, after: &MeshNode) {
         let endpoint = |node: &MeshNode| node.endpoint.as_ref().map(Remote::to_string).unwrap_or_default();
+        let kind = |node: &MeshNode| if node.wireguard.is_some() { "wireguard" } else { "agent" };
+        self.compare(&format!("{field}.kind"), kind(before).to_owned(), kind(after).to_owned());
+        let own = |node: &MeshNode| {
+            let wireguard = node.wireguard.as_ref()?;
+            let key = wireguard.public_key.map(|key| key.to_string()).unwrap_or_default();
+            Some([key, list(&wireguard.peers.iter().collect::<Vec<_>>())])
+        };
+        let [before_own, after_own] = [before, after].map(|node| own(node).unwrap_or_default());
+        for ((name, before), after) in ["public_key", "peers"].into_iter().zip(before_own).zip(after_own) {
+            self.compare(&format!("{field}.{name}"), before, after);
+        }
         self.compare(&format!("{field}.endpoint"), endpoint(before), endpoint(after));
         self.compare(&format!("{field}.addresses"), list(&before.addresses), list(&after.addresses));
         self.compare(&format!("{field}.routes"), list(&before.routes), list(&after.routes));

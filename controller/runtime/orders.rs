@@ -15,7 +15,7 @@ use crate::controller::plan::{Plan, PlanHash};
 use crate::controller::state::{ApplyError, Basis, ControllerState};
 use crate::controller::store::transaction::Transaction;
 use crate::controller::store::{Store, StoreError};
-use crate::proto::model::MeshName;
+use crate::proto::model::{MeshName, NodeName, PublicKey};
 use crate::proto::session::Generation;
 use crate::proto::trust::Asker;
 
@@ -66,13 +66,20 @@ pub(super) enum Order {
         allow_removals: bool,
         asker: Asker,
     },
+    /// That a node without an agent has this key.
+    GiveKey {
+        mesh: MeshName,
+        node: NodeName,
+        key: PublicKey,
+        asker: Asker,
+    },
 }
 
 impl Order {
     fn mesh(&self) -> &MeshName {
         match self {
             Self::Plan(mesh) | Self::Apply { mesh, .. } => &mesh.name,
-            Self::Delete { mesh, .. } => mesh,
+            Self::Delete { mesh, .. } | Self::GiveKey { mesh, .. } => mesh,
         }
     }
 
@@ -90,6 +97,13 @@ impl Order {
             Self::Delete { mesh, allow_removals, asker } => {
                 let (plan, mut transaction) = basis.delete_mesh(mesh, *allow_removals)?;
                 basis.stored().record(&[deed("DeleteMesh", mesh, asker)], wall, &mut transaction);
+                Ok((plan, Some(transaction)))
+            }
+            Self::GiveKey { mesh, node, key, asker } => {
+                let (plan, mut transaction) = basis.give_key(mesh, node, *key)?;
+                let what = format!("the key of {node} in mesh {mesh}");
+                let deed = Deed { asker: asker.clone(), method: "SetWireguardKey", what };
+                basis.stored().record(&[deed], wall, &mut transaction);
                 Ok((plan, Some(transaction)))
             }
         }
@@ -190,7 +204,7 @@ impl Orders {
                 Order::Plan(_) => {
                     let _ = judged.reply.send(Ok(Applied { plan, generation: judged.generation }));
                 }
-                Order::Apply { .. } | Order::Delete { .. } => {
+                Order::Apply { .. } | Order::Delete { .. } | Order::GiveKey { .. } => {
                     self.done.push((judged.generation.revision, plan, judged.reply));
                 }
             },
@@ -205,6 +219,7 @@ impl Orders {
                 tracing::info!(mesh = %judged.order.mesh(), revision, "{}", match judged.order {
                     Order::Plan(_) | Order::Apply { .. } => "mesh is applied",
                     Order::Delete { .. } => "mesh is deleted",
+                    Order::GiveKey { .. } => "a node without an agent has a new key",
                 });
                 self.done.push((revision, plan, judged.reply));
             }

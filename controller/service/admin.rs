@@ -30,7 +30,7 @@ use crate::proto::convert::room::page;
 use crate::proto::convert::timestamp;
 use crate::proto::host::access::{asker, until_refused};
 use crate::proto::host::clock::since_epoch;
-use crate::proto::model::{Invalid, MeshName, NodeName, OperatorName};
+use crate::proto::model::{Invalid, MeshName, NodeName, OperatorName, PublicKey};
 use crate::proto::session::Generation;
 use crate::proto::trust::TokenId;
 use crate::proto::v1;
@@ -358,6 +358,44 @@ impl MeshAdmin for Admin {
         let (entries, _) =
             self.store.read(AUDIT).await.map_err(|error| wire::not_stored(&error.to_string()))?;
         Ok(Response::new(wire::audit(&entries, after)))
+    }
+
+    async fn export_wireguard(
+        &self,
+        request: Request<v1::ExportWireguardRequest>,
+    ) -> Result<Response<v1::ExportWireguardResponse>, Status> {
+        let v1::ExportWireguardRequest { node, mesh } = request.into_inner();
+        let node: NodeName = parsed("node", &node)?;
+        let mesh: Option<MeshName> = (!mesh.is_empty()).then(|| parsed("mesh", &mesh)).transpose()?;
+        let look = move |state: &ControllerState, _, _| {
+            let stored = state.stored();
+            stored.wanted.export(&node, mesh.as_ref()).map(|export| (export, stored.generation()))
+        };
+        let (export, generation) = self.controller.look(look).await?.map_err(wire::unfit)?;
+        Ok(Response::new(wire::export(export, generation)))
+    }
+
+    async fn set_wireguard_key(
+        &self,
+        request: Request<v1::SetWireguardKeyRequest>,
+    ) -> Result<Response<v1::SetWireguardKeyResponse>, Status> {
+        let asker = asker(&request);
+        let v1::SetWireguardKeyRequest { node, mesh, public_key } = request.into_inner();
+        let node: NodeName = parsed("node", &node)?;
+        let mesh: Option<MeshName> = (!mesh.is_empty()).then(|| parsed("mesh", &mesh)).transpose()?;
+        let key: PublicKey = parsed("public_key", &public_key)?;
+        let named = node.clone();
+        let look = move |state: &ControllerState, _, _| {
+            let found = state.stored().wanted.mesh_of_wireguard(&named, mesh.as_ref());
+            found.map(|mesh| mesh.name.clone())
+        };
+        let mesh = self.controller.look(look).await?.map_err(wire::unfit)?;
+        let Applied { plan, generation } =
+            self.controller.give_key(mesh, node, key, asker).await.map_err(refused)?;
+        Ok(Response::new(v1::SetWireguardKeyResponse {
+            generation: Some(generation.into()),
+            plan: Some(plan::response(plan)),
+        }))
     }
 
     type WatchEventsStream = ReceiverStream<Result<v1::Event, Status>>;

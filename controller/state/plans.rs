@@ -8,10 +8,10 @@ use std::time::Duration;
 use super::{ControllerState, Versions};
 use crate::controller::alloc;
 use crate::controller::mesh::Mesh;
-use crate::controller::plan::{self, Plan, PlanHash};
+use crate::controller::plan::{self, Plan, PlanHash, Unfit};
 use crate::controller::store::transaction::Transaction;
 use crate::controller::stored::{self, Stored};
-use crate::proto::model::{MeshName, NodeName};
+use crate::proto::model::{MeshName, NodeName, PublicKey};
 
 /// Why a mesh is not applied or deleted. Nothing changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +24,8 @@ pub enum ApplyError {
     PlanChanged(Vec<String>),
     /// There is no such mesh.
     Unknown(MeshName),
+    /// The node gets no key.
+    Unfit(Unfit),
 }
 
 /// What orders are judged by, as it is at one moment: cheap to take, and judged by wherever there is time. A
@@ -121,6 +123,30 @@ impl Basis {
         };
         self.consent(&plan.mass_removals, allow_removals, &mut transaction)?;
         self.exclude_others(&mut transaction);
+        Ok((plan, transaction))
+    }
+
+    /// Gives a node without an agent a key that was made for it: the plan, and what is to be committed for it.
+    ///
+    /// # Errors
+    /// Why it is refused.
+    pub fn give_key(
+        &self,
+        mesh: &MeshName,
+        node: &NodeName,
+        key: PublicKey,
+    ) -> Result<(Plan, Transaction), ApplyError> {
+        let mut wanted = self.stored.wanted.clone();
+        wanted.give_key(mesh, node, key).map_err(ApplyError::Unfit)?;
+        let plan = plan::plan(&self.stored.wanted, &wanted, mesh, self.stored.revision, &self.reached_at);
+        if plan.hazards.iter().any(|hazard| hazard.is_error && hazard.node.as_ref() == Some(node)) {
+            return Err(ApplyError::Hazards(Box::new(plan)));
+        }
+        let given = wanted.allocations.get(mesh);
+        let transaction = Transaction {
+            conditions: self.stored.unchanged_mesh(mesh).into(),
+            writes: given.map(|given| stored::put_allocations(mesh, given)).into_iter().collect(),
+        };
         Ok((plan, transaction))
     }
 

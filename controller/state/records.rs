@@ -106,7 +106,8 @@ impl ControllerState {
         let coming = self.records.progress.coming();
         let records = [Some(&self.records.waiting), coming].into_iter().flatten().map(|batch| &batch.nodes);
         let mut known = records.chain([&self.stored.wanted.nodes]).flatten();
-        known.find(|(_, record)| record.keys.get(mesh) == Some(&key)).map(|(node, _)| node)
+        let owner = known.find(|(_, record)| record.keys.get(mesh) == Some(&key)).map(|(node, _)| node);
+        owner.or_else(|| self.stored.wanted.wireguard_with_key(mesh, key))
     }
 
     /// What a node says of itself without keys that are another's: whoever sees a key can say that it is its own, and so

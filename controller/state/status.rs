@@ -38,7 +38,7 @@ pub struct ControllerStatus {
     pub stale: usize,
     /// Nodes that are offline.
     pub offline: usize,
-    /// Nodes of a mesh.
+    /// Nodes of a mesh that have an agent.
     pub members: usize,
     /// Those of them that have acknowledged all that is wanted of them.
     pub converged: usize,
@@ -51,8 +51,8 @@ pub struct ControllerStatus {
 pub struct NodeStatus {
     /// Its name.
     pub name: NodeName,
-    /// Whether it is there.
-    pub health: Health,
+    /// Whether it is there; absent: it has no agent, and its peers' tunnels say so.
+    pub health: Option<Health>,
     /// How long ago it was heard; absent: never since the controller's start.
     pub last_heard: Option<Duration>,
     /// The meshes that it is of.
@@ -127,7 +127,10 @@ impl ControllerState {
         let states =
             || node.into_iter().flat_map(|node| node.tunnels.values()).map(|(tunnel, _)| &tunnel.state);
         NodeStatus {
-            health: node.map_or(Health::Offline, |node| node.health(now)),
+            health: match node {
+                Some(node) => Some(node.health(now)),
+                None => (record.is_some() || !self.is_wireguard(&name)).then_some(Health::Offline),
+            },
             last_heard: node
                 .and_then(|node| node.last_heard)
                 .map(|heard| now.saturating_duration_since(heard)),
@@ -144,6 +147,11 @@ impl ControllerState {
             removals_held: node.map_or(0, |node| node.removals_held.len()),
             name,
         }
+    }
+
+    /// Whether a mesh has a node without an agent.
+    fn is_wireguard(&self, name: &NodeName) -> bool {
+        self.stored.wanted.meshes.values().any(|mesh| mesh.is_wireguard(name))
     }
 
     /// The last request for a whole report that a node has answered; 0: none.
@@ -175,8 +183,8 @@ impl ControllerState {
     /// The controller as a whole.
     pub fn status(&self, now: Instant) -> ControllerStatus {
         let nodes = self.nodes(now);
-        let with = |health| nodes.iter().filter(|node| node.health == health).count();
-        let members = || nodes.iter().filter(|node| !node.meshes.is_empty());
+        let with = |health| nodes.iter().filter(|node| node.health == Some(health)).count();
+        let members = || nodes.iter().filter(|node| !node.meshes.is_empty() && node.health.is_some());
         ControllerStatus {
             store_id: self.stored.store_id.clone(),
             generation: self.generation,
@@ -234,9 +242,11 @@ impl ControllerState {
             let refusal = node.and_then(|node| node.refusal.as_ref());
             if !status.meshes.is_empty() && refusal.is_none() {
                 match status.health {
-                    Health::Live => {}
-                    Health::Stale => tell(name, None, "stale: nothing was heard of it for 12 s".to_owned()),
-                    Health::Offline => tell(name, None, "offline".to_owned()),
+                    Some(Health::Live) | None => {}
+                    Some(Health::Stale) => {
+                        tell(name, None, "stale: nothing was heard of it for 12 s".to_owned())
+                    }
+                    Some(Health::Offline) => tell(name, None, "offline".to_owned()),
                 }
             }
             if status.removals_held > 0 {

@@ -135,7 +135,7 @@ fn a_silent_agent_is_let_go_and_shown_as_what_it_is() {
     let connection = agents[0].connection.unwrap();
     let health = |world: &World| {
         let nodes = world.state.nodes(world.now);
-        nodes.iter().find(|status| status.name == node(0)).unwrap().health
+        nodes.iter().find(|status| status.name == node(0)).unwrap().health.unwrap()
     };
     for agent in &agents {
         world.say(agent, AgentMessage::Heartbeat(Heartbeat::default()));
@@ -565,4 +565,30 @@ fn a_node_whose_address_is_translated_on_the_way_has_no_endpoint() {
     let nodes = world.store.read().wanted.nodes;
     let endpoint = |number| nodes[&node(number)].endpoint.as_ref().map(ToString::to_string);
     assert_eq!((0..3).map(endpoint).collect::<Vec<_>>(), [Some("172.100.1.1".to_owned()), None, None]);
+}
+
+/// A phone is a node by a key that its mesh file has: no agent's word goes before that.
+#[test]
+fn the_key_of_a_node_without_an_agent_is_no_agents() {
+    let mut world = World::new();
+    let mut agents: Vec<Agent> = (0..2).map(Agent::new).collect();
+    let key = PublicKey::from([7; 32]);
+    let phone = format!("phone: {{kind: wireguard, public_key: {key}, peers: [n0, n1]}}");
+    let file = format!("{{mesh: web, overlay: 10.9.0.0/24, nodes: {{n0: {{}}, n1: {{}}, {phone}}}}}");
+    world.apply(mesh(&file));
+    world.settle(&mut agents);
+    world.say(&agents[0], AgentMessage::Keys(keys(7)));
+    world.say(&agents[1], AgentMessage::Keys(keys(1)));
+    world.settle(&mut agents);
+    let has = |agent: &Agent| -> Vec<String> {
+        agent.has.iter().flat_map(|(_, items)| items.iter()).map(|item| item.id.to_string()).collect()
+    };
+    assert_eq!(has(&agents[1]), ["device web", "tunnel web.phone"]);
+    assert_eq!(has(&agents[0]), ["device web", "tunnel web.n1", "tunnel web.phone"]);
+    let convergence = world.state.convergence(world.now);
+    assert_eq!(convergence.nodes, 2, "nobody waits for a phone");
+    assert!(convergence.lagging[0].message.starts_with("its key for mesh web is that of phone"));
+    let status = world.state.status(world.now);
+    assert_eq!((status.members, status.offline), (2, 0));
+    assert!(status.problems.iter().all(|problem| problem.node != Some("phone".parse().unwrap())));
 }

@@ -16,6 +16,7 @@ pub mod random;
 pub mod signals;
 pub mod socket;
 pub mod tls;
+pub mod wireguard;
 pub mod words;
 
 use tonic_reflection::server::Builder;

@@ -19,13 +19,15 @@ const OPERATOR: Need = Need::Role(Role::Operator);
 const ADMIN: Need = Need::Role(Role::Admin);
 
 /// All methods that are served. What is not here is refused.
-pub const METHODS: [(&str, Need); 34] = [
+pub const METHODS: [(&str, Need); 36] = [
     ("/tunmesh.v1.AgentControl/Session", Need::Agent),
     ("/tunmesh.v1.Enrolment/Enrol", Need::Nothing),
     ("/tunmesh.v1.Enrolment/Renew", Need::Nothing),
     ("/tunmesh.v1.MeshAdmin/Plan", OPERATOR),
     ("/tunmesh.v1.MeshAdmin/Apply", OPERATOR),
     ("/tunmesh.v1.MeshAdmin/DeleteMesh", OPERATOR),
+    ("/tunmesh.v1.MeshAdmin/SetWireguardKey", OPERATOR),
+    ("/tunmesh.v1.MeshAdmin/ExportWireguard", VIEWER),
     ("/tunmesh.v1.MeshAdmin/ListMeshes", VIEWER),
     ("/tunmesh.v1.MeshAdmin/GetControllerStatus", VIEWER),
     ("/tunmesh.v1.MeshAdmin/ListNodes", VIEWER),

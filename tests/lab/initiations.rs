@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use socket2::SockAddr;
 use tunmesh::agent::os::udp::send::{Message, Part, Sender, Transmit};
-use tunmesh::agent::wireguard::key::PrivateKey;
 use tunmesh::agent::wireguard::tunnel::{Indices, Noise, Tunnel};
+use tunmesh::proto::host::wireguard::PrivateKey;
 
 use super::Host;
 

@@ -58,7 +58,7 @@ pub use tools::{
     legacy_send, methods, number,
 };
 pub use traffic::{PingReport, Pinger, datagrams, ping, ping_ok, transfer, try_transfer};
-pub use wireguard::WireguardGo;
+pub use wireguard::{WgQuick, WireguardGo};
 
 /// What an ordinary step may take on a busy machine.
 pub const SOON: Duration = Duration::from_secs(10);

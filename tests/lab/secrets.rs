@@ -67,8 +67,11 @@ pub fn learn_key(file: &Path) {
 
 /// Takes note of the key in a file as `wg genkey` prints it.
 fn learn_wireguard_key(file: &Path) {
-    let text = fs::read_to_string(file).unwrap_or_default();
-    let text = text.trim_end();
+    learn_wireguard_text(fs::read_to_string(file).unwrap_or_default().trim_end());
+}
+
+/// Takes note of a key as `wg genkey` prints it.
+pub fn learn_wireguard_text(text: &str) {
     learn(text.trim_end_matches('='));
     STANDARD.decode(text).expect("32 bytes in base64").chunks(16).for_each(learn_bytes);
 }

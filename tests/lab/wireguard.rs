@@ -1,14 +1,14 @@
 //! WireGuard as others have it: the peer of an encrypted tunnel that is no agent.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
-use tunmesh::agent::wireguard::key::PrivateKey;
+use tunmesh::proto::host::wireguard::PrivateKey;
 
 use super::{Host, SOON, secrets, wait_until};
 
@@ -94,6 +94,55 @@ impl WireguardGo {
 impl Drop for WireguardGo {
     fn drop(&mut self) {
         self.end();
+    }
+}
+
+/// What a file of wg-quick sets up on a host, with wireguard-go where the kernel has no WireGuard. Dropping it takes it
+/// down.
+pub struct WgQuick {
+    host: Host,
+    /// With the file, and its private key where it has none itself.
+    directory: TempDir,
+    device: String,
+}
+
+impl WgQuick {
+    /// Sets up what the file says. Where it names a file of the private key, that has `key`.
+    pub fn up(host: &Host, file: &str, key: Option<&PrivateKey>) -> Self {
+        static DEVICES: AtomicU32 = AtomicU32::new(0);
+        // Its socket has the device's name, and is the same file for all hosts.
+        let device = format!("q{}-{}", std::process::id(), DEVICES.fetch_add(1, Ordering::Relaxed));
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path();
+        if let Some(key) = key {
+            fs::write(path.join(format!("{device}.key")), key.to_text().as_bytes()).unwrap();
+            secrets::learn_keys(path);
+        }
+        let set_up = Self { host: host.clone(), device, directory };
+        let file = file.replace("/etc/wireguard/", &format!("{}/", set_up.directory.path().display()));
+        fs::write(set_up.file(), file).unwrap();
+        set_up.quick("up");
+        set_up
+    }
+
+    /// Ends it, and sets the same up again.
+    pub fn restart(&self) {
+        self.quick("down");
+        self.quick("up");
+    }
+
+    fn quick(&self, command: &str) {
+        self.host.run(["wg-quick", command, self.file().to_str().unwrap()]);
+    }
+
+    fn file(&self) -> PathBuf {
+        self.directory.path().join(format!("{}.conf", self.device))
+    }
+}
+
+impl Drop for WgQuick {
+    fn drop(&mut self) {
+        let _ = self.host.try_run(["wg-quick", "down", self.file().to_str().unwrap()]);
     }
 }
 

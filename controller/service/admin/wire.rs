@@ -7,7 +7,7 @@ use tonic_types::{ErrorDetails, StatusExt};
 use crate::controller::audit::{Record, broken};
 use crate::controller::mesh::{Fault, Mesh, Security, Topology};
 use crate::controller::pki::{Authority, Root};
-use crate::controller::plan::Hazard;
+use crate::controller::plan::{Export, Hazard, Unfit};
 use crate::controller::state::{
     ApplyError, ControllerStatus, Convergence, Event, Health, NodeStatus, NodeTunnels, Problem,
 };
@@ -17,6 +17,7 @@ use crate::proto::convert::room::{MESSAGE, Room, page};
 use crate::proto::convert::session::wire_tunnel_report;
 use crate::proto::convert::{duration, timestamp};
 use crate::proto::model::NodeName;
+use crate::proto::session::Generation;
 use crate::proto::v1;
 
 /// How many names of nodes an error has at most.
@@ -74,6 +75,7 @@ pub(super) fn mesh(stored: &Stored, mesh: &Mesh, revision: u64) -> v1::Mesh {
             addresses: allocation.map(|allocation| texts(&allocation.addresses)).unwrap_or_default(),
             endpoint: text(written.and_then(|node| node.endpoint.as_ref()).or_else(said)),
             routes: written.map(|node| texts(&node.routes)).unwrap_or_default(),
+            wireguard: mesh.is_wireguard(&name),
             name: name.into(),
         }
     });
@@ -136,7 +138,7 @@ pub(super) fn status(status: ControllerStatus) -> v1::GetControllerStatusRespons
 pub(super) fn node(node: NodeStatus) -> v1::Node {
     v1::Node {
         name: node.name.into(),
-        health: health(node.health).into(),
+        health: node.health.map_or(v1::node::Health::NoAgent, health).into(),
         last_heard: node.last_heard.map(duration),
         meshes: texts(node.meshes),
         labels: node.labels,
@@ -257,6 +259,75 @@ pub(super) fn not_applied(error: ApplyError) -> Status {
                 format!("name {:?} is no mesh; `controller mesh list` has their names", mesh.as_str());
             refused(Code::NotFound, vec![("name".to_owned(), words)])
         }
+        ApplyError::Unfit(unfit) => self::unfit(unfit),
+    }
+}
+
+/// Why a node without an agent is not exported, or gets no key.
+pub(super) fn unfit(unfit: Unfit) -> Status {
+    let (code, field, words) = match unfit {
+        Unfit::Unknown(node) => (
+            Code::NotFound,
+            "node",
+            format!(
+                "node {:?} has no kind: wireguard in the mesh file; write it, with its peers, and apply the file",
+                node.as_str()
+            ),
+        ),
+        Unfit::Several(node, meshes) => {
+            let meshes = texts(meshes).join(", ");
+            let words = format!("mesh is missing, and {node} is in {meshes}; name one of them with --mesh");
+            (Code::InvalidArgument, "mesh", words)
+        }
+        Unfit::WithoutKey(node) => (
+            Code::FailedPrecondition,
+            "node",
+            format!(
+                "{node} has no key; have one made with --generate-key, or write its public_key into the mesh file"
+            ),
+        ),
+        Unfit::HasKey(node) => (
+            Code::FailedPrecondition,
+            "node",
+            format!(
+                "{node} has its public_key in the mesh file; take it out there for one that is made here"
+            ),
+        ),
+        Unfit::WithoutAddress(node) => {
+            let words = format!("{node} has no overlay address, as there is none left; use a larger overlay");
+            (Code::FailedPrecondition, "node", words)
+        }
+    };
+    refused(code, vec![(field.to_owned(), words)])
+}
+
+/// How a node without an agent is to be set up.
+pub(super) fn export(export: Export, generation: Generation) -> v1::ExportWireguardResponse {
+    let peers = export.peers.into_iter().map(|peer| v1::WireguardPeer {
+        node: peer.node.into(),
+        public_key: peer.public_key.to_string(),
+        endpoint: text(peer.endpoint),
+        allowed_ips: texts(peer.allowed),
+        keepalive: peer.keepalive.map(|seconds| seconds.get().into()).unwrap_or_default(),
+    });
+    let (peers, more_peers) = Room(MESSAGE).fill(peers, Message::encoded_len);
+    let left_out = export
+        .left_out
+        .into_iter()
+        .map(|(node, reason)| v1::LeftOut { node: node.into(), reason: reason.to_owned() });
+    let (left_out, more_left_out) = Room(MESSAGE / 8).fill(left_out, Message::encoded_len);
+    v1::ExportWireguardResponse {
+        node: export.node.into(),
+        mesh: export.mesh.to_string(),
+        generation: Some(generation.into()),
+        public_key: export.public_key.to_string(),
+        addresses: texts(export.addresses),
+        listen_port: export.listen_port.map(u32::from).unwrap_or_default(),
+        mtu: export.mtu.map(|mtu| mtu.get().into()).unwrap_or_default(),
+        peers,
+        more_peers,
+        left_out,
+        more_left_out,
     }
 }
 

@@ -114,7 +114,7 @@ fn an_agent_that_refuses_is_not_there_and_told_of_once() {
     let (mut world, mut agents) = converged(2);
     let health = |world: &World| {
         let nodes = world.state.nodes(world.now);
-        nodes.into_iter().find(|status| status.name == node(0)).unwrap().health
+        nodes.into_iter().find(|status| status.name == node(0)).unwrap().health.unwrap()
     };
     let mut told = 0;
     for attempt in 0..100 {

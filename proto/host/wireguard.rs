@@ -1,4 +1,4 @@
-//! The key that a host has for itself.
+//! The key by which the peers of encrypted tunnels know a host.
 
 use std::fmt;
 use std::io;
@@ -8,7 +8,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use gotatun::x25519;
 use rustix::rand::{GetRandomFlags, getrandom};
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::Zeroizing;
 
 use crate::proto::model::{Invalid, PublicKey};
 
@@ -43,11 +43,12 @@ impl PrivateKey {
     }
 
     /// To work with, and to be let go of soon.
-    pub(super) fn secret(&self) -> x25519::StaticSecret {
+    pub fn secret(&self) -> x25519::StaticSecret {
         x25519::StaticSecret::from(**self.secret)
     }
 
-    pub(super) fn point(&self) -> &x25519::PublicKey {
+    /// [`Self::public`], as the library has it.
+    pub fn point(&self) -> &x25519::PublicKey {
         &self.point
     }
 }
@@ -56,15 +57,6 @@ impl From<Box<Zeroizing<[u8; 32]>>> for PrivateKey {
     fn from(secret: Box<Zeroizing<[u8; 32]>>) -> Self {
         Self { point: x25519::PublicKey::from(&x25519::StaticSecret::from(**secret)), secret }
     }
-}
-
-/// Wipes what calls that have returned have left on the stack, as far as so many words: the library moves keys and what it
-/// makes of them, and a value that was moved leaves a copy where it was.
-#[inline(never)]
-pub fn wipe_stack<const WORDS: usize>() {
-    let mut stack = [0_u64; WORDS];
-    stack.zeroize();
-    std::hint::black_box(&stack);
 }
 
 impl FromStr for PrivateKey {
