@@ -6,7 +6,7 @@ mod lab;
 
 use std::fs;
 use std::net::UdpSocket;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use lab::{
     Agent, Capture, Host, Initiations, Lab, Pinger, SOON, SOURCES, grpcurl, number, ping, ping_ok, transfer,
@@ -17,6 +17,7 @@ use nix::sys::socket::sockopt::UdpGsoSegment;
 use serde_json::{Value, json};
 use tunmesh::agent::wireguard::message::{self, Message};
 use tunmesh::agent::wireguard::tunnel::{Indices, Noise, Sealed, Tunnel};
+use tunmesh::proto::host::clock::now;
 use tunmesh::proto::host::wireguard::PrivateKey;
 
 const ADD: &str = "tunmesh.v1.TunnelService/AddTunnel";
@@ -438,7 +439,7 @@ fn initiations_from_everywhere_hold_up_nobody_and_fill_no_memory() {
     add(&agent, 1, 2, "172.100.1.2", &their.public_key());
     add(&their, 2, 1, "172.100.1.1", &agent.public_key());
     ping_ok(&a, "10.9.0.2");
-    let started = Instant::now();
+    let started = now();
     let flood = Initiations::start(&strangers, AGENT.parse().unwrap(), &agent.public_key(), RATE);
     let refused =
         |reason: &str| number(&grpcurl(&agent, STATUS, &json!({})).unwrap()["datagramsDropped"][reason]);
