@@ -120,6 +120,12 @@ impl Platform {
         roamed.as_deref().filter(|_| kept.peer.is_some()).map(|roamed| roamed.address)
     }
 
+    /// Whether keys have been agreed on with a tunnel's peer since that is known.
+    pub fn is_keyed(&self, tunnel: &TunnelName) -> bool {
+        let peer = self.kept.get(tunnel).and_then(|(_, kept)| kept.peer.as_ref());
+        peer.is_some_and(|peer| peer.is_met())
+    }
+
     /// The keys of meshes that are kept.
     pub fn open_keys(&mut self) -> BTreeMap<MeshName, PublicKey> {
         let meshes = self.keys.meshes();
@@ -270,7 +276,7 @@ impl Platform {
                 let own_key = of_mesh.map_or(&self.own, |(key, _)| key);
                 let (all, receivers, next) = (&mut self.kept, &self.receivers, &mut self.next_peer);
                 table.add(own.open.clone(), device, |tunnel, wanted| {
-                    let ForwardingTunnel { endpoint, framing, keepalive, .. } = wanted;
+                    let ForwardingTunnel { endpoint, framing, keepalive, also_plain, .. } = wanted;
                     let new = || (*endpoint, Kept::default());
                     let (learnt_at, kept) = all.entry(tunnel.clone()).or_insert_with(new);
                     if *learnt_at != *endpoint {
@@ -300,8 +306,10 @@ impl Platform {
                             // Where that one is, the next one is not.
                             kept.path = Arc::default();
                         }
-                        // What passed before says nothing of whether this passes.
-                        kept.stats.forget_received();
+                        // What passed before says nothing of whether this passes, unless it passes as well.
+                        if !also_plain || kept.peer.is_some() {
+                            kept.stats.forget_received();
+                        }
                         kept.peer = wanted.map(|(key, keepalive)| {
                             *next += 1;
                             let (own, receivers) = (Arc::clone(own_key), Arc::clone(receivers));

@@ -280,7 +280,7 @@ impl Runtime {
     /// Logs of each device once that it has tunnels that are not encrypted.
     fn log_plain(&mut self) {
         let tunnels = self.state.desired().tunnels.values();
-        let plain = tunnels.filter(|tunnel| !matches!(tunnel.framing, Framing::Wireguard(_)));
+        let plain = tunnels.filter(|tunnel| tunnel.takes_plain());
         let plain: BTreeSet<DeviceName> = plain.map(|tunnel| tunnel.device.clone()).collect();
         for device in plain.difference(&self.plain) {
             tracing::warn!(%device, "its tunnels are not encrypted: whoever can read the underlay reads them");
@@ -381,7 +381,11 @@ impl Runtime {
     fn reports(&mut self) -> BTreeMap<TunnelName, TunnelReport> {
         let now = since_epoch();
         let tunnels = self.tunnels().into_iter();
-        tunnels.map(|status| (status.name.clone(), report(status, now))).collect()
+        let reports = tunnels.map(|status| {
+            let keyed = self.platform.is_keyed(&status.name);
+            (status.name.clone(), TunnelReport { keyed, ..report(status, now) })
+        });
+        reports.collect()
     }
 
     fn resolve(&mut self, host: String) {
@@ -455,6 +459,7 @@ fn report(status: TunnelStatus, now: Duration) -> TunnelReport {
         state: status.state,
         endpoint: status.endpoint.map(|endpoint| endpoint.to_string()).unwrap_or_default(),
         last_received_ms: age.map(|age| u64::try_from(age).unwrap_or(u64::MAX)),
+        keyed: false,
     }
 }
 

@@ -123,6 +123,7 @@ mod tests {
             remote: Some("minion-2:5000".parse().unwrap()),
             framing: Framing::Pi,
             keepalive: None,
+            also_plain: false,
             allowed_prefixes: Vec::new(),
             without: Offloads::new(),
             routes: vec!["192.168.2.0/24".parse().unwrap()],

@@ -115,6 +115,8 @@ pub struct ForwardingTunnel {
     pub framing: Framing,
     /// How often at least something is sent to the peer of an encrypted tunnel, in seconds.
     pub keepalive: Option<NonZeroU16>,
+    /// Whether packets of an encrypted tunnel are taken unencrypted, too, and sent so until there are keys.
+    pub also_plain: bool,
     /// The largest packet that is sent whole.
     pub mtu: Mtu,
     /// The largest packet that TCP connections through the tunnel are told of.
@@ -281,6 +283,7 @@ fn place(target: &mut Target, facts: &Facts, policy: &Policy, wish: &Wish<'_>) {
             exact_port: tunnel.remote.as_ref().is_some_and(|remote| remote.port.is_some()),
             framing: tunnel.framing,
             keepalive: tunnel.keepalive,
+            also_plain: tunnel.also_plain,
             mtu: wanted.min(path),
             tcp_mtu,
             without: tunnel.without.iter().chain(policy.without.keys()).copied().collect(),

@@ -9,7 +9,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::mesh::{Mesh, node_addresses, to_address};
+use super::mesh::{Mesh, Security, node_addresses, to_address};
 use crate::proto::model::{NodeName, PublicKey};
 
 /// How long an address that was freed is given to no other node.
@@ -33,9 +33,55 @@ pub struct Allocation {
     pub addresses: Vec<IpAddr>,
     /// When the node left, as time since the Unix epoch; absent: it is a member.
     pub freed: Option<Duration>,
+    /// How far it is on the way from unencrypted tunnels to encrypted ones; absent: it has had none of the former.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from_plain: Option<FromPlain>,
     /// The key of a node without an agent that was made for it, where the file has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<PublicKey>,
+}
+
+/// How far a node is on the way from unencrypted tunnels to encrypted ones. A pair of such nodes goes on unencrypted until
+/// it has agreed on keys, unless both have done so with all others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FromPlain {
+    /// Not all others that were there have had keys with it yet.
+    UnderWay,
+    /// They have.
+    Keyed,
+}
+
+impl Allocations {
+    /// Has the nodes that were members `before` go on unencrypted until they have agreed on keys.
+    pub fn leave_plain(&mut self, before: &Self) {
+        for (node, allocation) in &mut self.nodes {
+            let was_member = before.nodes.get(node).is_some_and(|before| before.freed.is_none());
+            if was_member && allocation.freed.is_none() {
+                allocation.from_plain = Some(FromPlain::UnderWay);
+            }
+        }
+    }
+
+    /// Takes in that nodes have agreed on keys with all others that were there. Once all have, it is as if they had had no
+    /// others.
+    pub fn note_keyed(&mut self, keyed: &BTreeSet<NodeName>) {
+        for (node, allocation) in &mut self.nodes {
+            if allocation.from_plain == Some(FromPlain::UnderWay) && keyed.contains(node) {
+                allocation.from_plain = Some(FromPlain::Keyed);
+            }
+        }
+        if self.under_way().next().is_none() {
+            self.nodes.values_mut().for_each(|allocation| allocation.from_plain = None);
+        }
+    }
+
+    /// The nodes that have not agreed on keys with all others.
+    pub fn under_way(&self) -> impl Iterator<Item = &NodeName> {
+        let nodes = self.nodes.iter();
+        let under_way = nodes.filter(|(_, allocation)| allocation.from_plain == Some(FromPlain::UnderWay));
+        under_way.map(|(node, _)| node)
+    }
 }
 
 /// The allocations after `members` came to be the mesh's nodes, and who lacks an address and why. `now` is time
@@ -58,8 +104,14 @@ pub fn allocate(
         for node in members {
             let allocation = after.nodes.entry(node.clone());
             let allocation = allocation.or_insert_with(|| {
-                let made = before.nodes.get(node).filter(|_| is_without_key(mesh, node));
-                Allocation { addresses: Vec::new(), freed: None, key: made.and_then(|made| made.key) }
+                let before = before.nodes.get(node).filter(|before| before.freed.is_none());
+                let is_encrypted = mesh.security == Security::Encrypted;
+                Allocation {
+                    addresses: Vec::new(),
+                    freed: None,
+                    from_plain: before.filter(|_| is_encrypted).and_then(|before| before.from_plain),
+                    key: before.filter(|_| is_without_key(mesh, node)).and_then(|before| before.key),
+                }
             });
             match family.give(node) {
                 Some(address) => allocation.addresses.push(address),
@@ -71,7 +123,8 @@ pub fn allocate(
     for (node, former) in before.nodes.iter().filter(|(node, _)| !members.contains(*node)) {
         let kept = families.iter().filter_map(|family| family.owned_by(node)).collect::<Vec<_>>();
         if !kept.is_empty() {
-            let allocation = Allocation { addresses: kept, freed: Some(freed(former, now)), key: None };
+            let allocation =
+                Allocation { addresses: kept, freed: Some(freed(former, now)), from_plain: None, key: None };
             after.nodes.insert(node.clone(), allocation);
         }
     }

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::alloc::Allocations;
+use super::alloc::{Allocations, FromPlain};
 use super::mesh::{Mesh, NODES, Security, Topology, WireguardNode};
 use crate::proto::command::TunnelSpec;
 use crate::proto::convert::session::{DeviceSpec, device_item, tunnel_item};
@@ -30,6 +30,8 @@ pub use words::differences;
 
 /// The data port of a node that names none.
 const DATA_PORT: u16 = 5000;
+/// How many nodes a text names at most.
+const NAMED: usize = 10;
 /// How often a node without an endpoint sends something to its peers, in seconds: many firewalls and address translations
 /// forget UDP after 30 s.
 const KEEPALIVE: NonZeroU16 = NonZeroU16::new(25).unwrap();
@@ -78,6 +80,8 @@ struct Member<'a> {
     key: Option<PublicKey>,
     /// What it has instead of an agent.
     wireguard: Option<&'a WireguardNode>,
+    /// How far it is on the way from unencrypted tunnels to encrypted ones.
+    from_plain: Option<FromPlain>,
 }
 
 impl Member<'_> {
@@ -188,7 +192,14 @@ impl Wanted {
                 Some(_) => self.key_of_wireguard(mesh, node),
             },
             wireguard,
+            from_plain: allocation.and_then(|allocation| allocation.from_plain),
         }
+    }
+
+    /// Nodes that have not agreed on keys with all others of a mesh that was unencrypted, by mesh.
+    pub fn leaving_plain(&self) -> impl Iterator<Item = (&MeshName, Vec<&NodeName>)> {
+        let meshes = self.allocations.iter().map(|(mesh, all)| (mesh, all.under_way().collect::<Vec<_>>()));
+        meshes.filter(|(_, nodes)| !nodes.is_empty())
     }
 
     /// Nodes of encrypted meshes that have been there and have not made their key, with the first mesh of each.
@@ -215,7 +226,17 @@ impl Wanted {
     /// What is weaker than the defaults in the meshes, in words.
     pub fn weakened(&self) -> Vec<String> {
         let of = |mesh: &Mesh| weakened(mesh).map(|words| format!("mesh {}: {words}", mesh.name));
-        self.meshes.values().filter_map(of).collect()
+        let leaving = self.leaving_plain().map(|(mesh, nodes)| {
+            let named = nodes.iter().take(NAMED).map(|node| node.as_str()).collect::<Vec<_>>().join(", ");
+            let more = match nodes.len().saturating_sub(NAMED) {
+                0 => String::new(),
+                more => format!(" and {more} more"),
+            };
+            format!(
+                "mesh {mesh}: was unencrypted, and its tunnels to {named}{more} go on so until they have agreed on keys"
+            )
+        });
+        self.meshes.values().filter_map(of).chain(leaving).collect()
     }
 
     /// What each node is to have; nodes of no mesh have nothing and are left out.
@@ -244,16 +265,77 @@ impl Wanted {
     }
 }
 
-/// A tunnel to a node, as all others have it that have one.
+/// The tunnels to a node, as others have them.
 struct Tunnels<'a> {
     peer: &'a NodeName,
-    dials: bool,
-    /// For those that have an endpoint themselves.
-    usual: Arc<Item>,
+    to: &'a Member<'a>,
+    /// For those that have an endpoint themselves; absent: it has no key yet.
+    usual: Option<Arc<Item>>,
     /// For those that have none, where the peer has one: both keep the path open.
     kept_open: Option<Arc<Item>>,
-    /// What the peer has instead of an agent.
-    wireguard: Option<&'a WireguardNode>,
+    /// For those that had an unencrypted one, until both have keys, and until they have agreed on some.
+    from_plain: Option<[Arc<Item>; 2]>,
+}
+
+impl<'a> Tunnels<'a> {
+    fn new(mesh: &Mesh, peer: &'a NodeName, to: &'a Member<'a>, keys: Keys, some_dial: bool) -> Self {
+        let is_encrypted = mesh.security == Security::Encrypted;
+        let framing = match is_encrypted {
+            false => Some(Framing::Raw),
+            true => keys.of(to).map(Framing::Wireguard),
+        };
+        // Whoever has no agent keeps the path open itself.
+        let usual = Style::of(KEEPALIVE, is_encrypted && to.dials() && to.wireguard.is_none());
+        let kept_open = Style::of(KEEPALIVE, is_encrypted);
+        let with = |style: Style| framing.and_then(|framing| tunnel_to(mesh, peer, to, framing, style));
+        let from_plain = to.from_plain.and_then(|_| {
+            let raw = tunnel_to(mesh, peer, to, Framing::Raw, Style::ALSO_PLAIN)?;
+            Some([Arc::clone(&raw), with(Style::ALSO_PLAIN).unwrap_or(raw)])
+        });
+        Self {
+            peer,
+            to,
+            usual: with(usual),
+            kept_open: (some_dial && !to.dials()).then(|| with(kept_open)).flatten(),
+            from_plain,
+        }
+    }
+
+    /// The one that `own`, another node, has; `None`: none.
+    fn of(&self, node: &NodeName, own: &Member<'_>, keys: Keys) -> Option<&Arc<Item>> {
+        if self.to.wireguard.is_some_and(|wireguard| !wireguard.peers.contains(node)) {
+            return None;
+        }
+        let is_under_way = |member: &Member<'_>| member.from_plain == Some(FromPlain::UnderWay);
+        match (own.dials(), self.to.dials()) {
+            (true, true) => None,
+            (true, false) => self.kept_open.as_ref(),
+            (false, true) => self.usual.as_ref(),
+            (false, false) => match &self.from_plain {
+                Some([raw, sealed])
+                    if own.from_plain.is_some() && (is_under_way(own) || is_under_way(self.to)) =>
+                {
+                    Some(if keys.of(own).is_some() { sealed } else { raw })
+                }
+                Some(_) | None => self.usual.as_ref(),
+            },
+        }
+    }
+}
+
+/// What a tunnel has beside its peer and framing.
+#[derive(Debug, Clone, Copy)]
+struct Style {
+    keepalive: Option<NonZeroU16>,
+    also_plain: bool,
+}
+
+impl Style {
+    const ALSO_PLAIN: Self = Self { keepalive: None, also_plain: true };
+
+    fn of(keepalive: NonZeroU16, is_kept_open: bool) -> Self {
+        Self { keepalive: is_kept_open.then_some(keepalive), also_plain: false }
+    }
 }
 
 /// Gives every node of a mesh that has an agent a tunnel to each other one, and to those without that name it.
@@ -264,34 +346,8 @@ fn full(
     views: &mut BTreeMap<NodeName, Vec<Arc<Item>>>,
 ) {
     let some_dial = parts.values().any(Member::dials);
-    let tunnels: Vec<Tunnels<'_>> = parts
-        .iter()
-        .filter_map(|(peer, member)| {
-            let framing = match mesh.security {
-                Security::Plain => Framing::Raw,
-                Security::Encrypted => Framing::Wireguard(keys.of(member)?),
-            };
-            let keepalive = (mesh.security == Security::Encrypted).then_some(KEEPALIVE);
-            let dials = member.dials();
-            Some(Tunnels {
-                peer,
-                dials,
-                // Whoever has no agent keeps the path open itself.
-                usual: tunnel_to(
-                    mesh,
-                    peer,
-                    member,
-                    framing,
-                    keepalive.filter(|_| dials && member.wireguard.is_none()),
-                )?,
-                kept_open: match some_dial && !dials {
-                    true => tunnel_to(mesh, peer, member, framing, keepalive),
-                    false => None,
-                },
-                wireguard: member.wireguard,
-            })
-        })
-        .collect();
+    let tunnels: Vec<Tunnels<'_>> =
+        parts.iter().map(|(peer, to)| Tunnels::new(mesh, peer, to, keys, some_dial)).collect();
     let key = (mesh.security == Security::Encrypted).then(|| mesh.name.clone());
     // A device without a tunnel does not exist; but where there is to be one, its key is made first.
     if key.is_none() && tunnels.len() < 2 {
@@ -302,18 +358,9 @@ fn full(
         let items = views.entry(node.clone()).or_default();
         items.reserve(tunnels.len() + 1);
         items.push(Arc::new(device_item(&mesh.device, &device)));
-        let dials = member.dials();
-        for tunnel in &tunnels {
-            // Both are keys of one map, and a mesh has millions of pairs.
-            if std::ptr::eq(tunnel.peer, node) || (dials && tunnel.dials) {
-                continue;
-            }
-            if tunnel.wireguard.is_some_and(|wireguard| !wireguard.peers.contains(node)) {
-                continue;
-            }
-            let kept_open = tunnel.kept_open.as_ref().filter(|_| dials);
-            items.push(Arc::clone(kept_open.unwrap_or(&tunnel.usual)));
-        }
+        // Both are keys of one map, and a mesh has millions of pairs.
+        let others = tunnels.iter().filter(|tunnel| !std::ptr::eq(tunnel.peer, node));
+        items.extend(others.filter_map(|tunnel| tunnel.of(node, member, keys)).cloned());
     }
 }
 
@@ -332,7 +379,7 @@ fn with_port(endpoint: &Remote, record: Option<&NodeRecord>) -> Remote {
 }
 
 /// The name of a mesh's tunnels to a node.
-fn tunnel_name(mesh: &Mesh, peer: &NodeName) -> Option<TunnelName> {
+pub fn tunnel_name(mesh: &Mesh, peer: &NodeName) -> Option<TunnelName> {
     // A tunnel's name is long enough for any of a mesh and a node.
     format!("{}.{peer}", mesh.name).parse().ok()
 }
@@ -343,7 +390,7 @@ fn tunnel_to(
     peer: &NodeName,
     member: &Member<'_>,
     framing: Framing,
-    keepalive: Option<NonZeroU16>,
+    Style { keepalive, also_plain }: Style,
 ) -> Option<Arc<Item>> {
     Some(Arc::new(tunnel_item(&TunnelSpec {
         name: tunnel_name(mesh, peer)?,
@@ -353,6 +400,7 @@ fn tunnel_to(
         remote: member.endpoint.clone(),
         framing,
         keepalive,
+        also_plain,
         allowed_prefixes: member.prefixes().map(|prefix| AllowedPrefix { prefix, preference: 0 }).collect(),
         routes: member.routes.to_vec(),
         without: mesh.without.clone(),

@@ -21,6 +21,7 @@ use crate::proto::session::{ControllerMessage, Digest, Generation, Items};
 mod access;
 mod changes;
 mod events;
+mod leaving;
 mod messages;
 mod plans;
 mod push;
@@ -35,6 +36,7 @@ pub use plans::{ApplyError, Basis};
 pub use status::{ControllerStatus, Convergence, NodeStatus, NodeTunnels, Problem};
 
 use events::Events;
+use leaving::Leaving;
 use records::Records;
 
 /// How long changes are collected before what every node is to have is worked out anew.
@@ -185,6 +187,7 @@ pub struct ControllerState {
     petitions: Petitions,
     told: access::Told,
     looked_at: Instant,
+    leaving: Leaving,
     /// When addresses were given last, or none had to be.
     allocated_at: Instant,
     /// Rises with everything that [`Self::convergence`] may tell.
@@ -213,12 +216,14 @@ impl ControllerState {
             petitions: Petitions::default(),
             told: access::Told::default(),
             looked_at: now,
+            leaving: Leaving::default(),
             allocated_at: now,
             progress: 0,
             nothing: View::default(),
         };
         state.events.controller(wall, EventKind::ControllerStarted, "");
         state.stored.wanted.meshes.keys().for_each(|mesh| state.log_weakened(mesh));
+        state.watch_leaving(now);
         state.work_out_views(now, wall);
         state
     }
@@ -255,7 +260,7 @@ impl ControllerState {
 
     /// When to call [`Self::handle_timeout`].
     pub fn poll_timeout(&self) -> Instant {
-        let due = [self.pending.due, self.records.retry_at(), self.registry.next_due()];
+        let due = [self.pending.due, self.records.retry_at(), self.registry.next_due(), self.leaving.due];
         due.into_iter().flatten().fold(self.looked_at + IDLE, Instant::min)
     }
 
@@ -271,6 +276,9 @@ impl ControllerState {
         } else if now >= self.allocated_at + ADDRESSES {
             self.allocated_at = now;
             self.records.allocations_due |= !self.due_allocations(&self.stored.wanted, wall).is_empty();
+        }
+        if self.leaving.due.is_some_and(|due| due <= now) {
+            self.look_at_leaving(now);
         }
         self.pump_records(now, wall);
     }

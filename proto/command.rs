@@ -55,6 +55,9 @@ pub struct TunnelSpec {
     /// How often at least something is sent to the peer of an encrypted tunnel, in seconds; absent: nothing is where there
     /// is nothing to send.
     pub keepalive: Option<NonZeroU16>,
+    /// While it changes from unencrypted to encrypted: packets are taken unencrypted, too, and sent so until keys have been
+    /// agreed on with the peer.
+    pub also_plain: bool,
     /// What may be sent and received; empty: all.
     pub allowed_prefixes: Vec<AllowedPrefix>,
     /// Kernel routes for the device.
@@ -72,6 +75,7 @@ impl TunnelSpec {
             remote: self.remote.clone(),
             framing: self.framing,
             keepalive: self.keepalive,
+            also_plain: self.also_plain,
             allowed_prefixes: self.allowed_prefixes.clone(),
             routes: self.routes.clone(),
             without: self.without.clone(),
@@ -121,6 +125,8 @@ pub enum Field {
     PeerPublicKey,
     /// How often something is sent.
     Keepalive,
+    /// Whether packets are taken unencrypted, too.
+    AlsoPlain,
     /// The allowed prefixes as a whole.
     AllowedPrefixes,
     /// An allowed prefix, by position.
@@ -148,6 +154,7 @@ impl Field {
             Self::Framing => "framing",
             Self::PeerPublicKey => "public key",
             Self::Keepalive => "keepalive",
+            Self::AlsoPlain => "also_plain",
             Self::AllowedPrefixes | Self::AllowedPrefix(_) => "allowed prefix",
             Self::Route(_) => "route",
             Self::Without(_) => "without",

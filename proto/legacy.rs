@@ -163,6 +163,7 @@ fn spec(object: &Map<String, Value>) -> Result<TunnelSpec, CommandError> {
         remote: Some(required(object, REMOTE_SERVER, Field::Remote, "give the peer's host, as 172.100.1.2")?),
         framing: Framing::Pi,
         keepalive: None,
+        also_plain: false,
         allowed_prefixes: Vec::new(),
         routes: Vec::new(),
         without: Offloads::new(),
@@ -303,6 +304,7 @@ pub fn field_name(field: Field) -> &'static str {
         | Field::Framing
         | Field::PeerPublicKey
         | Field::Keepalive
+        | Field::AlsoPlain
         | Field::AllowedPrefixes
         | Field::AllowedPrefix(_)
         | Field::Route(_)

@@ -544,6 +544,10 @@ pub struct Tunnel {
     /// is nothing to send.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keepalive: Option<NonZeroU16>,
+    /// While it changes from unencrypted to encrypted: packets are taken unencrypted, too, and sent so until keys have been
+    /// agreed on with the peer.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub also_plain: bool,
     /// What may be sent to the peer and come from it. Empty: all, and the device has no other tunnel.
     pub allowed_prefixes: Vec<AllowedPrefix>,
     /// Kernel routes to install on the device.
@@ -553,6 +557,13 @@ pub struct Tunnel {
     pub without: Offloads,
     /// Who wants it.
     pub owner: Owner,
+}
+
+impl Tunnel {
+    /// Whether packets are taken unencrypted.
+    pub fn takes_plain(&self) -> bool {
+        self.also_plain || !matches!(self.framing, Framing::Wireguard(_))
+    }
 }
 
 /// All devices and tunnels that an agent wants. Every tunnel's device is among the devices, and no device is

@@ -217,6 +217,11 @@ impl Items {
         self.0.iter()
     }
 
+    /// Whether there is one of this id.
+    pub fn has(&self, id: &ItemId) -> bool {
+        self.0.binary_search_by(|item| item.id.cmp(id)).is_ok()
+    }
+
     /// How many there are.
     pub fn len(&self) -> usize {
         self.0.len()
@@ -524,6 +529,8 @@ pub struct TunnelReport {
     pub endpoint: String,
     /// How long before the report the last packet was received, in milliseconds; absent: never.
     pub last_received_ms: Option<u64>,
+    /// Whether keys have been agreed on with its peer since that is known.
+    pub keyed: bool,
 }
 
 #[cfg(test)]

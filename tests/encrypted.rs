@@ -420,6 +420,57 @@ fn packets_that_come_before_there_are_keys_wait_for_them() {
     assert_eq!(message::OVERHEAD, 32);
 }
 
+/// As whoever scripts single agents would do it; the controller does the same for a mesh.
+#[test]
+fn a_plain_tunnel_becomes_encrypted_end_by_end_and_nothing_is_lost() {
+    let Pair { hosts: [a, b], agents, .. } = &pair();
+    let set = |own: usize, how: Value| {
+        let (peer, remote) = (2 - own, format!("172.100.1.{}", 2 - own));
+        let mut tunnel = json!({
+            "name": "link", "addresses": [format!("10.9.0.{}/24", own + 1)], "remote": remote,
+            "allowedPrefixes": [{"prefix": format!("10.9.0.{peer}/32")}],
+        });
+        tunnel.as_object_mut().unwrap().extend(how.as_object().unwrap().clone());
+        grpcurl(&agents[own], ADD, &json!({"tunnel": tunnel, "replace": true})).unwrap();
+    };
+    let keys = [agents[1].public_key(), agents[0].public_key()];
+    let both = |own: usize| json!({"peerPublicKey": keys[own], "alsoPlain": true});
+    let sealed = |own: usize| json!({"peerPublicKey": keys[own]});
+    for own in [0, 1] {
+        set(own, json!({"framing": "RAW"}));
+    }
+    ping_ok(a, "10.9.0.2");
+    let often = Duration::from_millis(10);
+    let pingers = [Pinger::start(a, "10.9.0.2", often), Pinger::start(b, "10.9.0.1", often)];
+    set(0, both(0));
+    let status = grpcurl(&agents[0], STATUS, &json!({})).unwrap();
+    assert!(status["weakened"].to_string().contains("tunnels on link are not encrypted"), "{status}");
+    ping_ok(a, "10.9.0.2");
+    assert!(link(&agents[0])["lastHandshake"].is_null(), "the other end knows nothing of it yet");
+    set(1, both(1));
+    for agent in agents {
+        wait_until(SOON, "there are keys", || !link(agent)["lastHandshake"].is_null());
+    }
+    ping_ok(a, "10.9.0.2");
+    ping_ok(b, "10.9.0.1");
+    // From now on nothing is sent otherwise, whatever arrives.
+    let capture = Capture::start(a, &["udp", "port", "5000"]);
+    let stray = b.enter(|| UdpSocket::bind("172.100.1.2:0").unwrap());
+    let icmp = [0x45, 0, 0, 20, 0, 0, 0, 0, 64, 253, 0x66, 0xdd, 10, 9, 0, 2, 10, 9, 0, 1];
+    stray.send_to(&icmp, AGENT).unwrap();
+    ping_ok(a, "10.9.0.2");
+    assert!(!capture.stop().has(&[10, 9, 0, 1, 10, 9, 0, 2]));
+    for own in [0, 1] {
+        set(own, sealed(own));
+        ping_ok(a, "10.9.0.2");
+    }
+    for pinger in pingers {
+        pinger.lost_nothing("meanwhile");
+    }
+    let status = grpcurl(&agents[0], STATUS, &json!({})).unwrap();
+    assert!(!status["weakened"].to_string().contains("not encrypted"), "{status}");
+}
+
 /// The memory that an agent has, in KiB.
 fn memory(agent: &Agent) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", agent.pid())).unwrap();

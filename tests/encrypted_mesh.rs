@@ -12,7 +12,7 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use lab::{
-    Agent, Capture, Controller, Host, Lab, Memory, SOON, Segment, all_reach, grpcurl, number, ping,
+    Agent, Capture, Controller, Host, Lab, Memory, Pinger, SOON, Segment, all_reach, grpcurl, number, ping,
     wait_live, wait_until,
 };
 use serde_json::{Value, json};
@@ -251,4 +251,71 @@ fn hosts_behind_one_address_are_reached_from_outside_and_at_another_address_agai
     // Who has an address knows nobody's after a restart. They ask whether it is there.
     agents[0].restart();
     all_reach(&from_outside, Duration::from_secs(45)).unwrap();
+}
+
+/// Packets of known text cross on the way from one host to another, and can be read there or not.
+fn can_be_read(from: &Host, to: &Host, address: &str) -> bool {
+    const TEXT: &[u8] = b"a text that can be told from everything else";
+    let capture = Capture::start(to, &["udp", "port", "5000"]);
+    let receiver = to.enter(|| UdpSocket::bind((address, 7778)).unwrap());
+    receiver.set_read_timeout(Some(SOON)).unwrap();
+    let sender = from.enter(|| UdpSocket::bind("0.0.0.0:0").unwrap());
+    sender.send_to(TEXT, (address, 7778)).unwrap();
+    receiver.recv(&mut [0; 100]).unwrap();
+    capture.stop().has(TEXT)
+}
+
+#[test]
+fn a_mesh_leaves_plain_text_node_by_node_and_nothing_is_lost() {
+    let segment = Segment::new(4);
+    let agents = segment.agents(4);
+    let plain = format!("{}security: plain\n", numbered(4));
+    segment.controller.apply_with(&plain, &["--wait"]).unwrap();
+    all_meet(&segment, 4);
+    assert!(can_be_read(segment.host(1), segment.host(2), "10.9.0.2"));
+    let often = Duration::from_millis(10);
+    let pairs = [(1, 2), (2, 3), (3, 1), (1, 4), (4, 2)];
+    let pingers: Vec<_> = pairs
+        .iter()
+        .map(|(from, to)| (from, to, Pinger::start(segment.host(*from), &format!("10.9.0.{to}"), often)))
+        .collect();
+    // One hears nothing of its controller meanwhile, and goes on.
+    let cut_off = segment.host(4);
+    cut_off.run(["nft", "add", "table", "ip", "t"]);
+    cut_off.run(["nft", "add", "chain", "ip", "t", "out", "{ type filter hook output priority 0; }"]);
+    cut_off.run(["nft", "add", "rule", "ip", "t", "out", "tcp", "dport", "7443", "drop"]);
+    wait_until(4 * SOON, "n4 is cut off", || segment.controller.node("n4")["health"] != "LIVE");
+    let told = segment.controller.apply(&numbered(4)).unwrap();
+    assert!(told.contains("its nodes go on unencrypted until they have agreed on keys"), "{told}");
+    let is_left = |words: &str| {
+        let status = segment.controller.json(&["status"]);
+        status["weakened"].as_array().into_iter().flatten().any(|line| line.as_str().unwrap().contains(words))
+    };
+    wait_until(SOON, "the others have agreed on keys", || {
+        is_left("mesh prod: was unencrypted, and its tunnels to n4 ")
+    });
+    let is_strict = |of: usize, to: usize| {
+        let status = tunnel(&agents[of - 1], &format!("prod.n{to}"));
+        status["tunnel"]["framing"] == "WIREGUARD" && status["tunnel"]["alsoPlain"].is_null()
+    };
+    for (of, to) in [(1, 2), (2, 1), (1, 3), (3, 1), (2, 3), (3, 2)] {
+        wait_until(SOON, "they take nothing else", || is_strict(of, to));
+    }
+    assert!(!can_be_read(segment.host(1), segment.host(2), "10.9.0.2"));
+    assert!(!can_be_read(segment.host(3), segment.host(1), "10.9.0.1"));
+    assert!(can_be_read(segment.host(1), cut_off, "10.9.0.4"));
+    let shown = agents[0].show("status");
+    assert!(shown.contains("tunnels on prod"), "{shown}");
+
+    cut_off.run(["nft", "delete", "table", "ip", "t"]);
+    wait_until(6 * SOON, "it is back, and all is over", || !is_left("was unencrypted"));
+    for n in 1..=3 {
+        wait_until(SOON, "they take nothing else", || is_strict(n, 4) && is_strict(4, n));
+    }
+    assert!(!can_be_read(segment.host(1), cut_off, "10.9.0.4"));
+    for (from, to, pinger) in pingers {
+        pinger.lost_nothing(&format!("from n{from} to n{to}"));
+    }
+    let convergence = segment.controller.apply_with(&numbered(4), &["--wait"]);
+    convergence.unwrap();
 }

@@ -63,6 +63,7 @@ fn tunnel(host: u8) -> TunnelSpec {
         remote: Some(format!("172.100.1.{host}:5000").parse().unwrap()),
         framing: Framing::Raw,
         keepalive: None,
+        also_plain: false,
         allowed_prefixes: vec![AllowedPrefix { prefix, preference: 0 }],
         routes: Vec::new(),
         without: BTreeSet::new(),

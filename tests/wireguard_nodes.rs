@@ -54,7 +54,10 @@ fn a_phone_is_a_node_by_what_is_exported_for_it() {
     assert_eq!(segment.controller.problems(""), [""; 0]);
     assert_eq!(segment.controller.node("phone")["health"], "NO_AGENT");
     let nodes = segment.controller.run(&["nodes"]).unwrap();
-    assert!(nodes.lines().any(|line| line.trim_start().starts_with("phone") && line.contains("no agent")), "{nodes}");
+    assert!(
+        nodes.lines().any(|line| line.trim_start().starts_with("phone") && line.contains("no agent")),
+        "{nodes}"
+    );
 
     // It is printed again without its key, which nobody else has.
     let again = segment.controller.run(&["export", "wireguard", "phone"]).unwrap();

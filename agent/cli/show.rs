@@ -219,7 +219,12 @@ fn tunnels_table(answer: &v1::ListTunnelsResponse) -> String {
 
 /// The framing, and of an encrypted tunnel how old its keys are.
 fn framing(framing: v1::tunnel::Framing, status: &v1::TunnelStatus) -> String {
-    let name = framing.as_str_name().to_lowercase();
+    let mut name = framing.as_str_name().to_lowercase();
+    if status.tunnel.as_ref().is_some_and(|tunnel| tunnel.also_plain)
+        && framing == v1::tunnel::Framing::Wireguard
+    {
+        name += ", also unencrypted";
+    }
     match (&status.last_handshake, framing) {
         (Some(handshake), _) => format!("{name}, keys {} old", span(age(handshake))),
         (None, v1::tunnel::Framing::Wireguard) => format!("{name}, no keys"),

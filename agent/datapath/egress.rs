@@ -109,13 +109,14 @@ impl Egress {
         };
         let information = frame::packet_information(packet.is_v4());
         let roamed = tunnel.path.roamed();
+        let peer = tunnel.addressee();
         let way = Way {
             place: Place { device: position, tunnel: index },
             tos: if tunnel.packet_information { 0 } else { ecn::of(&packet) },
             prefix: if tunnel.packet_information { &information } else { &[] },
             limit: if tunnel.takes_trains && tunnel.path.takes_trains(self.now) { SEGMENTS } else { 1 },
-            peer: tunnel.peer.as_deref().map(|peer| (peer, tunnel.mtu)),
-            roamed: roamed.as_ref().filter(|_| tunnel.peer.is_some()),
+            peer: peer.map(|peer| (peer, tunnel.mtu)),
+            roamed: roamed.as_ref().filter(|_| peer.is_some()),
         };
         let length = packet.bytes().len();
         if header.segments.is_none() {

@@ -54,7 +54,7 @@ impl Handshakes {
                         self.shared.stats.count_session_message();
                         // An initiation may have been sent before: where its sender is, its first packet shows.
                         if let (Message::Response { .. }, Some(local)) = (kind, local)
-                            && table.mark_way(tunnel, source, local)
+                            && table.mark_way(tunnel, source, local, true)
                         {
                             self.shared.tell_moved(tunnel, now);
                         }
@@ -137,7 +137,7 @@ impl Handshakes {
         // Who is nowhere comes first, and there is nobody to ask until then.
         let has_way = |tunnel: &Tunnel| tunnel.destination.is_some() || tunnel.path.roamed().is_some();
         for (tunnel, peer) in table.peers().filter(|(tunnel, _)| has_way(tunnel)) {
-            let ticked = peer.sessions().tick(now);
+            let ticked = peer.sessions().tick(now, tunnel.also_plain);
             tunnel.stats.sent.drops.count(DropReason::NoSession, ticked.lost as u64);
             if let Some(message) = ticked.message {
                 self.ask(tunnel, &message);

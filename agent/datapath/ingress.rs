@@ -85,7 +85,7 @@ impl Before {
         self.marked = self.marked.max(heard);
         let Some(local) = local.filter(|_| !self.is_way_marked) else { return false };
         self.is_way_marked = true;
-        table.mark_way(tunnel, source, local)
+        table.mark_way(tunnel, source, local, self.session.is_some())
     }
 }
 
@@ -499,8 +499,8 @@ fn is_of_the_socket(error: &io::Error) -> bool {
 fn unframe(tunnel: &Tunnel, datagram: &[u8]) -> Result<(usize, bool), DropReason> {
     match frame::demux(datagram) {
         // A plain tunnel accepts both plain framings: the peer's may have been changed first. An encrypted one accepts
-        // neither: whoever can send in the name of the peer's address is not the peer.
-        Ok(Frame::Packet { pi, packet }) if tunnel.peer.is_none() => Ok((datagram.len() - packet.len(), pi)),
+        // neither, unless that is said of it: whoever can send in the name of the peer's address is not the peer.
+        Ok(Frame::Packet { pi, packet }) if tunnel.takes_plain() => Ok((datagram.len() - packet.len(), pi)),
         Ok(Frame::Packet { .. } | Frame::Wireguard(_) | Frame::Own(_)) | Err(_) => Err(DropReason::Framing),
     }
 }

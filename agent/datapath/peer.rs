@@ -3,6 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::num::NonZeroU16;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -25,6 +26,9 @@ const REVIVAL: Duration = Duration::from_secs(5);
 const LATE: Duration = Duration::from_secs(5);
 /// For how long nothing may be heard at least.
 const SILENCE: Duration = Duration::from_secs(30);
+/// For how long nothing may be heard of a peer with which there were never keys, and to which packets go unencrypted until
+/// then.
+const UNMET: Duration = Duration::from_secs(5);
 /// The age of keys is known to the quarter of a second at which the clock was looked at last.
 const ROUNDING: Duration = Duration::from_secs(1);
 
@@ -96,6 +100,7 @@ pub struct Peer {
     pub key: PublicKey,
     /// How often at least something is sent to it, in seconds.
     pub keepalive: Option<NonZeroU16>,
+    is_met: Arc<AtomicBool>,
     sessions: Mutex<Sessions>,
 }
 
@@ -112,6 +117,7 @@ impl Peer {
         let id = PeerId(id);
         let seconds = keepalive.map(NonZeroU16::get);
         let tunnel = Box::new(Noise::new(&own.private, &key, seconds, &receivers.indices));
+        let is_met = Arc::new(AtomicBool::new(false));
         let sessions = Sessions {
             id,
             tunnel,
@@ -124,8 +130,14 @@ impl Peer {
             silence: seconds.map(|seconds| (Duration::from_secs(seconds.into()) + LATE).max(SILENCE)),
             asked_at: None,
             has_heard: false,
+            is_met: Arc::clone(&is_met),
         };
-        Self { id, own, key, keepalive, sessions: Mutex::new(sessions) }
+        Self { id, own, key, keepalive, is_met, sessions: Mutex::new(sessions) }
+    }
+
+    /// Whether keys have ever been agreed on with it, so that both ends can send by them.
+    pub fn is_met(&self) -> bool {
+        self.is_met.load(Ordering::Relaxed)
     }
 
     /// The sessions with it, for as long as nobody else needs them: to be held for as many packets as are there.
@@ -159,6 +171,8 @@ pub struct Sessions {
     asked_at: Option<Duration>,
     /// Whether it was heard since the last look at the clock.
     has_heard: bool,
+    /// Whether both have had keys at a time.
+    is_met: Arc<AtomicBool>,
 }
 
 impl Sessions {
@@ -178,7 +192,12 @@ impl Sessions {
     /// As there.
     pub fn open(&mut self, datagram: &mut [u8]) -> Result<std::ops::Range<usize>, Refused> {
         let opened = self.tunnel.open(datagram);
-        self.has_heard |= opened.is_ok();
+        if opened.is_ok() {
+            self.has_heard = true;
+            if !self.is_met.load(Ordering::Relaxed) {
+                self.is_met.store(true, Ordering::Relaxed);
+            }
+        }
         opened
     }
 
@@ -193,6 +212,8 @@ impl Sessions {
         self.has_heard = true;
         if matches!(Message::parse(message), Ok(Message::Response { .. })) {
             self.awaited = None;
+            // It has them since before it answered.
+            self.is_met.store(true, Ordering::Relaxed);
         }
         self.note(answer.as_deref());
         Ok(answer)
@@ -242,14 +263,16 @@ impl Sessions {
     }
 
     /// As [`Tunnel::tick`]; `since_boot` is now. A peer that something is sent to in any case and that has not been heard for
-    /// long may know no session any more: it is asked for one.
-    pub fn tick(&mut self, since_boot: Duration) -> Ticked {
+    /// long may know no session any more: it is asked for one. So is one that `is_plain_until_met`.
+    pub fn tick(&mut self, since_boot: Duration, is_plain_until_met: bool) -> Ticked {
         let mut ticked = self.tunnel.tick();
         if std::mem::take(&mut self.has_heard) {
             self.asked_at = None;
         }
         let asked_at = *self.asked_at.get_or_insert(since_boot);
-        if self.silence.is_some_and(|silence| since_boot >= asked_at + silence) {
+        let is_unmet = is_plain_until_met && !self.is_met.load(Ordering::Relaxed);
+        let silence = if is_unmet { Some(UNMET) } else { self.silence };
+        if silence.is_some_and(|silence| since_boot >= asked_at + silence) {
             self.asked_at = Some(since_boot);
             ticked.message = self.tunnel.initiate().or(ticked.message);
         }

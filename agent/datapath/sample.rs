@@ -25,6 +25,7 @@ pub(super) fn table(endpoints: &[SocketAddr], without: &[Offload]) -> Table {
         exact_port: false,
         framing: Framing::Raw,
         keepalive: None,
+        also_plain: false,
         mtu: Mtu::ETHERNET,
         tcp_mtu: Mtu::ETHERNET,
         without: without.iter().copied().collect(),

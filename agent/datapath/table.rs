@@ -76,8 +76,10 @@ pub struct Kept {
 pub struct Tunnel {
     /// Where its datagrams go, unless its peer has roamed; absent: nobody has said where its peer is.
     pub destination: Option<Destination>,
-    /// The sessions with its peer, if it is encrypted: then nothing else is sent or taken.
+    /// The sessions with its peer, if it is encrypted: then nothing else is sent or taken, unless it is `also_plain`.
     pub peer: Option<Arc<Peer>>,
+    /// Whether an encrypted tunnel takes unencrypted packets, too, and sends them so until there are keys.
+    pub also_plain: bool,
     /// Whether packets go behind four bytes of packet information.
     pub packet_information: bool,
     /// The largest packet that is sent whole, in bytes.
@@ -110,20 +112,18 @@ impl Table {
             let place = Place { device, tunnel };
             let endpoint = wanted.endpoint;
             let kept = kept(name, wanted);
-            match &kept.peer {
-                // What comes from there and is not encrypted belongs to a plain tunnel first.
-                Some(peer) => {
-                    if let Some(endpoint) = endpoint {
-                        self.by_endpoint.entry((endpoint.ip(), endpoint.port())).or_insert(place);
-                    }
-                    self.add_peer(peer, place);
-                }
-                None => {
-                    if let Some(endpoint) = endpoint {
-                        self.by_endpoint.insert((endpoint.ip(), endpoint.port()), place);
-                        if !wanted.exact_port {
-                            self.by_address.insert(endpoint.ip(), place);
-                        }
+            if let Some(peer) = &kept.peer {
+                self.add_peer(peer, place);
+            }
+            if let Some(endpoint) = endpoint {
+                let at = (endpoint.ip(), endpoint.port());
+                if kept.peer.is_some() && !wanted.also_plain {
+                    // What comes from there and is not encrypted belongs to a plain tunnel first.
+                    self.by_endpoint.entry(at).or_insert(place);
+                } else {
+                    self.by_endpoint.insert(at, place);
+                    if !wanted.exact_port {
+                        self.by_address.insert(endpoint.ip(), place);
                     }
                 }
             }
@@ -200,13 +200,14 @@ impl Table {
     }
 
     /// Notes that the peer of a tunnel, who has shown who it is, is at `source` and sends to `local`; not where that is
-    /// inside the overlay: a tunnel would run inside itself. Returns whether it was somewhere else before.
-    pub fn mark_way(&self, tunnel: &Tunnel, source: SocketAddr, local: IpAddr) -> bool {
+    /// inside the overlay: a tunnel would run inside itself. Returns whether it was somewhere else before. Who shows it by
+    /// the source alone, where it is not `is_sealed`, is nowhere else.
+    pub fn mark_way(&self, tunnel: &Tunnel, source: SocketAddr, local: IpAddr, is_sealed: bool) -> bool {
         if self.devices.iter().any(|device| device.addresses.contains(&local)) {
             return false;
         }
         tunnel.path.mark_local(local);
-        tunnel.peer.is_some() && tunnel.path.roam(tunnel.destination.as_ref(), source)
+        is_sealed && tunnel.path.roam(tunnel.destination.as_ref(), source)
     }
 
     /// The tunnel that a datagram from `source` belongs to, if it is not encrypted.
@@ -243,12 +244,23 @@ impl Device {
 }
 
 impl Tunnel {
+    /// The peer for whom what is sent now is encrypted.
+    pub fn addressee(&self) -> Option<&Peer> {
+        self.peer.as_deref().filter(|peer| !self.also_plain || peer.is_met())
+    }
+
+    /// Whether an unencrypted packet is taken.
+    pub fn takes_plain(&self) -> bool {
+        self.peer.is_none() || self.also_plain
+    }
+
     fn new(wanted: &ForwardingTunnel, Kept { stats, path, peer }: Kept) -> Self {
         let prefixes = &wanted.allowed_prefixes;
         let allowed = prefixes.iter().map(|allowed| allowed.prefix).collect();
         Self {
             destination: wanted.endpoint.map(Destination::from),
             peer,
+            also_plain: wanted.also_plain,
             packet_information: wanted.framing == Framing::Pi,
             mtu: wanted.mtu.get(),
             tcp_mtu: wanted.tcp_mtu.get(),

@@ -238,7 +238,8 @@ impl TunnelService for Local {
 /// Says which devices have tunnels that are not encrypted.
 fn plain(tunnels: &[v1::TunnelStatus]) -> Option<String> {
     let tunnels = tunnels.iter().filter_map(|status| status.tunnel.as_ref());
-    let plain = tunnels.filter(|tunnel| tunnel.framing() != v1::tunnel::Framing::Wireguard);
+    let plain =
+        tunnels.filter(|tunnel| tunnel.framing() != v1::tunnel::Framing::Wireguard || tunnel.also_plain);
     let mut devices: Vec<&str> = plain.map(|tunnel| tunnel.device.as_str()).collect();
     devices.sort_unstable();
     devices.dedup();

@@ -59,8 +59,10 @@ impl Reports {
         now: &BTreeMap<TunnelName, TunnelReport>,
     ) -> Option<Report> {
         let is_same = |one: &TunnelReport, other: &TunnelReport| {
-            let TunnelReport { device, owner, state, endpoint, last_received_ms: _ } = one;
-            (device, owner, state, endpoint) == (&other.device, &other.owner, &other.state, &other.endpoint)
+            let TunnelReport { device, owner, state, endpoint, last_received_ms: _, keyed } = one;
+            let TunnelReport { device: d, owner: o, state: s, endpoint: e, last_received_ms: _, keyed: k } =
+                other;
+            (device, owner, state, endpoint, keyed) == (d, o, s, e, k)
         };
         let changed =
             now.iter().filter(|(name, tunnel)| !before.get(*name).is_some_and(|old| is_same(old, tunnel)));

@@ -43,6 +43,7 @@ fn spec(name: &str, device: &str, addresses: &[&str], remote: &str) -> TunnelSpe
         remote: Some(remote.parse().unwrap()),
         framing: Framing::Raw,
         keepalive: None,
+        also_plain: false,
         allowed_prefixes: Vec::new(),
         routes: Vec::new(),
         without: BTreeSet::new(),

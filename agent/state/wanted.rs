@@ -119,12 +119,12 @@ impl Part {
         });
         tunnels.retain(|name, spec| {
             let device = ItemId::Device(spec.device.clone());
-            let is_plain = !matches!(spec.framing, Framing::Wireguard(_));
+            let is_plain = !matches!(spec.framing, Framing::Wireguard(_)) && !spec.also_plain;
             let why = if local.tunnels.contains_key(name) {
                 format!("the name {TAKEN}")
             } else if let Some(device) = devices.get(&spec.device) {
                 match &device.key {
-                    // What is kept of a mesh that was plain is none of one that is encrypted.
+                    // What is kept of a mesh that was plain is none of one that is encrypted, unless that is said of it.
                     Some(mesh) if is_plain => format!("it is not encrypted, and mesh {mesh} is"),
                     Some(_) | None => return true,
                 }

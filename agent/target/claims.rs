@@ -9,9 +9,7 @@ use prefix_trie::joint::JointPrefixMap;
 use super::{Facts, Keys, Policy, Wish};
 use crate::agent::reconcile::Actual;
 use crate::proto::command::{CommandError, ErrorKind, Field};
-use crate::proto::model::{
-    AllowedPrefix, Device, DeviceName, Framing, Invalid, Mtu, Remote, Tunnel, TunnelName,
-};
+use crate::proto::model::{AllowedPrefix, Device, DeviceName, Invalid, Mtu, Remote, Tunnel, TunnelName};
 
 /// Things of which each has one tunnel or device.
 #[derive(Default)]
@@ -82,7 +80,7 @@ pub(super) fn claim(
     if let Some(endpoint) = endpoint {
         check_endpoint(claims, foreign, policy, tunnel, endpoint)?;
         // An encrypted tunnel is its peer's key's, wherever its datagrams come from.
-        if !matches!(tunnel.framing, Framing::Wireguard(_)) {
+        if tunnel.takes_plain() {
             claims.remotes.insert((endpoint.ip(), port(tunnel)), name.clone());
             claims.endpoints.insert(endpoint, name.clone());
         }
@@ -361,8 +359,7 @@ fn check_endpoint(
         return fault("is this host itself".to_owned(), "name the host at the other end");
     }
     let other = claims.remotes.get(&(address, port(tunnel))).or_else(|| claims.endpoints.get(&endpoint));
-    let is_plain = !matches!(tunnel.framing, Framing::Wireguard(_));
-    if let Some(other) = other.filter(|_| is_plain) {
+    if let Some(other) = other.filter(|_| tunnel.takes_plain()) {
         return fault(
             format!("({endpoint}) is already the remote of tunnel {other}"),
             "change that tunnel, or name another host",

@@ -26,6 +26,7 @@ fn tunnel(device: &str, remote: &str) -> Tunnel {
         remote: Some(remote.parse().unwrap()),
         framing: Framing::Raw,
         keepalive: None,
+        also_plain: false,
         allowed_prefixes: Vec::new(),
         routes: Vec::new(),
         without: Offloads::new(),

@@ -108,6 +108,7 @@ fn flag(field: Field) -> &'static str {
         | Field::Framing
         | Field::PeerPublicKey
         | Field::Keepalive
+        | Field::AlsoPlain
         | Field::AllowedPrefixes
         | Field::AllowedPrefix(_)
         | Field::Route(_)

@@ -123,7 +123,14 @@ fn barred(node: &NodeName, member: &Member<'_>) -> Option<Hazard> {
 pub(super) fn moves(before: &Wanted, after: &Wanted, mesh: &MeshName) -> Vec<Hazard> {
     let (Some(old), Some(new)) = (before.meshes.get(mesh), after.meshes.get(mesh)) else { return Vec::new() };
     let mut hazards = Vec::new();
-    if old.security != new.security {
+    let goes_plain = new.security == Security::Plain && old.security == Security::Encrypted;
+    if new.security == Security::Encrypted && old.security == Security::Plain {
+        let message = "its nodes go on unencrypted until they have agreed on keys with each other; `controller status` names \
+                       those that have not"
+            .to_owned();
+        hazards.push(Hazard { is_error: false, node: None, message });
+    }
+    if goes_plain {
         let message = "its tunnels change one after the other, as each node hears of it; expect it to carry nothing for a \
                        moment"
             .to_owned();

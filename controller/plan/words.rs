@@ -20,9 +20,10 @@ pub(super) fn of(item: &Item) -> String {
             };
             let to =
                 tunnel.remote.map_or_else(|| "from anywhere".to_owned(), |remote| format!("to {remote}"));
-            let unencrypted = match tunnel.framing {
-                Framing::Raw | Framing::Pi => ", unencrypted",
-                Framing::Wireguard(_) => "",
+            let unencrypted = match (tunnel.framing, tunnel.also_plain) {
+                (Framing::Raw | Framing::Pi, _) => ", unencrypted",
+                (Framing::Wireguard(_), true) => ", unencrypted until keys are agreed on",
+                (Framing::Wireguard(_), false) => "",
             };
             let keepalive =
                 tunnel.keepalive.map(|seconds| format!(", keepalive {seconds}")).unwrap_or_default();

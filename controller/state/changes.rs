@@ -89,6 +89,7 @@ impl ControllerState {
 
     fn collect(&mut self, now: Instant) {
         self.pending.due.get_or_insert(now + COLLECT);
+        self.watch_leaving(now);
     }
 
     /// Works out what every node is to have, and sends what differs. Pushes are of this generation until the next

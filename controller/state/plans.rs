@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::{ControllerState, Versions};
 use crate::controller::alloc;
-use crate::controller::mesh::Mesh;
+use crate::controller::mesh::{Mesh, Security};
 use crate::controller::plan::{self, Plan, PlanHash, Unfit};
 use crate::controller::store::transaction::Transaction;
 use crate::controller::stored::{self, Stored};
@@ -165,7 +165,12 @@ impl Basis {
         let mut wanted = self.stored.wanted.clone();
         let known = wanted.allocations.get(&name).cloned();
         let members = wanted.members(&mesh);
-        let (allocations, _) = alloc::allocate(&mesh, &members, &known.clone().unwrap_or_default(), wall);
+        let before = known.clone().unwrap_or_default();
+        let (mut allocations, _) = alloc::allocate(&mesh, &members, &before, wall);
+        let was_plain = wanted.meshes.get(&name).is_some_and(|mesh| mesh.security == Security::Plain);
+        if was_plain && mesh.security == Security::Encrypted {
+            allocations.leave_plain(&before);
+        }
         let mut transaction =
             Transaction { conditions: self.stored.unchanged_mesh(&name).into(), writes: Vec::new() };
         if wanted.meshes.get(&name) != Some(&mesh) {

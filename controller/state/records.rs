@@ -286,7 +286,8 @@ impl ControllerState {
         let nothing = Allocations::default();
         let due = wanted.meshes.iter().filter_map(|(name, mesh)| {
             let before = wanted.allocations.get(name).unwrap_or(&nothing);
-            let (after, _) = alloc::allocate(mesh, &wanted.members(mesh), before, wall);
+            let (mut after, _) = alloc::allocate(mesh, &wanted.members(mesh), before, wall);
+            self.note_keyed(name, &mut after);
             (after != *before).then(|| (name.clone(), after))
         });
         due.collect()

@@ -345,6 +345,12 @@ impl ControllerState {
             failures: Vec::new(),
         };
         let without_key = self.stored.wanted.without_key();
+        let leaving: BTreeMap<&NodeName, &MeshName> = self
+            .stored
+            .wanted
+            .leaving_plain()
+            .flat_map(|(mesh, nodes)| nodes.into_iter().map(move |node| (node, mesh)))
+            .collect();
         // What was stored in the last moment may make other tunnels of it.
         let is_worked_out = self.pending.due.is_none();
         for (name, view) in &self.views {
@@ -359,7 +365,8 @@ impl ControllerState {
             for (item, reason) in node.iter().flat_map(|node| &node.failures) {
                 convergence.failures.push(problem(Some(item.clone()), reason.clone()));
             }
-            if keyless.is_none() && is_worked_out && self.is_converged(name) {
+            let leaves = leaving.get(name);
+            if keyless.is_none() && leaves.is_none() && is_worked_out && self.is_converged(name) {
                 convergence.converged += 1;
                 continue;
             }
@@ -375,7 +382,10 @@ impl ControllerState {
                     Some(mesh) => node
                         .and_then(|node| node.rival.clone())
                         .unwrap_or_else(|| format!("it has not made its key for mesh {mesh} yet")),
-                    None => "it has not acknowledged it yet".to_owned(),
+                    None => match leaves.filter(|_| self.is_converged(name)) {
+                        Some(mesh) => format!("it has not agreed on keys with all others of mesh {mesh} yet"),
+                        None => "it has not acknowledged it yet".to_owned(),
+                    },
                 },
                 (None, false, Some(heard)) => {
                     let seconds = now.saturating_duration_since(heard).as_secs();

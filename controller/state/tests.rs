@@ -2,6 +2,7 @@
 
 mod fencing;
 mod interleave;
+mod leaving;
 mod limits;
 mod orders;
 mod records;
@@ -369,6 +370,7 @@ fn reports_are_kept_and_their_news_are_events() {
         state,
         endpoint: "172.100.1.2:5000".to_owned(),
         last_received_ms: Some(10),
+        keyed: false,
     };
     let report = |name: &str, state, whole, request| Report {
         tunnels: BTreeMap::from([(name.parse().unwrap(), tunnel(state))]),

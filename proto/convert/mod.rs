@@ -26,6 +26,7 @@ pub fn field_name(field: Field) -> String {
         Field::Framing => "tunnel.framing".to_owned(),
         Field::PeerPublicKey => "tunnel.peer_public_key".to_owned(),
         Field::Keepalive => "tunnel.keepalive".to_owned(),
+        Field::AlsoPlain => "tunnel.also_plain".to_owned(),
         Field::AllowedPrefixes => "tunnel.allowed_prefixes".to_owned(),
         Field::AllowedPrefix(position) => format!("tunnel.allowed_prefixes[{position}].prefix"),
         Field::Route(position) => format!("tunnel.routes[{position}]"),
@@ -58,14 +59,20 @@ fn tunnel_spec(tunnel: &v1::Tunnel) -> Result<TunnelSpec, CommandError> {
     let name = tunnel_name(&tunnel.name)?;
     let framing = framing(tunnel)?;
     let is_encrypted = matches!(framing, Framing::Wireguard(_));
+    if tunnel.also_plain && framing == Framing::Pi {
+        let fault = Invalid::new("has no use in a tunnel to a server of 2015", "leave it out");
+        return Err(CommandError::invalid(Field::AlsoPlain, tunnel.also_plain, fault));
+    }
     Ok(TunnelSpec {
         device: device_name(&name, &tunnel.device)?,
         name,
         addresses: list(&tunnel.addresses, Field::Address, parse_interface_address)?,
         mtu: mtu(tunnel.mtu)?,
-        remote: remote(&tunnel.remote, is_encrypted)?,
+        // Whoever sends unencrypted shows by its address alone who it is.
+        remote: remote(&tunnel.remote, is_encrypted && !tunnel.also_plain)?,
         framing,
         keepalive: keepalive(tunnel.keepalive, is_encrypted)?,
+        also_plain: tunnel.also_plain,
         allowed_prefixes: allowed_prefixes(&tunnel.allowed_prefixes)?,
         routes: list(&tunnel.routes, Field::Route, parse_network)?,
         without: list(&tunnel.without, Field::Without, str::parse)?.into_iter().collect(),
@@ -246,6 +253,7 @@ impl From<TunnelStatus> for v1::TunnelStatus {
                 remote: remote_to_wire(status.tunnel.remote.as_ref()),
                 framing: framing.into(),
                 keepalive: keepalive_to_wire(status.tunnel.keepalive),
+                also_plain: status.tunnel.also_plain,
                 peer_public_key,
                 allowed_prefixes: allowed.collect(),
                 routes: texts(&status.tunnel.routes),

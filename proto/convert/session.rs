@@ -61,6 +61,7 @@ pub fn tunnel_item(tunnel: &TunnelSpec) -> Item {
         remote: remote_to_wire(tunnel.remote.as_ref()),
         framing: framing.into(),
         keepalive: keepalive_to_wire(tunnel.keepalive),
+        also_plain: tunnel.also_plain,
         peer_public_key,
         allowed_prefixes: allowed.collect(),
         routes: texts(&tunnel.routes),
@@ -306,6 +307,7 @@ fn tunnel_report(wire: v1::TunnelReport) -> Result<(TunnelName, TunnelReport), M
         state,
         endpoint: cut(wire.endpoint),
         last_received_ms: wire.last_received_ms,
+        keyed: wire.keyed,
     };
     Ok((parse("name", &wire.name)?, report))
 }
@@ -502,6 +504,7 @@ pub fn wire_tunnel_report((name, report): (TunnelName, TunnelReport)) -> v1::Tun
         reason,
         endpoint: report.endpoint,
         last_received_ms: report.last_received_ms,
+        keyed: report.keyed,
     }
 }
 

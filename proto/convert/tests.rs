@@ -215,7 +215,8 @@ fn a_status_shows_a_tunnel_that_can_be_asked_for_again() {
         remote: "[FD00::2]:5000".to_owned(),
         ..wire()
     };
-    for tunnel in [wire(), full, encrypted] {
+    let both = v1::Tunnel { also_plain: true, ..encrypted.clone() };
+    for tunnel in [wire(), full, encrypted, both] {
         let asked = spec(tunnel).unwrap();
         let shown = v1::TunnelStatus::from(status(asked.clone())).tunnel.unwrap();
         assert_eq!(spec(shown).unwrap(), asked);

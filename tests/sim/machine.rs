@@ -9,7 +9,7 @@ use tunmesh::agent::session::{Base, Effect, Identity, Session, Trouble, TroubleK
 use tunmesh::agent::state::{AgentState, Change, OpResult, Wanted};
 use tunmesh::agent::target::{Forwarding, Policy};
 use tunmesh::proto::command::{Command, TunnelSpec};
-use tunmesh::proto::model::{MeshName, NodeName, Owner, PublicKey, TunnelName};
+use tunmesh::proto::model::{Framing, MeshName, NodeName, Owner, PublicKey, TunnelName};
 use tunmesh::proto::session::{ControllerMessage, Reach, RunId, TunnelReport};
 
 use crate::env::{Env, Plant};
@@ -470,6 +470,8 @@ impl Process {
                 state: status.state,
                 endpoint: status.endpoint.map(|endpoint| endpoint.to_string()).unwrap_or_default(),
                 last_received_ms: None,
+                // Whoever knows the other's key agrees on some at once.
+                keyed: matches!(status.tunnel.framing, Framing::Wireguard(_)),
             };
             (status.name, report)
         };

@@ -162,6 +162,7 @@ pub fn some_command(nodes: &[NodeName], random: &mut Random) -> Command {
             remote: Some(remote.parse().unwrap()),
             framing: Framing::Raw,
             keepalive: None,
+            also_plain: false,
             allowed_prefixes: vec![AllowedPrefix { prefix, preference: 0 }],
             routes: Vec::new(),
             without: BTreeSet::new(),

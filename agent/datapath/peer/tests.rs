@@ -95,6 +95,34 @@ fn when_keys_were_agreed_on_is_told_the_same_each_time() {
 }
 
 #[test]
+fn a_peer_is_met_once_both_can_send_by_keys() {
+    let [peer, other] = peers(&Arc::default());
+    let initiation = peer.sessions().greet().unwrap();
+    let response = other.sessions().shake(&initiation).unwrap().unwrap();
+    assert_eq!((peer.is_met(), other.is_met()), (false, false), "an initiation may be an old one");
+    let mut first = peer.sessions().shake(&response).unwrap().unwrap();
+    assert_eq!((peer.is_met(), other.is_met()), (true, false));
+    other.sessions().open(&mut first).unwrap();
+    assert!(other.is_met());
+    other.sessions().forget();
+    assert!(other.is_met(), "it is never again as if it had not been");
+}
+
+#[test]
+fn one_to_whom_packets_go_unencrypted_until_then_is_asked_until_it_is_met() {
+    let [peer, other] = peers(&Arc::default());
+    let asks = |seconds: u64| {
+        let message = peer.sessions().tick(Duration::from_secs(seconds), true).message;
+        message.filter(|message| message::is_initiation(message))
+    };
+    assert_eq!(asks(100), None);
+    assert!(asks(105).is_some() && asks(106).is_none());
+    let response = other.sessions().shake(&asks(110).unwrap()).unwrap().unwrap();
+    peer.sessions().shake(&response).unwrap();
+    assert_eq!(asks(1_000), None);
+}
+
+#[test]
 fn a_silent_peer_to_whom_something_is_sent_in_any_case_is_asked_now_and_then() {
     let [own, theirs] = [(); 2].map(|()| Arc::new(OwnKey::new(PrivateKey::generate().unwrap())));
     let receivers = Arc::<Receivers>::default();
@@ -102,7 +130,7 @@ fn a_silent_peer_to_whom_something_is_sent_in_any_case_is_asked_now_and_then() {
     let peer = Peer::new(1, Arc::clone(&own), theirs.private.public(), keepalive, Arc::clone(&receivers));
     let other = Peer::new(2, theirs, own.private.public(), None, receivers);
     let asks = |seconds: u64| {
-        let message = peer.sessions().tick(Duration::from_secs(seconds)).message;
+        let message = peer.sessions().tick(Duration::from_secs(seconds), false).message;
         message.filter(|message| message::is_initiation(message))
     };
     assert!(asks(100).is_some(), "what is sent needs keys");
@@ -115,5 +143,5 @@ fn a_silent_peer_to_whom_something_is_sent_in_any_case_is_asked_now_and_then() {
     assert_eq!(asks(150), None);
     assert_eq!(asks(179), None, "it was heard");
     assert!(asks(180).is_some());
-    assert_eq!(other.sessions().tick(Duration::from_secs(1_000)).message, None, "it may be silent");
+    assert_eq!(other.sessions().tick(Duration::from_secs(1_000), false).message, None, "it may be silent");
 }

@@ -43,6 +43,7 @@ fn wanted(endpoint: SocketAddr, exact_port: bool, allowed_prefixes: Vec<AllowedP
         exact_port,
         framing: Framing::Raw,
         keepalive: None,
+        also_plain: false,
         mtu: Mtu::ETHERNET,
         tcp_mtu: Mtu::ETHERNET,
         allowed_prefixes,

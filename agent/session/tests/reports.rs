@@ -9,6 +9,7 @@ fn report(state: TunnelState, age: Option<u64>) -> TunnelReport {
         state,
         endpoint: "192.0.2.1:5000".to_owned(),
         last_received_ms: age,
+        keyed: false,
     }
 }
 

@@ -96,3 +96,78 @@ fn a_plan_has_the_tunnels_that_keys_are_made_for_and_stays_the_same_when_they_ar
     assert_eq!(plan.weakened, ["security: plain: whoever can read the underlay reads this mesh"]);
     assert!(plan.hazards[0].message.contains("expect it to carry nothing for a moment"), "{plan:?}");
 }
+
+/// A mesh that was plain, and says no more that it is.
+fn leaving() -> Wanted {
+    let plain = SAFE.replace("nodes:", "security: plain\nnodes:");
+    let mut wanted = wanted(&[("a", ""), ("b", "172.100.1.2"), ("c", "172.100.1.3")], &[&plain]);
+    let before = wanted.allocations[&name::<MeshName>("safe")].clone();
+    apply(&mut wanted, parse(SAFE).unwrap());
+    wanted.allocations.get_mut(&name::<MeshName>("safe")).unwrap().leave_plain(&before);
+    wanted
+}
+
+fn note_keyed(wanted: &mut Wanted, nodes: &[&str]) {
+    let nodes = nodes.iter().map(|node| name(node)).collect();
+    wanted.allocations.get_mut(&name::<MeshName>("safe")).unwrap().note_keyed(&nodes);
+}
+
+#[test]
+fn who_had_plain_tunnels_goes_on_with_them_until_there_are_keys() {
+    let mut wanted = leaving();
+    let to = |node: &str, how: &str| {
+        let (at, number, routes) = match node {
+            "a" => ("172.100.1.1", 1, " 192.168.1.0/24"),
+            "b" => ("172.100.1.2", 2, ""),
+            _ => ("172.100.1.3", 3, ""),
+        };
+        format!("tunnel safe.{node}: to {at}:6000, 10.9.0.{number}/32{routes}, mtu auto{how}")
+    };
+    const PLAIN: &str = ", unencrypted";
+    const BOTH: &str = ", unencrypted until keys are agreed on";
+    assert_eq!(view(&wanted, "a")[1..], [to("b", PLAIN), to("c", PLAIN)]);
+    make_keys(&mut wanted, "safe", &[("a", 1), ("b", 2)]);
+    assert_eq!(view(&wanted, "a")[1..], [to("b", BOTH), to("c", PLAIN)]);
+    assert_eq!(view(&wanted, "b")[1..], [to("a", BOTH), to("c", PLAIN)]);
+    assert_eq!(view(&wanted, "c")[1..], [to("a", PLAIN), to("b", PLAIN)], "it has no key of its own yet");
+    // They are through with each other, and wait for the third one, but not with each other.
+    note_keyed(&mut wanted, &["a", "b"]);
+    assert_eq!(view(&wanted, "a")[1..], [to("b", ""), to("c", PLAIN)]);
+    let told = "mesh safe: was unencrypted, and its tunnels to c go on so until they have agreed on keys";
+    assert_eq!(wanted.weakened(), [told]);
+    make_keys(&mut wanted, "safe", &[("c", 3)]);
+    assert_eq!(view(&wanted, "c")[1..], [to("a", BOTH), to("b", BOTH)]);
+    // Who comes now has never had one.
+    let record = wanted.nodes[&name::<NodeName>("b")].clone();
+    wanted.nodes.insert(name("d"), NodeRecord { endpoint: Some(name("172.100.1.4")), ..record });
+    apply(&mut wanted, parse(&format!("{SAFE}  d:\n")).unwrap());
+    make_keys(&mut wanted, "safe", &[("d", 4)]);
+    assert_eq!(view(&wanted, "d")[1..], [to("a", ""), to("b", ""), to("c", "")]);
+    note_keyed(&mut wanted, &["c"]);
+    assert_eq!(view(&wanted, "c")[1..3], [to("a", ""), to("b", "")]);
+    assert_eq!(wanted.weakened(), [""; 0]);
+    let safe = &wanted.allocations[&name::<MeshName>("safe")];
+    assert!(safe.nodes.values().all(|allocation| allocation.from_plain.is_none()), "all of it is over");
+}
+
+#[test]
+fn a_mesh_that_leaves_plain_text_loses_no_tunnel() {
+    let plain = SAFE.replace("nodes:", "security: plain\nnodes:");
+    let before = wanted(&[("a", ""), ("b", "172.100.1.2"), ("c", "172.100.1.3")], &[&plain]);
+    let after = leaving();
+    let plan = plan(&before, &after, &name("safe"), 7, &BTreeSet::new());
+    assert!(plan.operations.each().iter().all(|operation| operation.after.is_some()));
+    assert_eq!(losers(&before, &after), BTreeSet::new());
+    assert!(plan.hazards[0].message.starts_with("its nodes go on unencrypted until"), "{:?}", plan.hazards);
+    // Who was away before, or has no endpoint, had none to go on with.
+    let mut gone = after.clone();
+    gone.nodes.get_mut(&name::<NodeName>("c")).unwrap().endpoint = None;
+    make_keys(&mut gone, "safe", &[("a", 1), ("b", 2), ("c", 3)]);
+    assert_eq!(view(&gone, "a")[2], "tunnel safe.c: from anywhere, 10.9.0.3/32, mtu auto, keepalive 25");
+    // Back in plain text, it is as if it had never left.
+    let mut back = after;
+    apply(&mut back, parse(&plain).unwrap());
+    assert_eq!(back.views(), before.views());
+    apply(&mut back, parse(SAFE).unwrap());
+    assert_eq!(view(&back, "a"), ["device safe: 10.9.0.1/24"], "that is for whoever asks for it");
+}

@@ -450,6 +450,7 @@ mod tests {
             state: TunnelState::Failed("x".repeat(1_000)),
             endpoint: "172.100.1.1:5000".to_owned(),
             last_received_ms: None,
+            keyed: false,
         };
         let names = (0..9_000).map(|n| format!("t{n}").parse::<TunnelName>().unwrap());
         let tunnels: BTreeMap<_, _> = names.map(|name| (name, report.clone())).collect();

@@ -99,6 +99,7 @@ fn report(tunnels: impl IntoIterator<Item = (String, TunnelState)>) -> AgentMess
         state,
         endpoint: String::new(),
         last_received_ms: None,
+        keyed: false,
     };
     let tunnels = tunnels.into_iter().map(|(name, state)| (name.parse().unwrap(), tunnel(state))).collect();
     AgentMessage::Report(Report {

@@ -118,13 +118,14 @@ fn any_tunnel_report() -> impl Strategy<Value = TunnelReport> {
         Just(TunnelState::Passing),
         any::<String>().prop_map(TunnelState::Failed),
     ];
-    (device(), owner, state, any::<String>(), option::of(any::<u64>())).prop_map(
-        |(device, owner, state, endpoint, last_received_ms)| TunnelReport {
+    (device(), owner, state, any::<String>(), option::of(any::<u64>()), any::<bool>()).prop_map(
+        |(device, owner, state, endpoint, last_received_ms, keyed)| TunnelReport {
             device,
             owner,
             state,
             endpoint,
             last_received_ms,
+            keyed,
         },
     )
 }
@@ -236,7 +237,7 @@ fn any_tunnel_spec() -> impl Strategy<Value = TunnelSpec> {
         let both = networks.into_iter().zip(preferences);
         both.map(|(prefix, preference)| AllowedPrefix { prefix, preference }).collect()
     });
-    let remote = (remote(), any::<bool>(), option::of(any::<std::num::NonZeroU16>()));
+    let remote = (remote(), any::<bool>(), option::of(any::<std::num::NonZeroU16>()), any::<bool>());
     (tunnel(), device(), mtu, remote, framing, allowed, networks(), offloads()).prop_map(
         |(name, device, mtu, remote, framing, allowed_prefixes, routes, without)| TunnelSpec {
             name,
@@ -245,6 +246,7 @@ fn any_tunnel_spec() -> impl Strategy<Value = TunnelSpec> {
             mtu,
             remote: Some(remote.0).filter(|_| remote.1 || !matches!(framing, Framing::Wireguard(_))),
             keepalive: remote.2.filter(|_| matches!(framing, Framing::Wireguard(_))),
+            also_plain: remote.1 && remote.3 && framing != Framing::Pi,
             framing,
             allowed_prefixes,
             routes,

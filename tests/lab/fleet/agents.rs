@@ -163,6 +163,7 @@ impl Agent {
             state: TunnelState::Waiting(None),
             endpoint: String::new(),
             last_received_ms: None,
+            keyed: false,
         };
         let names = items.iter().filter_map(|item| match &item.id {
             ItemId::Tunnel(name) => Some(name.clone()),
