@@ -42,33 +42,46 @@ pub struct Allocation {
 }
 
 /// How far a node is on the way from unencrypted tunnels to encrypted ones. A pair of such nodes goes on unencrypted until
-/// it has agreed on keys, unless both have done so with all others.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// it has agreed on keys, unless both have done so with all others. There is no way back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FromPlain {
-    /// Not all others that were there have had keys with it yet.
+    /// It has not made its key yet.
+    Keyless,
+    /// It has, and has not agreed on keys with all others yet.
     UnderWay,
-    /// They have.
+    /// It has.
     Keyed,
 }
 
+impl FromPlain {
+    /// Whether it goes on unencrypted with some.
+    pub fn is_under_way(self) -> bool {
+        self < Self::Keyed
+    }
+}
+
 impl Allocations {
-    /// Has the nodes that were members `before` go on unencrypted until they have agreed on keys.
-    pub fn leave_plain(&mut self, before: &Self) {
+    /// Has the nodes of `mesh` that were members `before` go on unencrypted until they have agreed on keys.
+    pub fn leave_plain(&mut self, mesh: &Mesh, before: &Self) {
         for (node, allocation) in &mut self.nodes {
             let was_member = before.nodes.get(node).is_some_and(|before| before.freed.is_none());
-            if was_member && allocation.freed.is_none() {
-                allocation.from_plain = Some(FromPlain::UnderWay);
+            if was_member && allocation.freed.is_none() && !mesh.is_wireguard(node) {
+                allocation.from_plain = Some(FromPlain::Keyless);
             }
         }
     }
 
-    /// Takes in that nodes have agreed on keys with all others that were there. Once all have, it is as if they had had no
-    /// others.
-    pub fn note_keyed(&mut self, keyed: &BTreeSet<NodeName>) {
+    /// Takes in that nodes have made their key, or have agreed on keys with all others. Once all have done the latter, it is
+    /// as if they had had no unencrypted tunnels.
+    pub fn advance(&mut self, has_key: impl Fn(&NodeName) -> bool, is_keyed: impl Fn(&NodeName) -> bool) {
         for (node, allocation) in &mut self.nodes {
-            if allocation.from_plain == Some(FromPlain::UnderWay) && keyed.contains(node) {
-                allocation.from_plain = Some(FromPlain::Keyed);
+            match allocation.from_plain {
+                Some(FromPlain::Keyless) if has_key(node) => {
+                    allocation.from_plain = Some(FromPlain::UnderWay);
+                }
+                Some(FromPlain::UnderWay) if is_keyed(node) => allocation.from_plain = Some(FromPlain::Keyed),
+                Some(_) | None => {}
             }
         }
         if self.under_way().next().is_none() {
@@ -79,7 +92,7 @@ impl Allocations {
     /// The nodes that have not agreed on keys with all others.
     pub fn under_way(&self) -> impl Iterator<Item = &NodeName> {
         let nodes = self.nodes.iter();
-        let under_way = nodes.filter(|(_, allocation)| allocation.from_plain == Some(FromPlain::UnderWay));
+        let under_way = nodes.filter(|(_, given)| given.from_plain.is_some_and(FromPlain::is_under_way));
         under_way.map(|(node, _)| node)
     }
 }
@@ -105,7 +118,7 @@ pub fn allocate(
             let allocation = after.nodes.entry(node.clone());
             let allocation = allocation.or_insert_with(|| {
                 let before = before.nodes.get(node).filter(|before| before.freed.is_none());
-                let is_encrypted = mesh.security == Security::Encrypted;
+                let is_encrypted = mesh.security == Security::Encrypted && !mesh.is_wireguard(node);
                 Allocation {
                     addresses: Vec::new(),
                     freed: None,

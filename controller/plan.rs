@@ -124,7 +124,8 @@ impl Wanted {
         let mut members: BTreeSet<NodeName> = mesh.nodes.keys().cloned().collect();
         let room = NODES.saturating_sub(members.len());
         members.extend(self.selected(mesh).into_iter().take(room).cloned());
-        members.retain(|node| !self.removed.contains(node));
+        // Who has no agent has not joined either.
+        members.retain(|node| !self.removed.contains(node) || mesh.is_wireguard(node));
         members
     }
 
@@ -225,18 +226,41 @@ impl Wanted {
 
     /// What is weaker than the defaults in the meshes, in words.
     pub fn weakened(&self) -> Vec<String> {
-        let of = |mesh: &Mesh| weakened(mesh).map(|words| format!("mesh {}: {words}", mesh.name));
-        let leaving = self.leaving_plain().map(|(mesh, nodes)| {
-            let named = nodes.iter().take(NAMED).map(|node| node.as_str()).collect::<Vec<_>>().join(", ");
-            let more = match nodes.len().saturating_sub(NAMED) {
+        let of = |mesh: &MeshName| {
+            let named = format!("mesh {mesh}: ");
+            self.weakened_of(mesh).into_iter().map(move |words| format!("{named}{words}"))
+        };
+        self.meshes.keys().flat_map(of).collect()
+    }
+
+    /// What is weaker than the defaults in a mesh, in words.
+    pub fn weakened_of(&self, mesh: &MeshName) -> Vec<String> {
+        let plain = self
+            .meshes
+            .get(mesh)
+            .filter(|mesh| mesh.security == Security::Plain)
+            .map(|_| "security: plain: whoever can read the underlay reads this mesh".to_owned());
+        let leaving: Vec<_> =
+            self.allocations.get(mesh).into_iter().flat_map(Allocations::under_way).collect();
+        let leaving = (!leaving.is_empty()).then(|| {
+            let named = leaving.iter().take(NAMED).map(|node| node.as_str()).collect::<Vec<_>>().join(", ");
+            let more = match leaving.len().saturating_sub(NAMED) {
                 0 => String::new(),
                 more => format!(" and {more} more"),
             };
             format!(
-                "mesh {mesh}: was unencrypted, and its tunnels to {named}{more} go on so until they have agreed on keys"
+                "was unencrypted, and its tunnels to {named}{more} are so until they have agreed on keys, and take what \
+                 is"
             )
         });
-        self.meshes.values().filter_map(of).chain(leaving).collect()
+        plain.into_iter().chain(leaving).collect()
+    }
+
+    /// Whether a mesh has unencrypted tunnels.
+    fn has_plain(&self, mesh: &Mesh) -> bool {
+        let is_leaving =
+            || self.allocations.get(&mesh.name).is_some_and(|all| all.under_way().next().is_some());
+        mesh.security == Security::Plain || is_leaving()
     }
 
     /// What each node is to have; nodes of no mesh have nothing and are left out.
@@ -273,8 +297,8 @@ struct Tunnels<'a> {
     usual: Option<Arc<Item>>,
     /// For those that have none, where the peer has one: both keep the path open.
     kept_open: Option<Arc<Item>>,
-    /// For those that had an unencrypted one, until both have keys, and until they have agreed on some.
-    from_plain: Option<[Arc<Item>; 2]>,
+    /// For those that had an unencrypted one: until both have made their keys, and until they have agreed on some.
+    from_plain: Option<(Arc<Item>, Option<Arc<Item>>)>,
 }
 
 impl<'a> Tunnels<'a> {
@@ -290,7 +314,7 @@ impl<'a> Tunnels<'a> {
         let with = |style: Style| framing.and_then(|framing| tunnel_to(mesh, peer, to, framing, style));
         let from_plain = to.from_plain.and_then(|_| {
             let raw = tunnel_to(mesh, peer, to, Framing::Raw, Style::ALSO_PLAIN)?;
-            Some([Arc::clone(&raw), with(Style::ALSO_PLAIN).unwrap_or(raw)])
+            Some((raw, with(Style::ALSO_PLAIN)))
         });
         Self {
             peer,
@@ -306,19 +330,19 @@ impl<'a> Tunnels<'a> {
         if self.to.wireguard.is_some_and(|wireguard| !wireguard.peers.contains(node)) {
             return None;
         }
-        let is_under_way = |member: &Member<'_>| member.from_plain == Some(FromPlain::UnderWay);
         match (own.dials(), self.to.dials()) {
             (true, true) => None,
             (true, false) => self.kept_open.as_ref(),
             (false, true) => self.usual.as_ref(),
-            (false, false) => match &self.from_plain {
-                Some([raw, sealed])
-                    if own.from_plain.is_some() && (is_under_way(own) || is_under_way(self.to)) =>
-                {
-                    Some(if keys.of(own).is_some() { sealed } else { raw })
+            (false, false) => {
+                // The one of both that has come less far says how far the pair is.
+                let how_far = own.from_plain.zip(self.to.from_plain).map(|(own, to)| own.min(to));
+                match (how_far, &self.from_plain) {
+                    (Some(FromPlain::Keyless), Some((raw, _))) if keys == Keys::Made => Some(raw),
+                    (Some(FromPlain::Keyless | FromPlain::UnderWay), Some((_, sealed))) => sealed.as_ref(),
+                    (Some(_) | None, _) => self.usual.as_ref(),
                 }
-                Some(_) | None => self.usual.as_ref(),
-            },
+            }
         }
     }
 }
@@ -361,14 +385,6 @@ fn full(
         // Both are keys of one map, and a mesh has millions of pairs.
         let others = tunnels.iter().filter(|tunnel| !std::ptr::eq(tunnel.peer, node));
         items.extend(others.filter_map(|tunnel| tunnel.of(node, member, keys)).cloned());
-    }
-}
-
-/// What is weaker than the defaults in a mesh, in words.
-pub fn weakened(mesh: &Mesh) -> Option<&'static str> {
-    match mesh.security {
-        Security::Encrypted => None,
-        Security::Plain => Some("security: plain: whoever can read the underlay reads this mesh"),
     }
 }
 
@@ -455,6 +471,7 @@ pub fn plan(
     let versions = [before.meshes.get(mesh), after.meshes.get(mesh)];
     let mut hazards = hazards::moves(before, after, mesh);
     hazards.extend(after.hazards(mesh, controller));
+    hazards.extend(hazards::exports(before, after, mesh));
     hazards.sort_by_key(|hazard| !hazard.is_error);
     Plan {
         mesh: mesh.clone(),
@@ -468,7 +485,7 @@ pub fn plan(
         hazards,
         mass_removals,
         operations,
-        weakened: versions[1].and_then(weakened).map(str::to_owned).into_iter().collect(),
+        weakened: after.weakened_of(mesh),
     }
 }
 

@@ -286,7 +286,7 @@ fn a_mesh_leaves_plain_text_node_by_node_and_nothing_is_lost() {
     cut_off.run(["nft", "add", "rule", "ip", "t", "out", "tcp", "dport", "7443", "drop"]);
     wait_until(4 * SOON, "n4 is cut off", || segment.controller.node("n4")["health"] != "LIVE");
     let told = segment.controller.apply(&numbered(4)).unwrap();
-    assert!(told.contains("its nodes go on unencrypted until they have agreed on keys"), "{told}");
+    assert!(told.contains("was unencrypted, and its tunnels to n1, n2, n3, n4 are so until"), "{told}");
     let is_left = |words: &str| {
         let status = segment.controller.json(&["status"]);
         status["weakened"].as_array().into_iter().flatten().any(|line| line.as_str().unwrap().contains(words))
@@ -304,6 +304,8 @@ fn a_mesh_leaves_plain_text_node_by_node_and_nothing_is_lost() {
     assert!(!can_be_read(segment.host(1), segment.host(2), "10.9.0.2"));
     assert!(!can_be_read(segment.host(3), segment.host(1), "10.9.0.1"));
     assert!(can_be_read(segment.host(1), cut_off, "10.9.0.4"));
+    let problems = segment.controller.problems("n4").concat();
+    assert!(problems.contains("it has not agreed on keys with all others in mesh prod yet"), "{problems}");
     let shown = agents[0].show("status");
     assert!(shown.contains("tunnels on prod"), "{shown}");
 

@@ -78,6 +78,11 @@ fn a_phone_is_a_node_by_what_is_exported_for_it() {
     let device = WgQuick::up(phone, &exported, None);
     wait_until(SOON, "it is back with the new key", || ping(phone, "10.9.0.1", &[]));
 
+    // Whoever cannot write down what is made loses nothing by it.
+    let full = segment.controller.run(&["export", "wireguard", "phone", "--generate-key", "--mesh", "other"]);
+    assert!(full.unwrap_err().stderr.contains("is of kind wireguard in no mesh, or not in the one"));
+    ping_ok(phone, "10.9.0.1");
+
     // Whom it does not name has nothing to do with it.
     segment.controller.apply_with(&file("peers: n1"), &["--wait"]).unwrap();
     assert!(has_phone(&agents[0]) && !has_phone(&agents[1]));

@@ -206,7 +206,10 @@ impl Table {
         if self.devices.iter().any(|device| device.addresses.contains(&local)) {
             return false;
         }
-        tunnel.path.mark_local(local);
+        // Once what is sent is sealed, nobody who shows less says where from.
+        if is_sealed || tunnel.addressee().is_none() {
+            tunnel.path.mark_local(local);
+        }
         is_sealed && tunnel.path.roam(tunnel.destination.as_ref(), source)
     }
 

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::str::FromStr;
 
 use ipnet::IpNet;
+use prost::Message;
 use zeroize::Zeroizing;
 
 use super::{ControllerArgs, Error};
@@ -13,6 +14,9 @@ use crate::proto::host::wireguard::PrivateKey;
 use crate::proto::model::{MeshName, NodeName, PublicKey, Remote};
 use crate::proto::session::Generation;
 use crate::proto::v1;
+
+/// The most bytes of a file and of each of its peers beside what the controller says.
+const ROOM: usize = 512;
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
@@ -46,24 +50,27 @@ impl Command {
 impl WireguardArgs {
     async fn run(&self) -> Result<(), Error> {
         let mut controller = self.controller.connect().await?;
+        let key = self.generate_key.then(PrivateKey::generate).transpose()?;
+        let public_key = key.as_ref().map(|key| key.public().to_string()).unwrap_or_default();
         let (node, mesh) = (self.node.clone(), self.mesh.clone());
-        let mut key = None;
-        if self.generate_key {
-            let made = PrivateKey::generate()?;
-            let public_key = made.public().to_string();
-            let request = v1::SetWireguardKeyRequest { node: node.clone(), mesh: mesh.clone(), public_key };
-            controller.set_wireguard_key(request).await?;
-            key = Some(made);
-        }
-        let request = v1::ExportWireguardRequest { node, mesh };
+        let request = v1::ExportWireguardRequest { node, mesh, public_key: public_key.clone() };
         let answer = controller.export_wireguard(request).await?.into_inner();
         for peer in &answer.left_out {
             let words = output::printable(&format!("{} is left out: {}", peer.node, peer.reason));
             // Where that is gone, nobody looks.
             let _ = writeln!(io::stderr(), "controller: {words}");
         }
-        let file = file(&answer, key.as_ref())?;
-        output::print(&file)?;
+        // Before the key is in force, and the last one is not any more: what is lost now is lost for ever.
+        if !output::print(&file(&answer, key.as_ref())?)? {
+            return Err(Error::Failed("nobody reads what is printed, and nothing has changed".to_owned()));
+        }
+        if key.is_some() {
+            let request = v1::SetWireguardKeyRequest { node: answer.node, mesh: answer.mesh, public_key };
+            controller.set_wireguard_key(request).await.map_err(|status| {
+                let why = Error::from(status);
+                Error::Failed(format!("the key that is printed may not be in force; do it again: {why}"))
+            })?;
+        }
         Ok(())
     }
 }
@@ -81,12 +88,18 @@ fn file(answer: &v1::ExportWireguardResponse, key: Option<&PrivateKey>) -> Resul
     let mesh: MeshName = parsed("mesh", &answer.mesh)?;
     let public_key: PublicKey = parsed("public_key", &answer.public_key)?;
     if key.is_some_and(|key| key.public() != public_key) {
-        let words = format!("{node} has got another key meanwhile; do it again where that was not meant");
-        return Err(Error::Failed(words));
+        return Err(Error::Failed(format!("the controller's answer has another key of {node}")));
+    }
+    if answer.more_peers > 0 {
+        return Err(Error::Failed(format!(
+            "{node} has {} peers more than fit into an answer",
+            answer.more_peers
+        )));
     }
     let generation = answer.generation.map(|generation| Generation::from(generation).to_string());
     // With room for all of it: what is moved leaves a copy of the key behind.
-    let mut text = Zeroizing::new(String::with_capacity(1024 + 512 * answer.peers.len()));
+    let mut text =
+        Zeroizing::new(String::with_capacity(ROOM + 2 * answer.encoded_len() + ROOM * answer.peers.len()));
     text.push_str(&format!("# {node} in mesh {mesh}, generation {}\n", generation.unwrap_or_default()));
     text.push_str("[Interface]\n");
     match key {
@@ -123,7 +136,7 @@ fn file(answer: &v1::ExportWireguardResponse, key: Option<&PrivateKey>) -> Resul
             text.push_str(&line("PersistentKeepalive", &peer.keepalive));
         }
     }
-    let left_out = answer.left_out.len() + answer.more_left_out as usize + answer.more_peers as usize;
+    let left_out = answer.left_out.len() + answer.more_left_out as usize;
     if left_out > 0 {
         text.push_str(&format!(
             "\n# {left_out} of its peers cannot be reached yet: print it again when they can\n"

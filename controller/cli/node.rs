@@ -68,16 +68,20 @@ impl RemoveArgs {
 
 fn removed(node: &str, answer: &v1::RemoveNodeResponse) -> String {
     let mut lines = vec![format!("node {node} is removed; {}", generation(answer.generation))];
-    if !answer.later.is_empty() {
-        let more = match answer.more_later {
+    let mut tell = |nodes: &[String], more: u32, words: &str| {
+        let more = match more {
             0 => String::new(),
             more => format!(" and {more} more"),
         };
-        lines.push(format!(
-            "these have no session now, and drop their tunnels to it when they come again: {}{more}",
-            answer.later.join(", ")
-        ));
-    }
+        if !nodes.is_empty() {
+            lines.push(format!("{words}: {}{more}", nodes.join(", ")));
+        }
+    };
+    let later = "these have no session now, and drop their tunnels to it when they come again";
+    tell(&answer.later, answer.more_later, later);
+    let by_hand = "these have no agent, and go on with it until their files are replaced by those of `controller export \
+                   wireguard`";
+    tell(&answer.wireguard, answer.more_wireguard, by_hand);
     lines.join("\n")
 }
 
@@ -92,5 +96,7 @@ mod tests {
         answer.later = vec!["web-2".to_owned(), "web-3".to_owned()];
         answer.more_later = 7;
         assert!(removed("web-1", &answer).ends_with("web-2, web-3 and 7 more"));
+        answer.wireguard = vec!["phone".to_owned()];
+        assert!(removed("web-1", &answer).ends_with("`controller export wireguard`: phone"));
     }
 }

@@ -116,6 +116,9 @@ fn carrying(node: &v1::Node) -> String {
 }
 
 fn tunnels(node: &str, answer: &v1::ListNodeTunnelsResponse) -> String {
+    if answer.health() == Health::NoAgent {
+        return format!("{node} has no agent: its peers' tunnels to it say how it is");
+    }
     let reported = answer.age.as_ref().map(convert::span);
     let mut text = if answer.tunnels.is_empty() {
         format!("no tunnels on {node}")

@@ -1,5 +1,6 @@
 //! What a node without an agent has to know: its own addresses, and where its peers are.
 
+use std::collections::BTreeSet;
 use std::num::NonZeroU16;
 
 use ipnet::IpNet;
@@ -7,7 +8,7 @@ use ipnet::IpNet;
 use super::underlay::Underlay;
 use super::{KEEPALIVE, Member, Wanted};
 use crate::controller::alloc::is_without_key;
-use crate::controller::mesh::Mesh;
+use crate::controller::mesh::{Mesh, MeshNode};
 use crate::proto::model::{MeshName, Mtu, NodeName, PublicKey, Remote};
 
 /// A node without an agent, as it is to be set up.
@@ -67,11 +68,10 @@ impl Wanted {
     /// # Errors
     /// Where there is none, or more than one.
     pub fn mesh_of_wireguard(&self, node: &NodeName, mesh: Option<&MeshName>) -> Result<&Mesh, Unfit> {
-        let meshes = self.meshes.values().filter(|known| {
-            mesh.is_none_or(|mesh| known.name == *mesh)
-                && known.is_wireguard(node)
-                && !self.removed.contains(node)
-        });
+        let meshes = self
+            .meshes
+            .values()
+            .filter(|known| mesh.is_none_or(|mesh| known.name == *mesh) && known.is_wireguard(node));
         match meshes.collect::<Vec<_>>()[..] {
             [] => Err(Unfit::Unknown(node.clone())),
             [mesh] => Ok(mesh),
@@ -79,6 +79,15 @@ impl Wanted {
                 Err(Unfit::Several(node.clone(), several.iter().map(|mesh| mesh.name.clone()).collect()))
             }
         }
+    }
+
+    /// The nodes without an agent that have a tunnel to `node`.
+    pub fn wireguard_peers(&self, node: &NodeName) -> BTreeSet<&NodeName> {
+        let nodes = self.meshes.values().flat_map(|mesh| &mesh.nodes);
+        let is_peer = |(_, other): &(&NodeName, &MeshNode)| {
+            other.wireguard.as_ref().is_some_and(|wireguard| wireguard.peers.contains(node))
+        };
+        nodes.filter(is_peer).map(|(name, _)| name).collect()
     }
 
     /// The key of a node without an agent: the file's, or the one that was made for it.
@@ -115,17 +124,51 @@ impl Wanted {
     /// # Errors
     /// Where it is none, or has no key or address.
     pub fn export(&self, node: &NodeName, mesh: Option<&MeshName>) -> Result<Export, Unfit> {
-        let mesh = self.mesh_of_wireguard(node, mesh)?;
-        let underlay = Underlay::of(self);
-        let member = self.member(mesh, node, &underlay);
+        self.exporter(self.mesh_of_wireguard(node, mesh)?).export(node)
+    }
+
+    /// The same as if it had been given a key.
+    ///
+    /// # Errors
+    /// Where it is none, has its key in the file, or has no address.
+    pub fn export_with(
+        &self,
+        node: &NodeName,
+        mesh: Option<&MeshName>,
+        key: PublicKey,
+    ) -> Result<Export, Unfit> {
+        let mesh = self.mesh_of_wireguard(node, mesh)?.name.clone();
+        let mut wanted = self.clone();
+        wanted.give_key(&mesh, node, key)?;
+        wanted.export(node, Some(&mesh))
+    }
+
+    /// What exports the nodes of a mesh.
+    pub(super) fn exporter<'a>(&'a self, mesh: &'a Mesh) -> Exporter<'a> {
+        Exporter { wanted: self, mesh, underlay: Underlay::of(self), members: self.members(mesh) }
+    }
+}
+
+/// A mesh with what all exports of its nodes rest on.
+pub(super) struct Exporter<'a> {
+    wanted: &'a Wanted,
+    mesh: &'a Mesh,
+    underlay: Underlay<'a>,
+    members: BTreeSet<NodeName>,
+}
+
+impl Exporter<'_> {
+    /// What a node without an agent has to know.
+    pub(super) fn export(&self, node: &NodeName) -> Result<Export, Unfit> {
+        let member = self.wanted.member(self.mesh, node, &self.underlay);
         let public_key = member.key.ok_or_else(|| Unfit::WithoutKey(node.clone()))?;
         if member.addresses.is_empty() {
             return Err(Unfit::WithoutAddress(node.clone()));
         }
-        let members = self.members(mesh);
         let (mut peers, mut left_out) = (Vec::new(), Vec::new());
         for peer in member.wireguard.iter().flat_map(|wireguard| &wireguard.peers) {
-            let known = members.contains(peer).then(|| self.member(mesh, peer, &underlay));
+            let is_member = self.members.contains(peer);
+            let known = is_member.then(|| self.wanted.member(self.mesh, peer, &self.underlay));
             match known.map_or(Err("it is no node of this mesh"), |known| as_peer(peer, &known, &member)) {
                 Ok(known) => peers.push(known),
                 Err(reason) => left_out.push((peer.clone(), reason)),
@@ -133,11 +176,11 @@ impl Wanted {
         }
         Ok(Export {
             node: node.clone(),
-            mesh: mesh.name.clone(),
+            mesh: self.mesh.name.clone(),
             public_key,
             addresses: member.addresses,
             listen_port: member.endpoint.and_then(|endpoint| endpoint.port),
-            mtu: mesh.mtu,
+            mtu: self.mesh.mtu,
             peers,
             left_out,
         })

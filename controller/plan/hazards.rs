@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use super::underlay::Underlay;
 use super::{Hazard, Member, Wanted, tunnel_name};
 use crate::controller::mesh::{Mesh, NODES, Security, nested};
-use crate::proto::model::{ACCEPTED, Host, MeshName, NodeName};
+use crate::proto::model::{ACCEPTED, Host, MeshName, NodeName, PublicKey};
 
 type Parts<'a> = BTreeMap<NodeName, Member<'a>>;
 
@@ -27,7 +27,8 @@ impl Wanted {
         let mut hazards = Vec::new();
         covered(&mut hazards, mesh, &parts, &others, controller);
         for (other, other_parts) in &others {
-            neighbours(&mut hazards, (mesh, &parts), (other, other_parts));
+            let both_plain = self.has_plain(mesh) && self.has_plain(other);
+            neighbours(&mut hazards, (mesh, &parts), (other, other_parts), both_plain);
         }
         same_endpoints(&mut hazards, &parts);
         for (node, member) in &parts {
@@ -35,7 +36,8 @@ impl Wanted {
         }
         hazards.extend(cannot_meet(mesh, &parts));
         self.without_agent(&mut hazards, mesh, &parts);
-        let removed = mesh.nodes.keys().filter(|node| self.removed.contains(*node));
+        let removed =
+            mesh.nodes.keys().filter(|node| self.removed.contains(*node) && !mesh.is_wireguard(node));
         hazards.extend(removed.map(|node| {
             warning(node, format!("{node} was removed, and has no tunnels until it joins again"))
         }));
@@ -46,8 +48,20 @@ impl Wanted {
 
     /// Says what is wrong with nodes that have no agent.
     fn without_agent(&self, hazards: &mut Vec<Hazard>, mesh: &Mesh, parts: &Parts<'_>) {
-        for (node, member) in parts {
-            let Some(wireguard) = member.wireguard else { continue };
+        let without_agent =
+            || parts.iter().filter_map(|(node, member)| Some((node, member, member.wireguard?)));
+        if without_agent().next().is_none() {
+            return;
+        }
+        // Of two with one key it is the first one's, and an agent's before all.
+        let agents =
+            self.nodes.iter().filter_map(|(node, record)| Some((*record.keys.get(&mesh.name)?, node)));
+        let others = without_agent().filter_map(|(node, member, _)| Some((member.key?, node)));
+        let mut owners: BTreeMap<PublicKey, &NodeName> = BTreeMap::new();
+        for (key, node) in agents.chain(others) {
+            owners.entry(key).or_insert(node);
+        }
+        for (node, member, wireguard) in without_agent() {
             match member.key {
                 None => hazards.push(warning(
                     node,
@@ -57,12 +71,8 @@ impl Wanted {
                     ),
                 )),
                 Some(key) => {
-                    let agents = self.nodes.iter().filter(|(_, record)| record.keys.get(&mesh.name) == Some(&key));
-                    let others = parts.iter().filter(|(other, known)| {
-                        *other != node && known.wireguard.is_some() && known.key == Some(key)
-                    });
-                    let owners = agents.map(|(owner, _)| owner).chain(others.map(|(owner, _)| owner));
-                    hazards.extend(owners.map(|owner| {
+                    let owner = owners.get(&key).filter(|owner| **owner != node);
+                    hazards.extend(owner.map(|owner| {
                         error(Some(node), format!("{node} has the key of {owner}; give it one of its own"))
                     }));
                 }
@@ -123,14 +133,7 @@ fn barred(node: &NodeName, member: &Member<'_>) -> Option<Hazard> {
 pub(super) fn moves(before: &Wanted, after: &Wanted, mesh: &MeshName) -> Vec<Hazard> {
     let (Some(old), Some(new)) = (before.meshes.get(mesh), after.meshes.get(mesh)) else { return Vec::new() };
     let mut hazards = Vec::new();
-    let goes_plain = new.security == Security::Plain && old.security == Security::Encrypted;
-    if new.security == Security::Encrypted && old.security == Security::Plain {
-        let message = "its nodes go on unencrypted until they have agreed on keys with each other; `controller status` names \
-                       those that have not"
-            .to_owned();
-        hazards.push(Hazard { is_error: false, node: None, message });
-    }
-    if goes_plain {
+    if new.security == Security::Plain && old.security == Security::Encrypted {
         let message = "its tunnels change one after the other, as each node hears of it; expect it to carry nothing for a \
                        moment"
             .to_owned();
@@ -153,6 +156,24 @@ pub(super) fn moves(before: &Wanted, after: &Wanted, mesh: &MeshName) -> Vec<Haz
         }
     }
     hazards
+}
+
+/// The nodes without an agent that have to be told by hand of what changes.
+pub(super) fn exports(before: &Wanted, after: &Wanted, mesh: &MeshName) -> Vec<Hazard> {
+    let (Some(old), Some(new)) = (before.meshes.get(mesh), after.meshes.get(mesh)) else { return Vec::new() };
+    let stays = new.nodes.keys().filter(|node| old.is_wireguard(node) && new.is_wireguard(node));
+    let (old, new) = (before.exporter(old), after.exporter(new));
+    let concerned = stays.filter(|node| match (old.export(node), new.export(node)) {
+        (Ok(old), Ok(new)) => old != new,
+        (_, _) => false,
+    });
+    let told = |node: &NodeName| {
+        let message = format!(
+            "{node} has no agent that hears of this: replace its file by that of `controller export wireguard {node}`"
+        );
+        warning(node, message)
+    };
+    concerned.map(told).collect()
 }
 
 fn error(node: Option<&NodeName>, message: String) -> Hazard {
@@ -251,13 +272,17 @@ fn covered(
 }
 
 /// Refuses what two meshes cannot both have on a node that is in both.
-fn neighbours(hazards: &mut Vec<Hazard>, one: (&Mesh, &Parts<'_>), other: (&Mesh, &Parts<'_>)) {
+fn neighbours(
+    hazards: &mut Vec<Hazard>,
+    one: (&Mesh, &Parts<'_>),
+    other: (&Mesh, &Parts<'_>),
+    both_plain: bool,
+) {
     let ((mesh, parts), (other, other_parts)) = (one, other);
     let shared: Vec<&NodeName> = parts.keys().filter(|node| other_parts.contains_key(*node)).collect();
     let Some(first) = shared.first() else { return };
     if let [one, two, ..] = shared[..]
-        && mesh.security == Security::Plain
-        && other.security == Security::Plain
+        && both_plain
     {
         let message = format!(
             "{one} and {two} are both in mesh {} and in mesh {}, and plain tunnels are told apart by their peers \

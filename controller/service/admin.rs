@@ -364,12 +364,18 @@ impl MeshAdmin for Admin {
         &self,
         request: Request<v1::ExportWireguardRequest>,
     ) -> Result<Response<v1::ExportWireguardResponse>, Status> {
-        let v1::ExportWireguardRequest { node, mesh } = request.into_inner();
+        let v1::ExportWireguardRequest { node, mesh, public_key } = request.into_inner();
         let node: NodeName = parsed("node", &node)?;
         let mesh: Option<MeshName> = (!mesh.is_empty()).then(|| parsed("mesh", &mesh)).transpose()?;
+        let key: Option<PublicKey> =
+            (!public_key.is_empty()).then(|| parsed("public_key", &public_key)).transpose()?;
         let look = move |state: &ControllerState, _, _| {
             let stored = state.stored();
-            stored.wanted.export(&node, mesh.as_ref()).map(|export| (export, stored.generation()))
+            let export = match key {
+                None => stored.wanted.export(&node, mesh.as_ref()),
+                Some(key) => stored.wanted.export_with(&node, mesh.as_ref(), key),
+            };
+            export.map(|export| (export, stored.generation()))
         };
         let (export, generation) = self.controller.look(look).await?.map_err(wire::unfit)?;
         Ok(Response::new(wire::export(export, generation)))

@@ -20,6 +20,9 @@ impl ControllerState {
     /// Takes in a change of what is stored, in order.
     pub fn handle_change(&mut self, change: &Change, now: Instant, wall: Duration) {
         let touched = Arc::make_mut(&mut self.stored).apply(change);
+        if !touched.meshes.is_empty() {
+            self.forget_leaving();
+        }
         for (mesh, before) in touched.meshes {
             let kind = match self.stored.wanted.meshes.contains_key(&mesh) {
                 true => EventKind::MeshApplied,
@@ -71,6 +74,7 @@ impl ControllerState {
     /// Takes in all that is stored, where changes have been missed.
     pub fn handle_reload(&mut self, stored: Stored, now: Instant, wall: Duration) {
         self.stored = Arc::new(stored);
+        self.forget_leaving();
         self.history = Arc::default();
         self.pending.consents.extend(self.stored.consents.keys().cloned());
         let nodes = self.registry.live_sessions().into_iter().collect();
@@ -82,7 +86,7 @@ impl ControllerState {
 
     /// Logs what is weaker than the defaults in a mesh.
     pub(super) fn log_weakened(&self, mesh: &MeshName) {
-        if let Some(words) = self.stored.wanted.meshes.get(mesh).and_then(plan::weakened) {
+        for words in self.stored.wanted.weakened_of(mesh) {
             tracing::warn!(%mesh, "{words}");
         }
     }

@@ -4,101 +4,148 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use super::ControllerState;
-use crate::controller::alloc::Allocations;
-use crate::controller::plan::tunnel_name;
+use crate::controller::alloc::{Allocation, Allocations, FromPlain};
+use crate::controller::mesh::Mesh;
+use crate::controller::plan::{Wanted, tunnel_name};
 use crate::proto::model::{MeshName, NodeName, TunnelName};
 use crate::proto::session::ItemId;
 
 /// How often is looked.
 const LOOK: Duration = Duration::from_millis(250);
 /// How many tunnels are looked at in one go: a mesh may have millions.
-const TUNNELS: usize = 50_000;
+const TUNNELS: usize = 20_000;
 
 /// What is known of such meshes.
 #[derive(Debug, Default)]
 pub(super) struct Leaving {
     /// When to look again; absent: there is no such mesh.
     pub(super) due: Option<Instant>,
-    /// The node that was looked at last.
+    /// The node that was looked at last; absent: the next is the first.
     last: Option<(MeshName, NodeName)>,
     /// Nodes that have agreed on keys with all others, which is not stored yet.
     keyed: BTreeMap<MeshName, BTreeSet<NodeName>>,
+    /// Nodes that have not, each with one that it has not agreed on keys with.
+    missing: BTreeMap<(MeshName, NodeName), NodeName>,
 }
 
 impl ControllerState {
-    /// Begins anew with what is stored now.
+    /// Begins to look, or ends it, as what is stored now wants it.
     pub(super) fn watch_leaving(&mut self, now: Instant) {
-        let is_wanted = self.stored.wanted.leaving_plain().next().is_some();
-        let due = is_wanted.then(|| self.leaving.due.unwrap_or(now + LOOK));
-        self.leaving = Leaving { due, ..Leaving::default() };
+        let wanted = &self.stored.wanted;
+        if wanted.leaving_plain().next().is_none() {
+            return self.forget_leaving();
+        }
+        self.leaving.due.get_or_insert(now + LOOK);
+        // What is stored now is no news.
+        for (mesh, keyed) in &mut self.leaving.keyed {
+            let given = wanted.allocations.get(mesh);
+            keyed.retain(|node| {
+                let how_far =
+                    given.and_then(|given| given.nodes.get(node)).and_then(|given| given.from_plain);
+                how_far.is_some_and(FromPlain::is_under_way)
+            });
+        }
+        self.leaving.keyed.retain(|_, keyed| !keyed.is_empty());
     }
 
-    /// Looks which nodes have agreed on keys with all others that are there.
+    /// What was found may be of another time in which a mesh left plain text.
+    pub(super) fn forget_leaving(&mut self) {
+        self.leaving = Leaving::default();
+    }
+
+    /// Looks which nodes have agreed on keys with all others.
     pub(super) fn look_at_leaving(&mut self, now: Instant) {
         self.leaving.due = Some(now + LOOK);
+        let begins_after = self.leaving.last.take();
+        if begins_after.is_none() {
+            self.leaving.missing.clear();
+        }
         let mut left = TUNNELS;
-        let mut keyed: BTreeMap<MeshName, BTreeSet<NodeName>> = BTreeMap::new();
-        let mut last = None;
+        let mut found = Vec::new();
         for (mesh, nodes) in self.stored.wanted.leaving_plain() {
-            let Some(others) = self.there(mesh) else { continue };
-            for node in nodes.into_iter().filter(|node| others.contains_key(*node)) {
+            let others = self.others(mesh);
+            for node in nodes.into_iter().filter(|node| others.get(*node).is_some_and(|other| other.is_there))
+            {
                 let place = (mesh.clone(), node.clone());
-                if self.leaving.last.as_ref().is_some_and(|last| place <= *last) {
-                    continue;
-                }
                 if left == 0 {
                     break;
                 }
-                left = left.saturating_sub(others.len());
-                if self.has_keys_with_all(node, &others) {
-                    keyed.entry(mesh.clone()).or_default().insert(node.clone());
+                if begins_after.as_ref().is_none_or(|last| place > *last) {
+                    left = left.saturating_sub(others.len());
+                    found.push((place, self.first_without_keys(node, &others).cloned()));
                 }
-                last = Some(place);
             }
         }
-        // Having come to the end, the next look begins with the first.
-        self.leaving.last = last.filter(|_| left == 0);
-        if !keyed.is_empty() {
-            for (mesh, nodes) in keyed {
-                self.leaving.keyed.entry(mesh).or_default().extend(nodes);
+        if left == 0 {
+            self.leaving.last = found.last().map(|(place, _)| place.clone());
+        }
+        for ((mesh, node), missing) in found {
+            match missing {
+                Some(missing) => _ = self.leaving.missing.insert((mesh, node), missing),
+                None => _ = self.leaving.keyed.entry(mesh).or_default().insert(node),
             }
-            self.records.allocations_due = true;
         }
+        // Each change of what is stored has all views worked out anew: one is enough for all that were looked at.
+        self.records.allocations_due |= self.leaving.last.is_none() && !self.leaving.keyed.is_empty();
     }
 
-    /// Notes in the addresses of a mesh's nodes who has agreed on keys.
-    pub(super) fn note_keyed(&self, mesh: &MeshName, allocations: &mut Allocations) {
-        if let Some(keyed) = self.leaving.keyed.get(mesh) {
-            allocations.note_keyed(keyed);
-        }
+    /// Notes in what the nodes of a mesh are given how far they are on the way from unencrypted tunnels.
+    pub(super) fn advance_leaving(&self, wanted: &Wanted, mesh: &MeshName, allocations: &mut Allocations) {
+        let has_key =
+            |node: &NodeName| wanted.nodes.get(node).is_some_and(|record| record.keys.contains_key(mesh));
+        let keyed = self.leaving.keyed.get(mesh);
+        allocations.advance(has_key, |node| keyed.is_some_and(|keyed| keyed.contains(node)));
     }
 
-    /// The nodes that had unencrypted tunnels, have a session now, and have made their key, with the tunnel that others have to
-    /// each. The rest comes later, and is waited for by itself.
-    fn there(&self, mesh: &MeshName) -> Option<BTreeMap<&NodeName, TunnelName>> {
+    /// One of the others of a mesh with which a node has not agreed on keys, as far as it has been looked for.
+    pub(super) fn without_keys_with(&self, mesh: &MeshName, node: &NodeName) -> Option<&NodeName> {
+        self.leaving.missing.get(&(mesh.clone(), node.clone()))
+    }
+
+    /// The nodes that had unencrypted tunnels and have either a session now, or agreed on keys with all who had one then: with
+    /// all of these a node has to have agreed on keys. Those that are missing will look for themselves.
+    fn others<'a>(&'a self, mesh: &MeshName) -> BTreeMap<&'a NodeName, Other> {
         let wanted = &self.stored.wanted;
-        let known = wanted.meshes.get(mesh)?;
-        let nodes = wanted.allocations.get(mesh)?.nodes.iter();
-        let is_there = |node: &NodeName| {
+        let known = wanted.meshes.get(mesh).zip(wanted.allocations.get(mesh));
+        let nodes =
+            known.into_iter().flat_map(|(mesh, all)| all.nodes.iter().map(move |given| (mesh, given)));
+        let keyed = self.leaving.keyed.get(mesh);
+        let other = |(known, (node, given)): (&Mesh, (&'a NodeName, &'a Allocation))| {
+            let how_far = given.from_plain?;
             let has_session = self.registry.node(node).is_some_and(|known| known.session.is_some());
-            has_session && wanted.nodes.get(node).is_some_and(|record| record.keys.contains_key(mesh))
+            let is_there = has_session && how_far > FromPlain::Keyless;
+            let is_keyed = how_far == FromPlain::Keyed || keyed.is_some_and(|keyed| keyed.contains(node));
+            let tunnel = tunnel_name(known, node)?;
+            (is_there || is_keyed).then_some((node, Other { tunnel, is_there }))
         };
-        let nodes = nodes.filter(|(node, allocation)| allocation.from_plain.is_some() && is_there(node));
-        Some(nodes.filter_map(|(node, _)| Some((node, tunnel_name(known, node)?))).collect())
+        nodes.filter_map(other).collect()
     }
 
-    /// Whether a node and each other one have agreed on keys, by what both say.
-    fn has_keys_with_all(&self, node: &NodeName, others: &BTreeMap<&NodeName, TunnelName>) -> bool {
-        let Some(own) = others.get(node) else { return false };
+    /// The first of the others with which a node has not agreed on keys, by what both say.
+    fn first_without_keys<'a>(
+        &self,
+        node: &NodeName,
+        others: &BTreeMap<&'a NodeName, Other>,
+    ) -> Option<&'a NodeName> {
+        let own = &others.get(node)?.tunnel;
         let is_keyed = |of: &NodeName, to: &TunnelName| {
             let tunnel = self.registry.node(of).and_then(|known| known.tunnels.get(to));
             tunnel.is_some_and(|(report, _)| report.keyed)
         };
         let mut others = others.iter().filter(|(other, _)| **other != node);
-        others.all(|(other, to)| {
+        let first = others.find(|(other, Other { tunnel, .. })| {
             // Two that cannot reach each other have no tunnel.
-            !self.view(node).items.has(&ItemId::Tunnel(to.clone()))
-                || (is_keyed(node, to) && is_keyed(other, own))
-        })
+            let has_tunnel = self.view(node).items.has(&ItemId::Tunnel(tunnel.clone()));
+            has_tunnel && !(is_keyed(node, tunnel) && is_keyed(other, own))
+        });
+        first.map(|(other, _)| *other)
     }
+}
+
+/// A node that another has to have agreed on keys with.
+struct Other {
+    /// The tunnel that others have to it.
+    tunnel: TunnelName,
+    /// Whether it has a session, and has made its key.
+    is_there: bool,
 }

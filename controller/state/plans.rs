@@ -169,7 +169,7 @@ impl Basis {
         let (mut allocations, _) = alloc::allocate(&mesh, &members, &before, wall);
         let was_plain = wanted.meshes.get(&name).is_some_and(|mesh| mesh.security == Security::Plain);
         if was_plain && mesh.security == Security::Encrypted {
-            allocations.leave_plain(&before);
+            allocations.leave_plain(&mesh, &before);
         }
         let mut transaction =
             Transaction { conditions: self.stored.unchanged_mesh(&name).into(), writes: Vec::new() };

@@ -287,7 +287,7 @@ impl ControllerState {
         let due = wanted.meshes.iter().filter_map(|(name, mesh)| {
             let before = wanted.allocations.get(name).unwrap_or(&nothing);
             let (mut after, _) = alloc::allocate(mesh, &wanted.members(mesh), before, wall);
-            self.note_keyed(name, &mut after);
+            self.advance_leaving(wanted, name, &mut after);
             (after != *before).then(|| (name.clone(), after))
         });
         due.collect()

@@ -86,8 +86,8 @@ pub struct NodeTunnels {
     pub tunnels: BTreeMap<TunnelName, TunnelReport>,
     /// How old the last report is; absent: there was none since the controller's start.
     pub age: Option<Duration>,
-    /// Whether the node is there.
-    pub health: Health,
+    /// Whether the node is there; absent: it has no agent.
+    pub health: Option<Health>,
 }
 
 /// How far the nodes are.
@@ -127,10 +127,7 @@ impl ControllerState {
         let states =
             || node.into_iter().flat_map(|node| node.tunnels.values()).map(|(tunnel, _)| &tunnel.state);
         NodeStatus {
-            health: match node {
-                Some(node) => Some(node.health(now)),
-                None => (record.is_some() || !self.is_wireguard(&name)).then_some(Health::Offline),
-            },
+            health: self.health(&name, now),
             last_heard: node
                 .and_then(|node| node.last_heard)
                 .map(|heard| now.saturating_duration_since(heard)),
@@ -149,9 +146,14 @@ impl ControllerState {
         }
     }
 
-    /// Whether a mesh has a node without an agent.
-    fn is_wireguard(&self, name: &NodeName) -> bool {
-        self.stored.wanted.meshes.values().any(|mesh| mesh.is_wireguard(name))
+    /// Whether a node is there; `None`: it has no agent.
+    fn health(&self, name: &NodeName, now: Instant) -> Option<Health> {
+        let node = self.registry.node(name);
+        let mut meshes =
+            self.stored.wanted.meshes.values().filter(|mesh| mesh.nodes.contains_key(name)).peekable();
+        let is_wireguard = meshes.peek().is_some() && meshes.all(|mesh| mesh.is_wireguard(name));
+        let has_agent = !is_wireguard || node.is_some_and(|node| node.session.is_some());
+        has_agent.then(|| node.map_or(Health::Offline, |node| node.health(now)))
     }
 
     /// The last request for a whole report that a node has answered; 0: none.
@@ -165,7 +167,7 @@ impl ControllerState {
             let is_member = |mesh| self.stored.wanted.members(mesh).contains(name);
             let is_known = self.stored.wanted.nodes.contains_key(name)
                 || self.stored.wanted.meshes.values().any(is_member);
-            let (tunnels, health) = (BTreeMap::new(), Health::Offline);
+            let (tunnels, health) = (BTreeMap::new(), self.health(name, now));
             return is_known.then_some(NodeTunnels { tunnels, age: None, health });
         };
         let tunnels = node.tunnels.iter().map(|(name, (tunnel, at))| {
@@ -176,7 +178,7 @@ impl ControllerState {
         Some(NodeTunnels {
             tunnels: tunnels.collect(),
             age: node.reported_at.map(|at| now.saturating_duration_since(at)),
-            health: node.health(now),
+            health: self.health(name, now),
         })
     }
 
@@ -233,6 +235,11 @@ impl ControllerState {
                 tell(None, None, format!("mesh {name}: {message}"));
             }
         }
+        for (mesh, nodes) in self.stored.wanted.leaving_plain() {
+            for node in nodes {
+                tell(Some(node), None, self.without_keys(mesh, node));
+            }
+        }
         for (mesh, node) in self.without_address() {
             tell(Some(&node), None, format!("no overlay address is left for it in mesh {mesh}"));
         }
@@ -287,6 +294,15 @@ impl ControllerState {
             }
         }
         problems
+    }
+
+    /// That a node has not agreed on keys with all others of a mesh that was unencrypted, in words.
+    fn without_keys(&self, mesh: &MeshName, node: &NodeName) -> String {
+        let with = match self.without_keys_with(mesh, node) {
+            Some(other) => other.to_string(),
+            None => "all others".to_owned(),
+        };
+        format!("it has not agreed on keys with {with} in mesh {mesh} yet, and takes what is unencrypted")
     }
 
     /// What a node offers to others and its host does not forward.
@@ -383,7 +399,7 @@ impl ControllerState {
                         .and_then(|node| node.rival.clone())
                         .unwrap_or_else(|| format!("it has not made its key for mesh {mesh} yet")),
                     None => match leaves.filter(|_| self.is_converged(name)) {
-                        Some(mesh) => format!("it has not agreed on keys with all others of mesh {mesh} yet"),
+                        Some(mesh) => self.without_keys(mesh, name),
                         None => "it has not acknowledged it yet".to_owned(),
                     },
                 },

@@ -103,13 +103,19 @@ fn leaving() -> Wanted {
     let mut wanted = wanted(&[("a", ""), ("b", "172.100.1.2"), ("c", "172.100.1.3")], &[&plain]);
     let before = wanted.allocations[&name::<MeshName>("safe")].clone();
     apply(&mut wanted, parse(SAFE).unwrap());
-    wanted.allocations.get_mut(&name::<MeshName>("safe")).unwrap().leave_plain(&before);
+    wanted
+        .allocations
+        .get_mut(&name::<MeshName>("safe"))
+        .unwrap()
+        .leave_plain(&parse(SAFE).unwrap(), &before);
     wanted
 }
 
-fn note_keyed(wanted: &mut Wanted, nodes: &[&str]) {
-    let nodes = nodes.iter().map(|node| name(node)).collect();
-    wanted.allocations.get_mut(&name::<MeshName>("safe")).unwrap().note_keyed(&nodes);
+fn advance(wanted: &mut Wanted, nodes: &[&str]) {
+    let given = wanted.allocations.get_mut(&name::<MeshName>("safe")).unwrap();
+    let keys: BTreeSet<_> =
+        wanted.nodes.iter().filter(|(_, record)| !record.keys.is_empty()).map(|(node, _)| node).collect();
+    given.advance(|node| keys.contains(node), |node| nodes.contains(&node.as_str()));
 }
 
 #[test]
@@ -127,15 +133,17 @@ fn who_had_plain_tunnels_goes_on_with_them_until_there_are_keys() {
     const BOTH: &str = ", unencrypted until keys are agreed on";
     assert_eq!(view(&wanted, "a")[1..], [to("b", PLAIN), to("c", PLAIN)]);
     make_keys(&mut wanted, "safe", &[("a", 1), ("b", 2)]);
+    advance(&mut wanted, &[]);
     assert_eq!(view(&wanted, "a")[1..], [to("b", BOTH), to("c", PLAIN)]);
     assert_eq!(view(&wanted, "b")[1..], [to("a", BOTH), to("c", PLAIN)]);
     assert_eq!(view(&wanted, "c")[1..], [to("a", PLAIN), to("b", PLAIN)], "it has no key of its own yet");
     // They are through with each other, and wait for the third one, but not with each other.
-    note_keyed(&mut wanted, &["a", "b"]);
+    advance(&mut wanted, &["a", "b"]);
     assert_eq!(view(&wanted, "a")[1..], [to("b", ""), to("c", PLAIN)]);
-    let told = "mesh safe: was unencrypted, and its tunnels to c go on so until they have agreed on keys";
+    let told = "mesh safe: was unencrypted, and its tunnels to c are so until they have agreed on keys, and take what is";
     assert_eq!(wanted.weakened(), [told]);
     make_keys(&mut wanted, "safe", &[("c", 3)]);
+    advance(&mut wanted, &[]);
     assert_eq!(view(&wanted, "c")[1..], [to("a", BOTH), to("b", BOTH)]);
     // Who comes now has never had one.
     let record = wanted.nodes[&name::<NodeName>("b")].clone();
@@ -143,7 +151,13 @@ fn who_had_plain_tunnels_goes_on_with_them_until_there_are_keys() {
     apply(&mut wanted, parse(&format!("{SAFE}  d:\n")).unwrap());
     make_keys(&mut wanted, "safe", &[("d", 4)]);
     assert_eq!(view(&wanted, "d")[1..], [to("a", ""), to("b", ""), to("c", "")]);
-    note_keyed(&mut wanted, &["c"]);
+    // A key that is lost leads nobody back to plain text.
+    let mut lost = wanted.clone();
+    lost.nodes.get_mut(&name::<NodeName>("c")).unwrap().keys.clear();
+    advance(&mut lost, &[]);
+    assert!(!view(&lost, "a").concat().contains("safe.c") && view(&lost, "a").len() == 3);
+    assert_eq!(view(&lost, "c")[1..3], [to("a", BOTH), to("b", BOTH)], "as before: it makes another");
+    advance(&mut wanted, &["c"]);
     assert_eq!(view(&wanted, "c")[1..3], [to("a", ""), to("b", "")]);
     assert_eq!(wanted.weakened(), [""; 0]);
     let safe = &wanted.allocations[&name::<MeshName>("safe")];
@@ -158,11 +172,17 @@ fn a_mesh_that_leaves_plain_text_loses_no_tunnel() {
     let plan = plan(&before, &after, &name("safe"), 7, &BTreeSet::new());
     assert!(plan.operations.each().iter().all(|operation| operation.after.is_some()));
     assert_eq!(losers(&before, &after), BTreeSet::new());
-    assert!(plan.hazards[0].message.starts_with("its nodes go on unencrypted until"), "{:?}", plan.hazards);
+    assert!(plan.weakened[0].starts_with("was unencrypted, and its tunnels to a, b, c are so"), "{plan:?}");
+    let told: Vec<_> =
+        plan.operations.each().iter().filter_map(|operation| operation.after.as_ref()).collect();
+    assert!(
+        told.iter().filter(|words| words.ends_with(", unencrypted until keys are agreed on")).count() == 3
+    );
     // Who was away before, or has no endpoint, had none to go on with.
     let mut gone = after.clone();
     gone.nodes.get_mut(&name::<NodeName>("c")).unwrap().endpoint = None;
     make_keys(&mut gone, "safe", &[("a", 1), ("b", 2), ("c", 3)]);
+    advance(&mut gone, &[]);
     assert_eq!(view(&gone, "a")[2], "tunnel safe.c: from anywhere, 10.9.0.3/32, mtu auto, keepalive 25");
     // Back in plain text, it is as if it had never left.
     let mut back = after;

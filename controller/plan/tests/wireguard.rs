@@ -85,6 +85,12 @@ fn a_plan_tells_of_another_key_and_of_other_peers() {
     let fewer = planned(&file().replace("[a, b]", "b"));
     assert_eq!(fewer.differences, ["nodes.phone.peers: a b -> b"]);
     assert_eq!(fewer.operations.of(&name("a")).filter(|operation| operation.after.is_none()).count(), 1);
+    assert!(fewer.hazards.iter().any(|hazard| {
+        hazard.message
+            == "phone has no agent that hears of this: replace its file by that of `controller export \
+                           wireguard phone`"
+    }));
+    assert!(!another.hazards.iter().any(|hazard| hazard.message.contains("router has no agent")));
     let agent = planned(&file().replace(&format!("kind: wireguard, public_key: {ROUTER}, peers: a, "), ""));
     assert_eq!(agent.differences[0], "nodes.router.kind: wireguard -> agent");
 }
@@ -104,6 +110,38 @@ fn what_is_wrong_with_a_node_without_an_agent_is_told() {
     wanted.nodes.insert(name("phone"), record);
     assert!(hazards(&wanted).iter().any(|(_, told)| told.starts_with("an agent has connected as phone")));
     assert_eq!(view(&wanted, "phone"), [""; 0]);
+}
+
+#[test]
+fn a_host_that_was_removed_may_come_again_without_an_agent() {
+    let mut wanted = both(&file());
+    wanted.removed.insert(name("phone"));
+    apply(&mut wanted, parse(&file()).unwrap());
+    assert_eq!(view(&wanted, "a").len(), 4);
+    assert!(wanted.export(&name("phone"), None).is_ok());
+    assert!(hazards(&wanted).iter().all(|(_, told)| !told.contains("was removed")));
+}
+
+#[test]
+fn a_node_that_leaves_plain_text_for_wireguard_has_nothing_of_it() {
+    let plain = file()
+        .replace(&format!("kind: wireguard, public_key: {ROUTER}, peers: a, "), "")
+        .replace("nodes:", "security: plain\nnodes:");
+    let (plain, _) = plain
+        .split_once("  phone")
+        .map(|(nodes, rest)| (format!("{nodes}{}", &rest[rest.find('\n').unwrap() + 1..]), rest))
+        .unwrap();
+    let mut wanted = both(&plain);
+    let before = wanted.allocations[&name::<MeshName>("safe")].clone();
+    apply(&mut wanted, parse(&file()).unwrap());
+    wanted
+        .allocations
+        .get_mut(&name::<MeshName>("safe"))
+        .unwrap()
+        .leave_plain(&parse(&file()).unwrap(), &before);
+    let to_router = view(&wanted, "a").into_iter().find(|tunnel| tunnel.contains("router")).unwrap();
+    assert!(!to_router.contains("unencrypted"), "{to_router}");
+    assert!(!wanted.weakened()[0].contains("router"), "{:?}", wanted.weakened());
 }
 
 #[test]

@@ -8,7 +8,7 @@ use tonic::{Code, Request, Response, Status};
 use super::{Admin, Stopping, not_changed, parsed, wire};
 use crate::controller::audit::Deed;
 use crate::controller::registry::petitions::Petition;
-use crate::controller::state::ApplyError;
+use crate::controller::state::{ApplyError, ControllerState};
 use crate::controller::trust::{Draft, Token, USES};
 use crate::proto::convert::room::{MESSAGE, Room};
 use crate::proto::convert::{duration, timestamp};
@@ -94,9 +94,13 @@ impl Admin {
         let v1::RemoveNodeRequest { node, allow_removals } = request.into_inner();
         let node: NodeName = parsed("node", &node)?;
         let deed = Deed { asker, method: "RemoveNode", what: format!("node {node}") };
-        let (basis, later) = {
+        let (basis, later, wireguard) = {
             let node = node.clone();
-            self.controller.look(move |state, _, _| (state.basis(), state.absent_peers(&node))).await?
+            let look = move |state: &ControllerState, _, _| {
+                let wireguard = state.stored().wanted.wireguard_peers(&node).into_iter().cloned();
+                (state.basis(), state.absent_peers(&node), wireguard.collect::<Vec<_>>())
+            };
+            self.controller.look(look).await?
         };
         let losers = {
             let node = node.clone();
@@ -110,8 +114,16 @@ impl Admin {
         removed.map_err(not_changed)?;
         let generation = self.controller.look(|state, _, _| state.stored().generation()).await?;
         let later = later.into_iter().map(String::from).collect::<Vec<_>>().into_iter();
-        let (later, more_later) = Room(MESSAGE).fill(later, String::len);
-        Ok(Response::new(v1::RemoveNodeResponse { generation: Some(generation.into()), later, more_later }))
+        let (later, more_later) = Room(MESSAGE / 2).fill(later, String::len);
+        let (wireguard, more_wireguard) =
+            Room(MESSAGE / 2).fill(wireguard.into_iter().map(String::from), String::len);
+        Ok(Response::new(v1::RemoveNodeResponse {
+            generation: Some(generation.into()),
+            later,
+            more_later,
+            wireguard,
+            more_wireguard,
+        }))
     }
 }
 

@@ -110,11 +110,12 @@ fn problems(problems: Vec<Problem>) -> (Vec<v1::Problem>, u32) {
     Room(MESSAGE / 2).fill(problems.into_iter().map(problem), Message::encoded_len)
 }
 
-fn health(health: Health) -> v1::node::Health {
+fn health(health: Option<Health>) -> v1::node::Health {
     match health {
-        Health::Live => v1::node::Health::Live,
-        Health::Stale => v1::node::Health::Stale,
-        Health::Offline => v1::node::Health::Offline,
+        None => v1::node::Health::NoAgent,
+        Some(Health::Live) => v1::node::Health::Live,
+        Some(Health::Stale) => v1::node::Health::Stale,
+        Some(Health::Offline) => v1::node::Health::Offline,
     }
 }
 
@@ -138,7 +139,7 @@ pub(super) fn status(status: ControllerStatus) -> v1::GetControllerStatusRespons
 pub(super) fn node(node: NodeStatus) -> v1::Node {
     v1::Node {
         name: node.name.into(),
-        health: node.health.map_or(v1::node::Health::NoAgent, health).into(),
+        health: health(node.health).into(),
         last_heard: node.last_heard.map(duration),
         meshes: texts(node.meshes),
         labels: node.labels,
@@ -270,7 +271,8 @@ pub(super) fn unfit(unfit: Unfit) -> Status {
             Code::NotFound,
             "node",
             format!(
-                "node {:?} has no kind: wireguard in the mesh file; write it, with its peers, and apply the file",
+                "node {:?} is of kind wireguard in no mesh, or not in the one that is named; write it into the mesh file, \
+                 with its peers, and apply that",
                 node.as_str()
             ),
         ),
@@ -456,7 +458,7 @@ mod tests {
         let tunnels: BTreeMap<_, _> = names.map(|name| (name, report.clone())).collect();
         let (mut after, mut seen) = (String::new(), Vec::new());
         loop {
-            let tunnels = NodeTunnels { tunnels: tunnels.clone(), age: None, health: Health::Live };
+            let tunnels = NodeTunnels { tunnels: tunnels.clone(), age: None, health: Some(Health::Live) };
             let answer = node_tunnels(tunnels, &after);
             assert!(answer.encoded_len() < USUAL, "{}", answer.encoded_len());
             seen.extend(answer.tunnels.into_iter().map(|tunnel| tunnel.name));

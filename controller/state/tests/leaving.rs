@@ -69,7 +69,11 @@ fn a_pair_goes_on_in_plain_text_until_both_have_agreed_on_keys_with_all() {
     }
     world.settle(&mut agents);
     assert!(agents.iter().all(|agent| has(agent) == [BOTH, BOTH]));
-    assert_eq!(lags(&world)[0], "it has not agreed on keys with all others of mesh web yet");
+    look(&mut world, &mut agents);
+    let told = "it has not agreed on keys with n1 in mesh web yet, and takes what is unencrypted";
+    assert_eq!(lags(&world)[0], told);
+    let problems = world.state.status(world.now).problems;
+    assert!(problems.iter().any(|problem| problem.node == Some(node(0)) && problem.message == told));
     // What one end says is half of it.
     report(&mut world, &agents[0], &[1, 2]);
     report(&mut world, &agents[1], &[0]);
@@ -116,4 +120,37 @@ fn who_is_away_is_waited_for_by_itself() {
     }
     look(&mut world, &mut agents);
     assert!(agents.iter().all(|agent| has(agent) == [SEALED, SEALED]));
+}
+
+/// It was through while nobody else was there, and is away when one comes back: that one cannot know whether they can
+/// meet.
+#[test]
+fn who_comes_back_has_to_agree_with_those_who_were_through_before() {
+    let (mut world, mut agents) = left();
+    for number in [1, 2] {
+        world.close(agents[number].connection.unwrap());
+    }
+    world.say(&agents[0], AgentMessage::Keys(keys(1)));
+    world.settle(&mut agents[..1]);
+    look(&mut world, &mut agents[..1]);
+    let how_far = |world: &World, number: usize| {
+        let stored = world.store.read().wanted;
+        stored.allocations[&"web".parse().unwrap()].nodes[&node(number)].from_plain
+    };
+    assert_eq!(how_far(&world, 0), Some(FromPlain::Keyed));
+    assert_eq!(has(&agents[0]), [RAW, RAW]);
+    world.close(agents[0].connection.unwrap());
+    agents[1].hello.keys = keys(2);
+    world.connect(&mut agents[1]);
+    look(&mut world, &mut agents[1..2]);
+    look(&mut world, &mut agents[1..2]);
+    assert_eq!(how_far(&world, 1), Some(FromPlain::UnderWay));
+    assert_eq!(has(&agents[1]), [BOTH, RAW]);
+    agents[0].hello.keys = keys(1);
+    world.connect(&mut agents[0]);
+    report(&mut world, &agents[0], &[1]);
+    report(&mut world, &agents[1], &[0]);
+    look(&mut world, &mut agents[..2]);
+    look(&mut world, &mut agents[..2]);
+    assert_eq!((has(&agents[0]), has(&agents[1])), (vec![SEALED, RAW], vec![SEALED, RAW]));
 }
