@@ -1,13 +1,18 @@
 mod encrypted;
 mod wireguard;
 
+use std::sync::Arc;
+
 use proptest::collection::{btree_map, btree_set, vec};
 use proptest::prelude::*;
 
 use super::*;
 use crate::controller::alloc::allocate;
 use crate::controller::mesh::{NODES as MOST, parse};
+use crate::proto::command::TunnelSpec;
 use crate::proto::convert::session::{Meaning, meaning};
+use crate::proto::model::Framing;
+use crate::proto::session::Item;
 
 fn name<T: std::str::FromStr<Err: std::fmt::Debug>>(text: &str) -> T {
     text.parse().unwrap()
