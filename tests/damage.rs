@@ -8,23 +8,39 @@ mod lab;
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::Ordering;
 
-use lab::{Agent, Family, Faults, Host, Lab, Relay, SOON, grpcurl, ping_ok, transfer, wait_until};
+use lab::{Agent, Family, Faults, Host, Lab, Relay, SOON, grpcurl, number, ping_ok, transfer, wait_until};
 use nix::sys::socket::sockopt::RcvBufForce;
 use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, setsockopt, socket};
 use serde_json::{Value, json};
 
 const ADD: &str = "tunmesh.v1.TunnelService/AddTunnel";
 const GET: &str = "tunmesh.v1.TunnelService/GetTunnel";
+const STATUS: &str = "tunmesh.v1.TunnelService/GetStatus";
 
 /// Gives each of two hosts a tunnel `link` to the other, by way of `remotes`; the first has the overlay's address 1.
-fn connect(agents: &[Agent; 2], overlay: &str, remotes: [&str; 2]) {
-    for ((n, agent), remote) in (1..).zip(agents).zip(remotes) {
+fn connect(agents: &[Agent; 2], overlay: &str, remotes: [&str; 2], is_encrypted: bool) {
+    let keys = [&agents[1], &agents[0]].map(|peer| is_encrypted.then(|| peer.public_key()));
+    for (((n, agent), remote), key) in (1..).zip(agents).zip(remotes).zip(keys) {
         let length = if overlay.contains(':') { 64 } else { 24 };
-        let tunnel = json!({"tunnel": {
-            "name": "link", "addresses": [format!("{overlay}{n}/{length}")], "remote": remote, "framing": "RAW",
-        }});
-        grpcurl(agent, ADD, &tunnel).unwrap();
+        let mut tunnel = json!({
+            "name": "link", "addresses": [format!("{overlay}{n}/{length}")], "remote": remote,
+        });
+        match key {
+            Some(key) => tunnel["peerPublicKey"] = key.into(),
+            None => tunnel["framing"] = "RAW".into(),
+        }
+        grpcurl(agent, ADD, &json!({"tunnel": tunnel})).unwrap();
     }
+}
+
+/// All that a host has counted as refused, of its tunnel and of none.
+fn refused(agent: &Agent) -> u64 {
+    let of_tunnel =
+        grpcurl(agent, GET, &json!({"name": "link"})).unwrap()["status"]["received"]["drops"].clone();
+    let of_none = grpcurl(agent, STATUS, &json!({})).unwrap()["datagramsDropped"].clone();
+    let counts =
+        [&of_tunnel, &of_none].into_iter().filter_map(Value::as_object).flat_map(|counts| counts.values());
+    counts.map(number).sum()
 }
 
 /// A sum of the kernel's counters of a host.
@@ -37,8 +53,9 @@ fn bad_checksums(host: &Host) -> u64 {
     kernel(host, &["TcpInCsumErrors", "IcmpInCsumErrors", "Icmp6InCsumErrors"])
 }
 
-/// A stream arrives whole, and each of the packets that were damaged on the way is one that its receiver refused.
-fn is_seen_by_the_receiver(family: Family) {
+/// A stream arrives whole, and each of the packets that were damaged on the way is one that its receiver refused; where they
+/// are encrypted, the agent did.
+fn is_seen_by_the_receiver(family: Family, is_encrypted: bool) {
     let lab = Lab::new();
     let hosts = ["a", "b"].map(|role| lab.host(role));
     let between = lab.host("between");
@@ -56,19 +73,25 @@ fn is_seen_by_the_receiver(family: Family) {
     }
     let port = |last| [1, 2].map(|side| SocketAddr::new(address(side, last).parse().unwrap(), 5000));
     let faults = Faults { damaged: 20, ..Faults::default() };
-    let relay = Relay::start(&between, port("9"), port("1"), faults, 7);
     let agents = hosts.each_ref().map(|host| Agent::start(host, &[]));
-    connect(&agents, overlay, [&address(1, "9"), &address(2, "9")]);
+    connect(&agents, overlay, [&address(1, "9"), &address(2, "9")], is_encrypted);
+    // Not before: what arrives at the first of them while the other does not know it would be refused, too.
+    let relay = Relay::start(&between, port("9"), port("1"), faults, 7);
 
     transfer(&hosts[0], &hosts[1], &format!("{overlay}2"), 20_000_000);
     transfer(&hosts[1], &hosts[0], &format!("{overlay}1"), 20_000_000);
     for (from, to) in [(0, 1), (1, 0)] {
         let damaged = || relay.passed[from].damaged.load(Ordering::Relaxed);
         assert!(damaged() > 200, "{} were damaged", damaged());
-        wait_until(SOON, "each that was damaged was seen to be", || bad_checksums(&hosts[to]) == damaged());
+        let seen = || match is_encrypted {
+            true => refused(&agents[to]),
+            false => bad_checksums(&hosts[to]),
+        };
+        wait_until(SOON, "each that was damaged was seen to be", || seen() == damaged());
+        let others = if is_encrypted { bad_checksums(&hosts[to]) } else { refused(&agents[to]) };
+        assert_eq!(others, 0, "by nobody else");
         let received =
             grpcurl(&agents[to], GET, &json!({"name": "link"})).unwrap()["status"]["received"].clone();
-        assert_eq!(received["drops"], Value::Null);
         let at_device =
             hosts[to].ip_json(["-s", "link", "show", "dev", "link"])[0]["stats64"]["rx"]["packets"]
                 .as_u64()
@@ -80,12 +103,22 @@ fn is_seen_by_the_receiver(family: Family) {
 
 #[test]
 fn damage_on_the_way_is_seen_by_the_receiver_on_ipv4() {
-    is_seen_by_the_receiver(Family::V4);
+    is_seen_by_the_receiver(Family::V4, false);
 }
 
 #[test]
 fn damage_on_the_way_is_seen_by_the_receiver_on_ipv6() {
-    is_seen_by_the_receiver(Family::V6);
+    is_seen_by_the_receiver(Family::V6, false);
+}
+
+#[test]
+fn damage_on_the_way_is_refused_by_an_encrypted_tunnel_on_ipv4() {
+    is_seen_by_the_receiver(Family::V4, true);
+}
+
+#[test]
+fn damage_on_the_way_is_refused_by_an_encrypted_tunnel_on_ipv6() {
+    is_seen_by_the_receiver(Family::V6, true);
 }
 
 /// A packet of IPv4, whose header is right, from 10.0.1.1 to 10.0.1.2.
@@ -119,7 +152,7 @@ fn what_comes_damaged_to_the_device_is_sent_as_it_came() {
     let [a, b] = &hosts;
     lab.link(a, "172.100.1.1/24", b, "172.100.1.2/24");
     let agents = hosts.each_ref().map(|host| Agent::start(host, &[]));
-    connect(&agents, "10.0.1.", ["172.100.1.2", "172.100.1.1"]);
+    connect(&agents, "10.0.1.", ["172.100.1.2", "172.100.1.1"], false);
     ping_ok(a, "10.0.1.2");
     let receiver = b.enter(|| UdpSocket::bind("10.0.1.2:7000")).unwrap();
     setsockopt(&receiver, RcvBufForce, &(16 << 20)).unwrap();
