@@ -238,6 +238,12 @@ impl ControllerState {
         self.generation
     }
 
+    /// Whether agents are brought to all that is stored up to a revision: what it was about may be nothing of theirs.
+    pub fn has_come_to(&self, revision: u64) -> bool {
+        let is_worked_out = self.pending.due.is_none() && self.stored.revision >= revision;
+        is_worked_out || self.generation.revision >= revision
+    }
+
     /// Rises whenever [`Self::convergence`] may tell something else.
     pub fn progress(&self) -> u64 {
         self.progress

@@ -234,7 +234,7 @@ impl Orders {
     /// Answers those that the state has come to, and judges the next, those first that lost.
     pub(super) fn handle_state(&mut self, state: &ControllerState, wall: Duration) {
         let generation = state.generation();
-        for (_, plan, reply) in self.done.extract_if(.., |(revision, ..)| *revision <= generation.revision) {
+        for (_, plan, reply) in self.done.extract_if(.., |(revision, ..)| state.has_come_to(*revision)) {
             let _ = reply.send(Ok(Applied { plan, generation }));
         }
         let revision = state.stored().revision;

@@ -11,6 +11,7 @@ use crate::controller::mesh;
 use crate::controller::runtime::{ControllerHandle, Runtime, channel};
 use crate::controller::store::sqlite::SqliteStore;
 use crate::controller::stored::Stored;
+use crate::controller::trust::Draft;
 
 /// How long to wait for what must come.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -61,6 +62,25 @@ fn the_controller_answers_while_it_judges() {
         answers("the plan", plan).await.unwrap();
         answers("the order", apply).await.unwrap();
         assert_eq!(handle.look(|state, _, _| state.meshes().count()).await, Ok(1));
+    });
+}
+
+/// What is stored for others, as who may join, brings no node anything.
+#[test]
+fn an_order_that_changes_nothing_is_answered_whatever_was_stored_meanwhile() {
+    with_judgement_held(|handle, held| async move {
+        drop(held);
+        let apply = || handle.apply(of_two("one", 1), None, false, Asker::default());
+        let first = answers("the order", apply()).await.unwrap();
+        let deed = Deed { asker: Asker::default(), method: "CreateToken", what: "a token".to_owned() };
+        let tell = move |draft: &mut Draft, _| {
+            draft.tell(deed.clone());
+            Ok(())
+        };
+        handle.change(None, tell).await.unwrap();
+        let again = answers("the same again", apply()).await.unwrap();
+        assert_eq!(again.generation, first.generation);
+        assert!(again.plan.operations.is_empty());
     });
 }
 
