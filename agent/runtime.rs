@@ -51,8 +51,8 @@ pub struct Runtime {
     lookups: JoinSet<Resolved>,
     uplink: Option<Uplink>,
     boot: BootTime,
-    /// The devices of which it was logged that their tunnels are not encrypted.
-    plain: BTreeSet<DeviceName>,
+    /// The devices of which it was logged that their tunnels are not encrypted, or, with `true`, that they take what is not.
+    plain: BTreeSet<(DeviceName, bool)>,
 }
 
 /// When the host was started, as time since the Unix epoch. Read once: two readings of two clocks are never the same,
@@ -277,13 +277,19 @@ impl Runtime {
         self.log_plain();
     }
 
-    /// Logs of each device once that it has tunnels that are not encrypted.
+    /// Logs of each device once that it has tunnels that are not encrypted, or take what is not.
     fn log_plain(&mut self) {
         let tunnels = self.state.desired().tunnels.values();
         let plain = tunnels.filter(|tunnel| tunnel.takes_plain());
-        let plain: BTreeSet<DeviceName> = plain.map(|tunnel| tunnel.device.clone()).collect();
-        for device in plain.difference(&self.plain) {
-            tracing::warn!(%device, "its tunnels are not encrypted: whoever can read the underlay reads them");
+        let plain: BTreeSet<(DeviceName, bool)> =
+            plain.map(|tunnel| (tunnel.device.clone(), tunnel.is_encrypted())).collect();
+        for (device, is_bridge) in plain.difference(&self.plain) {
+            match is_bridge {
+                false => {
+                    tracing::warn!(%device, "its tunnels are not encrypted: whoever can read the underlay reads them");
+                }
+                true => tracing::warn!(%device, "its tunnels take unencrypted packets, too"),
+            }
         }
         self.plain = plain;
     }
@@ -426,7 +432,7 @@ impl Runtime {
                 status.state = TunnelState::Passing;
             }
         }
-        let is_encrypted = matches!(status.tunnel.framing, Framing::Wireguard(_));
+        let is_encrypted = status.tunnel.is_encrypted();
         if is_encrypted && status.last_handshake.is_none() && status.state == TunnelState::Waiting(None) {
             status.state = TunnelState::Waiting(Some(NO_HANDSHAKE.to_owned()));
         }

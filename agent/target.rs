@@ -143,7 +143,7 @@ pub fn build(desired: &Desired, facts: &Facts, policy: &Policy) -> Target {
         if let Some(endpoint) = endpoint {
             target.endpoints.insert(name.clone(), endpoint);
         }
-        let roamed = facts.roamed.get(name).filter(|_| matches!(tunnel.framing, Framing::Wireguard(_)));
+        let roamed = facts.roamed.get(name).filter(|_| tunnel.is_encrypted());
         if let Some(at) = roamed.copied().or(endpoint.map(|endpoint| endpoint.ip())) {
             target.places.insert(name.clone(), at);
         }

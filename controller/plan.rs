@@ -227,8 +227,8 @@ impl Wanted {
                 more => format!(" and {more} more"),
             };
             format!(
-                "was unencrypted, and its tunnels to {named}{more} are so until they have agreed on keys, and take what \
-                 is"
+                "was unencrypted, and its tunnels to {named}{more} go on so until they have agreed on keys, and take \
+                 unencrypted packets until then"
             )
         });
         plain.into_iter().chain(leaving).collect()

@@ -560,9 +560,14 @@ pub struct Tunnel {
 }
 
 impl Tunnel {
+    /// Whether packets are sent encrypted to a peer that has agreed on keys.
+    pub fn is_encrypted(&self) -> bool {
+        matches!(self.framing, Framing::Wireguard(_))
+    }
+
     /// Whether packets are taken unencrypted.
     pub fn takes_plain(&self) -> bool {
-        self.also_plain || !matches!(self.framing, Framing::Wireguard(_))
+        self.also_plain || !self.is_encrypted()
     }
 }
 

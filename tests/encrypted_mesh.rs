@@ -286,7 +286,7 @@ fn a_mesh_leaves_plain_text_node_by_node_and_nothing_is_lost() {
     cut_off.run(["nft", "add", "rule", "ip", "t", "out", "tcp", "dport", "7443", "drop"]);
     wait_until(4 * SOON, "n4 is cut off", || segment.controller.node("n4")["health"] != "LIVE");
     let told = segment.controller.apply(&numbered(4)).unwrap();
-    assert!(told.contains("was unencrypted, and its tunnels to n1, n2, n3, n4 are so until"), "{told}");
+    assert!(told.contains("was unencrypted, and its tunnels to n1, n2, n3, n4 go on so until"), "{told}");
     let is_left = |words: &str| {
         let status = segment.controller.json(&["status"]);
         status["weakened"].as_array().into_iter().flatten().any(|line| line.as_str().unwrap().contains(words))

@@ -465,6 +465,8 @@ fn an_agent_that_has_left_is_a_stranger_until_it_joins_again() {
     let again = ["--controller", DIALLED, "--name", "web-1"];
     let bare = Agent::start_copy(&site.hosts[0], &state, &again);
     wait_trouble(&bare, "waits for approval");
+    let status = site.controller.run(&["status"]).unwrap();
+    assert!(status.contains("a host of that name has joined, with another key"), "{status}");
     drop(bare);
     let token = site.controller.token(&["--name", "web-1"]);
     let with = [&again[..], &["--token", &token]].concat();

@@ -38,8 +38,8 @@ pub(super) async fn leave(socket: &Path, format: Format) -> anyhow::Result<ExitC
     let answer = agent(socket).await?.leave(v1::LeaveRequest {}).await?.into_inner();
     write(format, &answer, |answer| {
         format!(
-            "the controller is forgotten, and {} of its tunnels are gone; an agent that is started with --controller \
-             follows it again",
+            "the controller is forgotten, and {} of its tunnels are gone. An agent that is started with --controller \
+             joins anew, under another name or once `controller node remove` has removed this one",
             answer.tunnels
         )
     })?;

@@ -235,12 +235,22 @@ impl TunnelService for Local {
     }
 }
 
-/// Says which devices have tunnels that are not encrypted.
-fn plain(tunnels: &[v1::TunnelStatus]) -> Option<String> {
+/// Says which devices have tunnels that are not encrypted, or take what is not.
+fn plain(tunnels: &[v1::TunnelStatus]) -> impl Iterator<Item = String> {
+    let is_plain = |tunnel: &v1::Tunnel| tunnel.framing() != v1::tunnel::Framing::Wireguard;
+    let not = on_devices(tunnels, is_plain)
+        .map(|on| format!("{on} are not encrypted: whoever can read the underlay reads them"));
+    let also = on_devices(tunnels, |tunnel| tunnel.also_plain && !is_plain(tunnel)).map(|on| {
+        format!("{on} take unencrypted packets, too, and send them until keys are agreed on with the peer")
+    });
+    not.into_iter().chain(also)
+}
+
+/// Names the devices of the tunnels that a condition holds for, if there are any.
+fn on_devices(tunnels: &[v1::TunnelStatus], holds: impl Fn(&v1::Tunnel) -> bool) -> Option<String> {
     let tunnels = tunnels.iter().filter_map(|status| status.tunnel.as_ref());
-    let plain =
-        tunnels.filter(|tunnel| tunnel.framing() != v1::tunnel::Framing::Wireguard || tunnel.also_plain);
-    let mut devices: Vec<&str> = plain.map(|tunnel| tunnel.device.as_str()).collect();
+    let mut devices: Vec<&str> =
+        tunnels.filter(|tunnel| holds(tunnel)).map(|tunnel| tunnel.device.as_str()).collect();
     devices.sort_unstable();
     devices.dedup();
     let shown = devices.iter().take(PLAIN_DEVICES).copied().collect::<Vec<_>>().join(", ");
@@ -248,9 +258,7 @@ fn plain(tunnels: &[v1::TunnelStatus]) -> Option<String> {
         0 => String::new(),
         more => format!(" and {more} more"),
     };
-    (!devices.is_empty()).then(|| {
-        format!("tunnels on {shown}{more} are not encrypted: whoever can read the underlay reads them")
-    })
+    (!devices.is_empty()).then(|| format!("tunnels on {shown}{more}"))
 }
 
 /// What is used on the whole host. What one tunnel has off that is of the data port is off for all.

@@ -109,7 +109,7 @@ fn file(answer: &v1::ExportWireguardResponse, key: Option<&PrivateKey>) -> Resul
             text.push('\n');
         }
         None => text.push_str(&format!(
-            "# Put the private key of {public_key} into this file, mode 0600.\n\
+            "# Put the private key of {public_key} into /etc/wireguard/NAME.key, mode 0600; this is NAME.conf.\n\
              PostUp = wg set %i private-key /etc/wireguard/%i.key\n"
         )),
     }
@@ -193,7 +193,7 @@ mod tests {
         assert!(*text == wanted, "it has another form");
         let text = file(&answer(&public_key), None).unwrap();
         let of_file = format!(
-            "# Put the private key of {public_key} into this file, mode 0600.\n\
+            "# Put the private key of {public_key} into /etc/wireguard/NAME.key, mode 0600; this is NAME.conf.\n\
              PostUp = wg set %i private-key /etc/wireguard/%i.key\n"
         );
         assert!(text.contains(&of_file) && !text.contains("PrivateKey"), "{}", *text);

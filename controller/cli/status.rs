@@ -41,9 +41,15 @@ fn table(status: &v1::GetControllerStatusResponse) -> String {
     }
     rows.extend(status.findings.iter().map(|words| ("problem", words.clone())));
     rows.extend(status.waiting.iter().map(|host| {
-        let v1::WaitingHost { node, source, code, .. } = host;
-        let words =
-            format!("{node} at {source}, code {code}: compare, then `controller node approve {node} CODE`");
+        let v1::WaitingHost { node, source, code, has_joined, .. } = host;
+        let approve = format!("`controller node approve {node} CODE`");
+        let words = match has_joined {
+            false => format!("{node} at {source}, code {code}: compare, then {approve}"),
+            true => format!(
+                "{node} at {source}, code {code}: a host of that name has joined, with another key; if this one is to be \
+                 it now, compare, then `controller node remove {node}` and {approve}"
+            ),
+        };
         ("asks to join", words)
     }));
     if status.more_waiting > 0 {
@@ -75,12 +81,15 @@ mod tests {
             store_id: "s1".to_owned(),
             meshes: 4,
             converged: 7,
-            waiting: vec![v1::WaitingHost {
-                node: "minion-9".to_owned(),
-                source: "172.100.1.9".to_owned(),
-                code: "7K3M-92QD".to_owned(),
-                waits: None,
-            }],
+            waiting: [("minion-9", false), ("minion-8", true)]
+                .map(|(node, has_joined)| v1::WaitingHost {
+                    node: node.to_owned(),
+                    source: "172.100.1.9".to_owned(),
+                    code: "7K3M-92QD".to_owned(),
+                    waits: None,
+                    has_joined,
+                })
+                .into(),
             more_waiting: 3,
             findings: vec!["the root's key is elsewhere".to_owned()],
             ..Default::default()
@@ -99,7 +108,8 @@ mod tests {
             "2 live, 0 stale, 1 offline",
             "minion-2: tunnel prod.minion-1: no route",
             "and 12 more",
-            "minion-9 at 172.100.1.9, code 7K3M-92QD",
+            "minion-9 at 172.100.1.9, code 7K3M-92QD: compare, then `controller node approve minion-9 CODE`",
+            "then `controller node remove minion-8` and `controller node approve minion-8 CODE`",
             "and 3 more",
             "--insecure",
             "the root's key is elsewhere",

@@ -82,7 +82,10 @@ impl Operations {
         let place = match known.entry(tags) {
             Entry::Occupied(place) => *place.get(),
             Entry::Vacant(entry) => {
-                let [before, after] = items.map(|item| item.map(|item| words::of(item)));
+                let [before, after] = match items {
+                    [Some(before), Some(after)] => words::of_change(before, after).map(Some),
+                    one => one.map(|item| item.map(|item| words::of(item))),
+                };
                 let item = items.into_iter().flatten().next()?.id.clone();
                 let place = u32::try_from(self.each.len()).ok()?;
                 self.each.push(Operation { item, before, after, nodes: 0, tags });

@@ -34,6 +34,27 @@ pub(super) fn of(item: &Item) -> String {
     }
 }
 
+/// An item before and after a change in words, which tell the keys, too, where nothing else is another.
+pub(super) fn of_change(before: &Item, after: &Item) -> [String; 2] {
+    let words = [before, after].map(of);
+    if words[0] != words[1] {
+        return words;
+    }
+    [before, after].map(|item| format!("{}, {}", of(item), key(item)))
+}
+
+fn key(item: &Item) -> String {
+    let key = match meaning(item) {
+        Ok(Meaning::Device(_, device)) => device.key.map(|mesh| format!("key for mesh {mesh}")),
+        Ok(Meaning::Tunnel(tunnel)) => match tunnel.framing {
+            Framing::Wireguard(key) => Some(format!("key {key}")),
+            Framing::Raw | Framing::Pi => None,
+        },
+        Err(_) => None,
+    };
+    key.unwrap_or_else(|| "no key".to_owned())
+}
+
 /// What is different between two versions of a mesh, one line each, in the words of the mesh file.
 pub fn differences(before: &Mesh, after: &Mesh) -> Vec<String> {
     let networks = |mesh: &Mesh| mesh.overlay.networks().collect::<Vec<_>>();

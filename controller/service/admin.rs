@@ -38,6 +38,8 @@ use crate::proto::v1::mesh_admin_server::MeshAdmin;
 
 /// How often one watch is told of progress at most: a thousand nodes acknowledge within a moment.
 const PAUSE: Duration = Duration::from_millis(100);
+/// How old what it tells of ages is at most.
+const AGED: Duration = Duration::from_secs(1);
 
 /// The service of one controller.
 #[derive(Clone)]
@@ -205,7 +207,7 @@ impl MeshAdmin for Admin {
             (state.status(now), state.stored().wanted.weakened(), state.petitions(now), now)
         };
         let (status, of_meshes, petitions, now) = self.controller.look(look).await?;
-        let (waiting, more_waiting) = joining::waiting(&petitions, now);
+        let (waiting, more_waiting) = joining::waiting(&petitions, &self.controller.trust(), now);
         let facts = &self.facts;
         Ok(Response::new(v1::GetControllerStatusResponse {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -450,7 +452,7 @@ impl MeshAdmin for Admin {
                     return Ok(());
                 }
                 tokio::time::sleep(PAUSE).await;
-                if progress.changed().await.is_err() {
+                if let Ok(Err(_)) = tokio::time::timeout(AGED, progress.changed()).await {
                     return Ok(());
                 }
             }

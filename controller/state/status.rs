@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use super::ControllerState;
 use crate::controller::plan::Hazard;
 use crate::controller::registry::{Health, Node};
+use crate::proto::host::words::span;
 use crate::proto::model::{MeshName, NodeName, Remote, TunnelName, TunnelState};
 use crate::proto::session::{Forwarding, Generation, ItemId, TunnelReport};
 
@@ -302,7 +303,9 @@ impl ControllerState {
             Some(other) => other.to_string(),
             None => "all others".to_owned(),
         };
-        format!("it has not agreed on keys with {with} in mesh {mesh} yet, and takes what is unencrypted")
+        format!(
+            "it has not agreed on keys with {with} in mesh {mesh} yet, and takes unencrypted packets until then"
+        )
     }
 
     /// What a node offers to others and its host does not forward.
@@ -404,8 +407,8 @@ impl ControllerState {
                     },
                 },
                 (None, false, Some(heard)) => {
-                    let seconds = now.saturating_duration_since(heard).as_secs();
-                    format!("it is not connected, and was heard {seconds} s ago")
+                    let ago = span(now.saturating_duration_since(heard));
+                    format!("it is not connected, and was heard {ago} ago")
                 }
                 (None, false, None) => "it has not connected since the controller's start".to_owned(),
             };

@@ -12,9 +12,7 @@ use crate::agent::reconcile::{ActualRoute, Op};
 use crate::agent::state::{AgentState, OpResult, Wanted};
 use crate::agent::target::{Forwarding, ForwardingDevice};
 use crate::proto::command::{Command, CommandError, ErrorKind};
-use crate::proto::model::{
-    Desired, DeviceName, Framing, MeshName, Owner, PublicKey, TunnelName, TunnelState,
-};
+use crate::proto::model::{Desired, DeviceName, MeshName, Owner, PublicKey, TunnelName, TunnelState};
 
 /// What the resolver says of a name.
 pub(super) type Answer = Result<Vec<IpAddr>, String>;
@@ -361,7 +359,7 @@ impl Bench {
         for (name, tunnel) in accepted() {
             let device = desired.devices.get(&tunnel.device).unwrap();
             // Encrypted ones are told apart by their keys.
-            let is_plain = !matches!(tunnel.framing, Framing::Wireguard(_));
+            let is_plain = !tunnel.is_encrypted();
             if let Some(endpoint) = target.endpoints.get(name).filter(|_| is_plain) {
                 assert!(endpoints.insert(*endpoint), "{name} shares {endpoint}");
                 let port_alone = (endpoint.ip(), tunnel.remote.as_ref().unwrap().port);

@@ -95,6 +95,25 @@ fn a_plan_has_the_tunnels_that_keys_are_made_for_and_stays_the_same_when_they_ar
     assert_eq!(plan.differences, ["security: encrypted -> plain"]);
     assert_eq!(plan.weakened, ["security: plain: whoever can read the underlay reads this mesh"]);
     assert!(plan.hazards[0].message.contains("expect it to carry nothing for a moment"), "{plan:?}");
+    let device = plan.operations.of(&name("a")).next().unwrap();
+    let words = ["10.9.0.1/24, key for mesh safe", "10.9.0.1/24, no key"].map(|words| Some(words.to_owned()));
+    assert_eq!([device.before.clone(), device.after.clone()], words, "what differs is in words");
+}
+
+#[test]
+fn another_key_of_a_node_without_an_agent_is_told() {
+    let file = |number: u8| {
+        let key = key(number);
+        format!("{SAFE}  phone: {{kind: wireguard, peers: a, public_key: '{key}'}}\n")
+    };
+    let before = wanted(&[("a", ""), ("b", "172.100.1.2")], &[&file(7)]);
+    let mut after = before.clone();
+    apply(&mut after, parse(&file(8)).unwrap());
+    let plan = plan(&before, &after, &name("safe"), 7, &BTreeSet::new());
+    let change = plan.operations.of(&name("a")).next().unwrap();
+    let words =
+        [7, 8].map(|number| Some(format!("from anywhere, 10.9.0.4/32, mtu auto, key {}", key(number))));
+    assert_eq!([change.before.clone(), change.after.clone()], words);
 }
 
 /// A mesh that was plain, and says no more that it is.
@@ -140,7 +159,8 @@ fn who_had_plain_tunnels_goes_on_with_them_until_there_are_keys() {
     // They are through with each other, and wait for the third one, but not with each other.
     advance(&mut wanted, &["a", "b"]);
     assert_eq!(view(&wanted, "a")[1..], [to("b", ""), to("c", PLAIN)]);
-    let told = "mesh safe: was unencrypted, and its tunnels to c are so until they have agreed on keys, and take what is";
+    let told = "mesh safe: was unencrypted, and its tunnels to c go on so until they have agreed on keys, and take \
+                unencrypted packets until then";
     assert_eq!(wanted.weakened(), [told]);
     make_keys(&mut wanted, "safe", &[("c", 3)]);
     advance(&mut wanted, &[]);
@@ -172,7 +192,7 @@ fn a_mesh_that_leaves_plain_text_loses_no_tunnel() {
     let plan = plan(&before, &after, &name("safe"), 7, &BTreeSet::new());
     assert!(plan.operations.each().iter().all(|operation| operation.after.is_some()));
     assert_eq!(losers(&before, &after), BTreeSet::new());
-    assert!(plan.weakened[0].starts_with("was unencrypted, and its tunnels to a, b, c are so"), "{plan:?}");
+    assert!(plan.weakened[0].starts_with("was unencrypted, and its tunnels to a, b, c go on so"), "{plan:?}");
     let told: Vec<_> =
         plan.operations.each().iter().filter_map(|operation| operation.after.as_ref()).collect();
     assert!(

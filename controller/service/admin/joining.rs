@@ -9,7 +9,7 @@ use super::{Admin, Stopping, not_changed, parsed, wire};
 use crate::controller::audit::Deed;
 use crate::controller::registry::petitions::Petition;
 use crate::controller::state::{ApplyError, ControllerState};
-use crate::controller::trust::{Draft, Token, USES};
+use crate::controller::trust::{Draft, Token, Trust, USES};
 use crate::proto::convert::room::{MESSAGE, Room};
 use crate::proto::convert::{duration, timestamp};
 use crate::proto::host::access::asker;
@@ -162,12 +162,13 @@ pub(super) fn token(id: &TokenId, token: &Token) -> v1::Token {
 }
 
 /// The hosts that wait for approval, and how many more there are than are told.
-pub(super) fn waiting(petitions: &[Petition], now: Instant) -> (Vec<v1::WaitingHost>, u32) {
+pub(super) fn waiting(petitions: &[Petition], trust: &Trust, now: Instant) -> (Vec<v1::WaitingHost>, u32) {
     let waiting = petitions.iter().take(WAITING).map(|petition| v1::WaitingHost {
         node: petition.node.to_string(),
         source: petition.source.to_string(),
         code: petition.code.to_string(),
         waits: Some(duration(now.saturating_duration_since(petition.since))),
+        has_joined: trust.identities.contains_key(&petition.node),
     });
     (waiting.collect(), u32::try_from(petitions.len().saturating_sub(WAITING)).unwrap_or(u32::MAX))
 }

@@ -70,7 +70,7 @@ fn a_pair_goes_on_in_plain_text_until_both_have_agreed_on_keys_with_all() {
     world.settle(&mut agents);
     assert!(agents.iter().all(|agent| has(agent) == [BOTH, BOTH]));
     look(&mut world, &mut agents);
-    let told = "it has not agreed on keys with n1 in mesh web yet, and takes what is unencrypted";
+    let told = "it has not agreed on keys with n1 in mesh web yet, and takes unencrypted packets until then";
     assert_eq!(lags(&world)[0], told);
     let problems = world.state.status(world.now).problems;
     assert!(problems.iter().any(|problem| problem.node == Some(node(0)) && problem.message == told));
