@@ -139,9 +139,9 @@ fn agents_keep_their_mesh_for_29_days_without_a_controller_and_renew_at_its_end(
     site.controller.apply_with(MESH, &["--wait"]).unwrap();
     ping_ok(&site.hosts[0], "10.9.0.2");
     let identity = |agent: &Agent| fs::read_to_string(agent.state_dir().join("identity.pem")).unwrap();
-    // When half of its time is over an agent renews its certificate though it still holds.
+    // When three fifths of its time are over an agent has renewed its certificate though it still holds.
     let first = identity(&agents[0]);
-    set(4);
+    set(5);
     agents[0].restart();
     wait_until(SOON, "it has renewed", || identity(&agents[0]) != first);
     site.wait_live(2);
@@ -149,7 +149,7 @@ fn agents_keep_their_mesh_for_29_days_without_a_controller_and_renew_at_its_end(
     ping_ok(&site.hosts[0], "10.9.0.2");
     let pinger = Pinger::start(&site.hosts[0], "10.9.0.2", Duration::from_millis(50));
     site.controller.terminate();
-    set(4 + 29);
+    set(5 + 29);
     wait_trouble(&agents[0], "refused");
     site.controller.restart();
     site.wait_live(2);
@@ -159,7 +159,7 @@ fn agents_keep_their_mesh_for_29_days_without_a_controller_and_renew_at_its_end(
 
     // After too long a time nobody knows the key any more; what there is stays.
     site.controller.terminate();
-    set(4 + 29 + 7 + 31);
+    set(5 + 29 + 7 + 31);
     site.controller.restart();
     wait_trouble(&agents[0], "30 days");
     ping_ok(&site.hosts[0], "10.9.0.2");

@@ -12,6 +12,9 @@ const KEY: usize = 32;
 /// How many different bytes a random key has at least, but for one of many millions.
 const DIFFERENT: usize = 20;
 
+/// Memory comes and goes in pieces of so many bytes.
+const PAGE: usize = 4096;
+
 /// All that a process may write to, as it is now.
 pub struct Memory(Vec<Vec<u8>>);
 
@@ -24,9 +27,15 @@ impl Memory {
             let (range, rest) = line.split_once(' ')?;
             let (from, to) = range.split_once('-')?;
             let [from, to] = [from, to].map(|address| u64::from_str_radix(address, 16).unwrap());
+            if !rest.starts_with("rw") {
+                return None;
+            }
             let mut bytes = vec![0; usize::try_from(to - from).unwrap()];
-            // It may go meanwhile.
-            (rest.starts_with("rw") && memory.read_exact_at(&mut bytes, from).is_ok()).then_some(bytes)
+            // A part of it may go meanwhile.
+            for (page, at) in bytes.chunks_mut(PAGE).zip((from..).step_by(PAGE)) {
+                let _ = memory.read_exact_at(page, at);
+            }
+            Some(bytes)
         });
         Self(regions.collect())
     }
