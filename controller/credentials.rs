@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::pki::{Authority, PkiError};
 use crate::proto::host::accept::Handshakes;
 use crate::proto::host::clock;
-use crate::proto::host::words::span;
+use crate::proto::words::span;
 
 /// Where the authority is in the state directory.
 pub const DIRECTORY: &str = "pki";

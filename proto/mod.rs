@@ -13,6 +13,7 @@ pub mod seats;
 pub mod session;
 pub mod source;
 pub mod trust;
+pub mod words;
 
 /// The generated messages and services of `proto/tunmesh/v1`.
 #[allow(missing_docs, clippy::all, clippy::pedantic, unreachable_pub)]

@@ -9,9 +9,10 @@ use tonic::transport::Channel;
 use crate::agent::check::{self, Severity};
 use crate::proto::host::client::{connect, pages};
 use crate::proto::host::output::{Format, columns, write};
-use crate::proto::host::words::{age, span, tunnel_state};
+use crate::proto::host::words::{age, tunnel_state};
 use crate::proto::v1;
 use crate::proto::v1::tunnel_service_client::TunnelServiceClient;
+use crate::proto::words::span;
 
 async fn agent(socket: &Path) -> anyhow::Result<TunnelServiceClient<Channel>> {
     connect(socket, "agent", "agent").await.map(TunnelServiceClient::new)

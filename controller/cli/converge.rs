@@ -9,9 +9,9 @@ use tonic::transport::Channel;
 
 use super::Error;
 use super::operations::{count_nodes, problem};
-use crate::proto::host::words::span;
 use crate::proto::v1;
 use crate::proto::v1::mesh_admin_client::MeshAdminClient;
+use crate::proto::words::span;
 
 /// More names than this tell nobody more.
 const NAMED: usize = 20;

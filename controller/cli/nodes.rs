@@ -6,10 +6,11 @@ use super::{AskArgs, Error};
 use crate::proto::convert;
 use crate::proto::host::client::pages;
 use crate::proto::host::output::columns;
-use crate::proto::host::words::{span, tunnel_state};
+use crate::proto::host::words::tunnel_state;
 use crate::proto::session::Generation;
 use crate::proto::v1;
 use crate::proto::v1::node::Health;
+use crate::proto::words::span;
 
 /// Show the nodes: whether they are heard of, and how far they are
 #[derive(Debug, clap::Args)]

@@ -3,9 +3,10 @@
 use super::operations::problem;
 use super::{AskArgs, Error};
 use crate::proto::host::output::columns;
-use crate::proto::host::words::{age, span};
+use crate::proto::host::words::age;
 use crate::proto::session::Generation;
 use crate::proto::v1;
+use crate::proto::words::span;
 
 /// Show the controller as a whole, and what is wrong by node
 #[derive(Debug, clap::Args)]

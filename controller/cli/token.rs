@@ -8,10 +8,11 @@ use crate::proto::convert;
 use crate::proto::host::client::pages;
 use crate::proto::host::clock;
 use crate::proto::host::output::columns;
-use crate::proto::host::words::{age, span};
+use crate::proto::host::words::age;
 use crate::proto::model::parse_label;
 use crate::proto::trust::NamePattern;
 use crate::proto::v1;
+use crate::proto::words::span;
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {

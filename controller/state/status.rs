@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use super::ControllerState;
 use crate::controller::plan::Hazard;
 use crate::controller::registry::{Health, Node};
-use crate::proto::host::words::span;
 use crate::proto::model::{MeshName, NodeName, Remote, TunnelName, TunnelState};
 use crate::proto::session::{Forwarding, Generation, ItemId, TunnelReport};
+use crate::proto::words::span;
 
 /// How many problems are told at most.
 const PROBLEMS: usize = 1_000;

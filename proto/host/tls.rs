@@ -20,9 +20,9 @@ use rustls::{
 };
 
 use super::credential::{Credential, Facts};
-use super::words::span;
 use crate::proto::model::NodeName;
 use crate::proto::trust::{KeyId, Principal};
+use crate::proto::words::span;
 
 /// The name in every controller's certificate.
 pub const CONTROLLER: &str = "controller.tunmesh";
