@@ -7,6 +7,7 @@ pub mod credentials;
 pub mod daemon;
 pub mod datapath;
 pub mod keys;
+pub mod link;
 pub mod operators;
 pub mod os;
 pub mod packet;

@@ -1,0 +1,195 @@
+//! How well the other end of a link is heard, and how long an answer takes.
+
+use std::time::Duration;
+
+use super::probe::{Echo, Hearing, Probe, Stamp};
+
+/// Of how many of the last probes it is kept what became of them.
+const WINDOW: usize = 256;
+
+/// An answer that is said to have taken longer is none to a probe of this end's.
+const LONGEST: Duration = Duration::from_secs(60);
+
+/// What became of a probe.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Fate {
+    #[default]
+    Lost,
+    Heard,
+    /// Heard after a later one.
+    Late,
+}
+
+/// How a probe came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Arrival {
+    /// None that is later has come.
+    InOrder,
+    /// A later one has come before.
+    Late,
+    /// It has come before, or so long ago was its turn that this is not known.
+    Again,
+}
+
+/// Of the last probes, which have come.
+#[derive(Debug, Clone)]
+struct Window {
+    fates: [Fate; WINDOW],
+    /// How many of them there are: those before the first that was heard count for nothing.
+    known: usize,
+    highest: u32,
+}
+
+impl Window {
+    fn new(first: u32) -> Self {
+        let mut window = Self { fates: [Fate::Lost; WINDOW], known: 1, highest: first };
+        window.set(first, Fate::Heard);
+        window
+    }
+
+    fn set(&mut self, sequence: u32, fate: Fate) {
+        if let Some(room) = self.fates.get_mut(sequence as usize % WINDOW) {
+            *room = fate;
+        }
+    }
+
+    fn note(&mut self, sequence: u32) -> Arrival {
+        let ahead = sequence.wrapping_sub(self.highest);
+        if ahead != 0 && ahead <= u32::MAX / 2 {
+            for skipped in 1..ahead.min(WINDOW as u32) {
+                self.set(sequence.wrapping_sub(skipped), Fate::Lost);
+            }
+            self.known = self.known.saturating_add(ahead as usize).min(WINDOW);
+            self.highest = sequence;
+            self.set(sequence, Fate::Heard);
+            return Arrival::InOrder;
+        }
+        let behind = self.highest.wrapping_sub(sequence) as usize;
+        let fate = self.fates.get(sequence as usize % WINDOW).copied();
+        if behind >= self.known || fate != Some(Fate::Lost) {
+            return Arrival::Again;
+        }
+        self.set(sequence, Fate::Late);
+        Arrival::Late
+    }
+
+    fn count(&self, fate: Fate) -> u16 {
+        let known = (0..self.known as u32).map(|behind| self.highest.wrapping_sub(behind));
+        let fates = known.filter_map(|sequence| self.fates.get(sequence as usize % WINDOW));
+        fates.filter(|other| **other == fate).count() as u16
+    }
+}
+
+/// How long an answer takes, without the time that the other end held it (RFC 6298 section 2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RoundTrip {
+    /// Smoothed: an eighth of each new one.
+    pub mean: Duration,
+    /// The mean distance from it, a quarter of each new one.
+    pub deviation: Duration,
+    /// The last one.
+    pub last: Duration,
+}
+
+impl RoundTrip {
+    fn next(before: Option<Self>, last: Duration) -> Self {
+        let Some(Self { mean, deviation, .. }) = before else {
+            return Self { mean: last, deviation: last / 2, last };
+        };
+        Self { mean: mean * 7 / 8 + last / 8, deviation: deviation * 3 / 4 + mean.abs_diff(last) / 4, last }
+    }
+}
+
+/// The figures of a link, as one end has them since the other has begun it.
+#[derive(Debug, Clone, Default)]
+pub struct Figures {
+    window: Option<Window>,
+    jitter: Duration,
+    /// When the last probe was sent, as it said, and when it came.
+    before: Option<(Stamp, Duration)>,
+    round_trip: Option<RoundTrip>,
+    /// The probe of this end whose echo was taken last.
+    echoed: Option<u32>,
+    /// What the other end says of what it hears.
+    heard: Option<Hearing>,
+}
+
+impl Figures {
+    /// Takes in a probe that came at `now`, time since boot.
+    pub fn handle(&mut self, probe: &Probe, now: Duration) -> Arrival {
+        let arrival = match &mut self.window {
+            None => {
+                self.window = Some(Window::new(probe.sequence));
+                Arrival::InOrder
+            }
+            Some(window) => window.note(probe.sequence),
+        };
+        if arrival != Arrival::InOrder {
+            return arrival;
+        }
+        if let Some((sent, came)) = self.before.replace((probe.sent, now)) {
+            let difference = probe.sent.since(sent).abs_diff(now.saturating_sub(came));
+            self.jitter = self.jitter * 15 / 16 + difference / 16;
+        }
+        self.heard = Some(probe.hearing);
+        if let Some(echo) = probe.echo.filter(|echo| self.echoed != Some(echo.sequence)) {
+            self.echoed = Some(echo.sequence);
+            let last = Stamp::of(now).since(echo.sent).checked_sub(echo.held);
+            if let Some(last) = last.filter(|last| *last <= LONGEST) {
+                self.round_trip = Some(RoundTrip::next(self.round_trip, last));
+            }
+        }
+        arrival
+    }
+
+    /// What is sent back of the last probe that came in order.
+    pub fn echo(&self, now: Duration) -> Option<Echo> {
+        let (sent, came) = self.before?;
+        let sequence = self.window.as_ref()?.highest;
+        Some(Echo { sequence, sent, held: now.saturating_sub(came) })
+    }
+
+    /// How well the other end is heard.
+    pub fn hearing(&self) -> Hearing {
+        let Some(window) = &self.window else { return Hearing::default() };
+        Hearing {
+            known: window.known as u16,
+            lost: window.count(Fate::Lost),
+            reordered: window.count(Fate::Late),
+            jitter: self.jitter,
+        }
+    }
+
+    /// How well the other end hears, as it last said.
+    pub fn heard(&self) -> Option<Hearing> {
+        self.heard
+    }
+
+    /// How long an answer takes.
+    pub fn round_trip(&self) -> Option<RoundTrip> {
+        self.round_trip
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_out_of_the_window_is_not_known() {
+        // Numbers wrap.
+        let first = u32::MAX - 100;
+        let mut window = Window::new(first);
+        assert_eq!(window.note(first - 1), Arrival::Again, "before the first nothing is known");
+        assert_eq!(window.note(first + 3), Arrival::InOrder);
+        assert_eq!((window.note(first + 1), window.note(first + 1)), (Arrival::Late, Arrival::Again));
+        assert_eq!([Fate::Lost, Fate::Heard, Fate::Late].map(|fate| window.count(fate)), [1, 2, 1]);
+        let last = first.wrapping_add(300);
+        assert_eq!(window.note(last), Arrival::InOrder);
+        assert_eq!(window.note(last.wrapping_sub(256)), Arrival::Again);
+        assert_eq!(window.note(last.wrapping_sub(255)), Arrival::Late);
+        assert_eq!([Fate::Lost, Fate::Heard, Fate::Late].map(|fate| window.count(fate)), [254, 1, 1]);
+        assert_eq!(window.note(last.wrapping_add(1 << 20)), Arrival::InOrder);
+        assert_eq!([Fate::Lost, Fate::Heard, Fate::Late].map(|fate| window.count(fate)), [255, 1, 0]);
+    }
+}

@@ -1,0 +1,302 @@
+//! Whether both ends of a link hear each other.
+
+use std::num::{NonZeroU8, NonZeroU32};
+use std::time::Duration;
+
+use super::figures::{Arrival, Figures};
+use super::probe::{LinkState, Probe, Stamp};
+
+/// How often probes are sent where there are few links.
+const INTERVAL: Duration = Duration::from_millis(200);
+/// How many probes an agent sends in a second at most, all links together.
+const A_SECOND: u32 = 500;
+/// How many intervals may pass in silence.
+const MULTIPLIER: NonZeroU8 = NonZeroU8::new(4).unwrap();
+/// How often an end that hears nothing sends.
+const SLOW: Duration = Duration::from_secs(1);
+/// The longest interval that the other end can ask for.
+const SLOWEST: Duration = Duration::from_secs(10);
+/// The longest detection time.
+const LONGEST: Duration = Duration::from_secs(60);
+/// How many detection times a link lives of packets alone: what the other end hears it says in probes.
+const WORDLESS: u32 = 3;
+/// A change is told at once, but not sooner after the last probe than a part of the interval.
+const AT_ONCE: u32 = 4;
+
+/// How often probes go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timing {
+    /// How often probes are sent, and are wanted at most.
+    pub interval: Duration,
+    /// How many intervals may pass in silence.
+    pub multiplier: NonZeroU8,
+}
+
+impl Timing {
+    /// That of an agent with so many links: all its probes together are bounded.
+    pub fn of_links(links: usize) -> Self {
+        let links = u32::try_from(links).unwrap_or(u32::MAX);
+        Self { interval: INTERVAL.max(Duration::from_secs(1) / A_SECOND * links), multiplier: MULTIPLIER }
+    }
+}
+
+/// Why a link is as it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Why {
+    /// Both ends hear each other.
+    Heard,
+    /// Nothing has been heard since this end knows the link.
+    Never,
+    /// Nothing has been heard for the detection time.
+    Silent,
+    /// Packets come, and for three detection times no probe.
+    Wordless,
+    /// The other end says that it does not hear this one.
+    NotHeard,
+    /// The other end has said that it goes.
+    Left,
+    /// This end goes.
+    Leaving,
+}
+
+/// A change of state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Transition {
+    /// As it was.
+    pub from: LinkState,
+    /// As it is.
+    pub to: LinkState,
+    /// Why.
+    pub why: Why,
+}
+
+/// What is known of the other end.
+#[derive(Debug, Clone, Copy)]
+struct Other {
+    number: NonZeroU32,
+    /// What it last said of the link.
+    state: LinkState,
+    /// Whether it knows this end, so that what it says is of this life of the link.
+    knows: bool,
+    multiplier: NonZeroU8,
+    sends_every: Duration,
+    hears_every: Duration,
+    /// When a probe of it was last heard, and anything.
+    probed_at: Duration,
+    heard_at: Duration,
+}
+
+/// One end of a link. Times are since boot.
+///
+/// It keeps no state but what it has heard: the state follows from that and from the time. So it is right again, whatever was
+/// lost, as soon as both have heard each other.
+#[derive(Debug, Clone)]
+pub struct Link {
+    number: NonZeroU32,
+    timing: Timing,
+    random: u64,
+    other: Option<Other>,
+    state: LinkState,
+    why: Why,
+    is_leaving: bool,
+    since: Duration,
+    sequence: u32,
+    sent_at: Option<Duration>,
+    /// How many probes were sent since nothing is heard.
+    unheard: u8,
+    due: Duration,
+    figures: Figures,
+}
+
+impl Link {
+    /// One of which nothing has been heard. `number` is another in each life of the link; `seed` spreads the probes of many
+    /// links over time.
+    pub fn new(number: NonZeroU32, timing: Timing, seed: u64, now: Duration) -> Self {
+        Self {
+            number,
+            timing,
+            random: seed | 1,
+            other: None,
+            state: LinkState::Down,
+            why: Why::Never,
+            is_leaving: false,
+            since: now,
+            sequence: 0,
+            sent_at: None,
+            unheard: 0,
+            due: now,
+            figures: Figures::default(),
+        }
+    }
+
+    /// Probes go in another rhythm from now on.
+    pub fn set_timing(&mut self, timing: Timing) {
+        self.timing = timing;
+    }
+
+    /// The other end is told with the next probe, which is due at once, that this one goes; nothing leads back from that.
+    pub fn leave(&mut self, now: Duration) {
+        (self.is_leaving, self.due) = (true, now);
+    }
+
+    /// A probe has come.
+    pub fn handle_probe(&mut self, probe: &Probe, now: Duration) -> Option<Transition> {
+        if probe.other.is_some_and(|number| number != self.number) {
+            // It is for an earlier life of this end; the other will learn of this one.
+            return None;
+        }
+        let is_new = self.other.is_none_or(|other| other.number != probe.own);
+        if is_new {
+            self.figures = Figures::default();
+        }
+        match self.figures.handle(probe, now) {
+            Arrival::InOrder => {}
+            // It says what was so before what is known.
+            Arrival::Late => {
+                self.handle_data(now);
+                return self.look(now);
+            }
+            Arrival::Again => return None,
+        }
+        self.other = Some(Other {
+            number: probe.own,
+            state: probe.state,
+            knows: probe.other.is_some(),
+            multiplier: probe.multiplier,
+            sends_every: probe.sends_every.min(SLOWEST),
+            hears_every: probe.hears_every.min(SLOWEST),
+            probed_at: now,
+            heard_at: now,
+        });
+        if is_new {
+            self.hurry(now);
+        }
+        self.look(now)
+    }
+
+    /// A packet of the other end came at a time that may have passed.
+    pub fn handle_data(&mut self, at: Duration) {
+        if let Some(other) = &mut self.other {
+            other.heard_at = other.heard_at.max(at);
+        }
+    }
+
+    /// When it is to be polled next.
+    pub fn poll_at(&self) -> Duration {
+        let silent_at = self.other.map(|other| self.silent_at(&other));
+        silent_at.filter(|_| self.hears()).map_or(self.due, |silent_at| silent_at.min(self.due))
+    }
+
+    /// What is due: how the state has changed, and a probe that is to be sent.
+    pub fn poll(&mut self, now: Duration) -> (Option<Transition>, Option<Probe>) {
+        let transition = self.look(now);
+        let probe = (now >= self.due).then(|| self.probe(now));
+        (transition, probe)
+    }
+
+    /// The state, since when it is so, and why.
+    pub fn state(&self) -> (LinkState, Duration, Why) {
+        (self.state, self.since, self.why)
+    }
+
+    /// After how long a silence the other end is taken not to be heard; `None`: it has never been heard.
+    pub fn detection_time(&self) -> Option<Duration> {
+        self.other.as_ref().map(|other| self.detection(other))
+    }
+
+    /// How well the ends hear each other.
+    pub fn figures(&self) -> &Figures {
+        &self.figures
+    }
+
+    fn hears(&self) -> bool {
+        matches!(self.state, LinkState::Init | LinkState::Up)
+    }
+
+    fn detection(&self, other: &Other) -> Duration {
+        let interval = other.sends_every.max(self.timing.interval);
+        (interval * other.multiplier.get().into()).min(LONGEST)
+    }
+
+    /// From when on the other end is not heard.
+    fn silent_at(&self, other: &Other) -> Duration {
+        let detection = self.detection(other);
+        (other.heard_at + detection).min(other.probed_at + detection * WORDLESS)
+    }
+
+    /// What the state is by all that was heard until now.
+    fn judge(&self, now: Duration) -> (LinkState, Why) {
+        if self.is_leaving {
+            return (LinkState::AdminDown, Why::Leaving);
+        }
+        let Some(other) = &self.other else {
+            return (LinkState::Down, Why::Never);
+        };
+        if other.state == LinkState::AdminDown {
+            return (LinkState::Down, Why::Left);
+        }
+        if now >= self.silent_at(other) {
+            let is_wordless = now < other.heard_at + self.detection(other);
+            return (LinkState::Down, if is_wordless { Why::Wordless } else { Why::Silent });
+        }
+        match other.state {
+            LinkState::Init | LinkState::Up if other.knows => (LinkState::Up, Why::Heard),
+            LinkState::AdminDown | LinkState::Down | LinkState::Init | LinkState::Up => {
+                (LinkState::Init, Why::NotHeard)
+            }
+        }
+    }
+
+    fn look(&mut self, now: Duration) -> Option<Transition> {
+        let (to, why) = self.judge(now);
+        let from = self.state;
+        (self.state, self.why) = (to, why);
+        if from == to {
+            return None;
+        }
+        self.since = now;
+        self.unheard = 0;
+        self.hurry(now);
+        Some(Transition { from, to, why })
+    }
+
+    /// Has the next probe be sent at once, or as soon as the other end can be told again.
+    fn hurry(&mut self, now: Duration) {
+        let earliest = self.sent_at.map_or(now, |sent| sent + self.timing.interval / AT_ONCE);
+        self.due = self.due.min(earliest.max(now));
+    }
+
+    fn probe(&mut self, now: Duration) -> Probe {
+        let asked = self.other.map_or(Duration::ZERO, |other| other.hears_every);
+        let is_slow = !self.hears() && self.unheard >= self.timing.multiplier.get();
+        let interval = self.timing.interval.max(asked).max(if is_slow { SLOW } else { Duration::ZERO });
+        self.unheard = self.unheard.saturating_add(1);
+        self.sequence = self.sequence.wrapping_add(1);
+        self.sent_at = Some(now);
+        self.due = now + self.spread(interval);
+        Probe {
+            state: self.state,
+            multiplier: self.timing.multiplier,
+            own: self.number,
+            other: self.other.map(|other| other.number),
+            sends_every: interval,
+            hears_every: self.timing.interval,
+            sequence: self.sequence,
+            sent: Stamp::of(now),
+            echo: self.figures.echo(now),
+            hearing: self.figures.hearing(),
+        }
+    }
+
+    /// An interval that is up to a quarter shorter (RFC 5880 section 6.8.7), so that probes do not come in step.
+    fn spread(&mut self, interval: Duration) -> Duration {
+        // Xorshift (Marsaglia 2003).
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        interval - interval / 4 * (self.random % 1024) as u32 / 1024
+    }
+}
+
+#[cfg(test)]
+mod tests;

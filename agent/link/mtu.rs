@@ -1,0 +1,377 @@
+//! The largest packet that the path between two hosts carries, found by what arrives and not by what routers say (RFC 8899).
+//!
+//! What is in use is asked for again and again: a path that carries less than it did, and says so to nobody, is found by three
+//! answers that fail to come while small packets pass. Then the least that every path should carry is used, and from there
+//! on larger ones are tried.
+
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+/// What every path should carry of IPv6, and nearly every one does of IPv4, in bytes of an IP packet (RFC 8200 section 5).
+const BASE: u16 = 1280;
+/// What every host takes of IPv4, in bytes of a packet (RFC 791).
+const LEAST_V4: u16 = 576;
+/// How often one size is tried (RFC 8899 section 5.1.2, MAX_PROBES).
+const TRIES: u8 = 3;
+/// How often what is in use is asked for.
+const VERIFY: Duration = Duration::from_secs(1);
+/// How often more is tried than is in use (RFC 8899 section 5.1.1, PMTU_RAISE_TIMER).
+const RAISE: Duration = Duration::from_secs(600);
+/// Of two sizes that are so close the larger is not looked for.
+const CLOSE: u16 = 4;
+/// Sizes that paths have, which are tried before those between: tunnels over Ethernet, PPPoE, Ethernet, and large frames.
+const USUAL: [u16; 9] = [1380, 1400, 1420, 1450, 1480, 1492, 1500, 4000, 9000];
+
+/// What is to be asked: an IP packet of so many bytes, headers included, that brings back an answer with the number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Question {
+    /// Told back in the answer.
+    pub number: u32,
+    /// The length of the packet in bytes.
+    pub size: u16,
+}
+
+/// What is in use is another now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Change {
+    /// In bytes of an IP packet.
+    pub to: u16,
+    /// The size that the path loses without a word; absent: it was raised, or somebody said so.
+    pub lost: Option<u16>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// What is in use is asked for.
+    Holding,
+    /// `low` arrives, and `high` does not.
+    Searching { low: u16, high: u16 },
+}
+
+/// What is known of a path. Times are since boot.
+#[derive(Debug, Clone)]
+pub struct PathMtu {
+    floor: u16,
+    ceiling: u16,
+    current: u16,
+    is_verified: bool,
+    phase: Phase,
+    number: u32,
+    asked: Option<Question>,
+    tries: u8,
+    due: Duration,
+    raise_at: Duration,
+}
+
+impl PathMtu {
+    /// Of a path of which it is only known what the route carries, `ceiling` bytes. That is in use until it has failed.
+    pub fn new(is_v4: bool, ceiling: u16, now: Duration) -> Self {
+        let floor = if is_v4 { LEAST_V4 } else { BASE };
+        let ceiling = ceiling.max(floor);
+        Self {
+            floor,
+            ceiling,
+            current: ceiling,
+            is_verified: false,
+            phase: Phase::Holding,
+            number: 0,
+            asked: None,
+            tries: 0,
+            due: now,
+            raise_at: now + RAISE,
+        }
+    }
+
+    /// The largest packet in use, in bytes.
+    pub fn current(&self) -> u16 {
+        self.current
+    }
+
+    /// Whether a packet of that size has come through since it is in use.
+    pub fn is_verified(&self) -> bool {
+        self.is_verified
+    }
+
+    /// The sizes that can be in use.
+    pub fn range(&self) -> RangeInclusive<u16> {
+        self.floor..=self.ceiling
+    }
+
+    /// The route, or a router, says that it carries so much.
+    pub fn set_ceiling(&mut self, ceiling: u16, now: Duration) -> Option<Change> {
+        let ceiling = ceiling.max(self.floor);
+        let before = std::mem::replace(&mut self.ceiling, ceiling);
+        if ceiling > before {
+            self.raise_at = now;
+        }
+        if ceiling >= self.current {
+            return match self.phase {
+                Phase::Searching { low, high } if ceiling < before => {
+                    self.go_on(low.min(ceiling), high.min(ceiling.saturating_add(1)), now)
+                }
+                Phase::Searching { .. } | Phase::Holding => None,
+            };
+        }
+        self.begin(Phase::Holding, now);
+        self.change(ceiling, None)
+    }
+
+    /// When it is to be polled next.
+    pub fn poll_at(&self) -> Duration {
+        self.due
+    }
+
+    /// What is due: a change, and a question. An answer is waited for as long as `patience`. While the other end is not heard
+    /// at all, as `is_up` says, nothing follows from silence.
+    pub fn poll(
+        &mut self,
+        is_up: bool,
+        patience: Duration,
+        now: Duration,
+    ) -> (Option<Change>, Option<Question>) {
+        if now < self.due {
+            return (None, None);
+        }
+        if !is_up {
+            (self.asked, self.tries, self.due) = (None, 0, now + VERIFY);
+            return (None, None);
+        }
+        let change = match self.asked.take() {
+            Some(question) if self.tries >= TRIES => self.fail(question.size, now),
+            Some(_) | None => None,
+        };
+        if now < self.due {
+            return (change, None);
+        }
+        if self.phase == Phase::Holding && now >= self.raise_at && self.is_verified {
+            self.raise_at = now + RAISE;
+            if self.current < self.ceiling {
+                let phase = Phase::Searching { low: self.current, high: self.ceiling.saturating_add(1) };
+                self.begin(phase, now);
+            }
+        }
+        let size = match self.phase {
+            Phase::Holding => self.current,
+            Phase::Searching { low, high } => candidate(low, high),
+        };
+        self.number = self.number.wrapping_add(1);
+        let question = Question { number: self.number, size };
+        self.asked = Some(question);
+        self.tries += 1;
+        self.due = now + patience;
+        (change, Some(question))
+    }
+
+    /// An answer has come.
+    pub fn handle_answer(&mut self, number: u32, now: Duration) -> Option<Change> {
+        let question = self.asked.take_if(|asked| asked.number == number)?;
+        self.tries = 0;
+        match self.phase {
+            Phase::Holding => {
+                self.is_verified = true;
+                self.due = now + VERIFY;
+                None
+            }
+            Phase::Searching { high, .. } => self.go_on(question.size, high, now),
+        }
+    }
+
+    /// A size has failed as often as it is tried.
+    fn fail(&mut self, size: u16, now: Duration) -> Option<Change> {
+        match self.phase {
+            Phase::Holding if size <= self.floor => {
+                // There is nothing less.
+                self.begin(Phase::Holding, now + VERIFY);
+                None
+            }
+            Phase::Holding => {
+                let to = if size > BASE { BASE.max(self.floor) } else { self.floor };
+                self.begin(Phase::Searching { low: self.floor.saturating_sub(1), high: size }, now);
+                self.change(to, Some(size))
+            }
+            Phase::Searching { low, .. } => {
+                let floor = self.floor;
+                let change = if size <= self.current { self.change(floor, Some(size)) } else { None };
+                self.go_on(low, size, now).or(change)
+            }
+        }
+    }
+
+    /// Goes on with a search in which `low` arrives and `high` does not, or ends it.
+    fn go_on(&mut self, low: u16, high: u16, now: Duration) -> Option<Change> {
+        if high.saturating_sub(low) > CLOSE {
+            self.begin(Phase::Searching { low, high }, now);
+            return None;
+        }
+        self.begin(Phase::Holding, now);
+        self.raise_at = now + RAISE;
+        self.change(low.max(self.floor), None)
+    }
+
+    fn begin(&mut self, phase: Phase, due: Duration) {
+        (self.phase, self.asked, self.tries, self.due) = (phase, None, 0, due);
+    }
+
+    fn change(&mut self, to: u16, lost: Option<u16>) -> Option<Change> {
+        if to == self.current {
+            return None;
+        }
+        (self.current, self.is_verified) = (to, false);
+        Some(Change { to, lost })
+    }
+}
+
+/// The size that is tried where `low` arrives and `high` does not, or is not known to.
+fn candidate(low: u16, high: u16) -> u16 {
+    let least = std::iter::once(BASE).chain(USUAL).find(|size| *size > low && *size < high);
+    least.unwrap_or(low + (high - low).div_ceil(2))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_millis(200);
+    const TRIP: Duration = Duration::from_millis(20);
+
+    /// A path that loses what is larger than it carries, and says nothing.
+    struct World {
+        now: Duration,
+        carries: u16,
+        mtu: PathMtu,
+        answers: Vec<(Duration, u32)>,
+        changes: Vec<(Duration, Change)>,
+        asked: usize,
+        /// Of 1,000 so many are lost.
+        loss: u32,
+        random: u32,
+    }
+
+    impl World {
+        fn new(is_v4: bool, carries: u16, ceiling: u16) -> Self {
+            let now = Duration::from_secs(100);
+            let mtu = PathMtu::new(is_v4, ceiling, now);
+            Self { now, carries, mtu, answers: Vec::new(), changes: Vec::new(), asked: 0, loss: 0, random: 1 }
+        }
+
+        fn run(&mut self, time: Duration, is_up: bool) {
+            let end = self.now + time;
+            loop {
+                let answer = self.answers.first().copied().filter(|(at, _)| *at <= self.mtu.poll_at());
+                let next = answer.map_or(self.mtu.poll_at(), |(at, _)| at).max(self.now);
+                if next > end {
+                    break;
+                }
+                self.now = next;
+                let change = if let Some((_, number)) = answer {
+                    self.answers.remove(0);
+                    self.mtu.handle_answer(number, next)
+                } else {
+                    let (change, question) = self.mtu.poll(is_up, PATIENCE, next);
+                    if let Some(Question { number, size }) = question {
+                        assert!(self.mtu.range().contains(&size), "{size}");
+                        self.asked += 1;
+                        self.random = self.random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                        if size <= self.carries && (self.random >> 16) % 1_000 >= self.loss {
+                            self.answers.push((next + TRIP, number));
+                        }
+                    }
+                    change
+                };
+                self.changes.extend(change.map(|change| (next, change)));
+            }
+            self.now = end;
+        }
+    }
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    proptest! {
+        #[test]
+        fn what_the_path_carries_is_found(is_v4 in any::<bool>(), carries in 576..=9_500_u16, ceiling in 1_280..=9_000_u16) {
+            let carries = if is_v4 { carries } else { carries.max(1_280) };
+            let mut world = World::new(is_v4, carries, ceiling);
+            let most = carries.min(ceiling);
+            world.run(SECOND * 2, true);
+            prop_assert!(world.mtu.current() <= most, "what is known to be lost is not in use");
+            world.run(SECOND * 13, true);
+            prop_assert!(world.mtu.current() <= most && world.mtu.current() + CLOSE > most, "{} {:?}", world.mtu.current(), world.changes);
+            prop_assert!(world.mtu.is_verified());
+            if carries >= ceiling {
+                prop_assert!(world.changes.is_empty(), "what is true from the start never changes");
+            }
+            // Once a second.
+            let asked = world.asked;
+            world.run(SECOND * 20, true);
+            prop_assert!(world.asked - asked <= 20);
+        }
+
+        #[test]
+        fn a_path_that_carries_less_is_found_in_time(carries in 1_300..=1_500_u16, after in 2_000..4_000_u64) {
+            let mut world = World::new(true, 1_500, 1_500);
+            world.run(Duration::from_millis(after), true);
+            world.carries = carries.min(1_499);
+            world.run(SECOND * 2, true);
+            prop_assert!(world.mtu.current() <= world.carries, "{:?}", world.changes);
+            prop_assert_eq!(world.changes[0].1, Change { to: BASE, lost: Some(1_500) });
+            world.run(SECOND * 8, true);
+            prop_assert!(world.mtu.current() + CLOSE > world.carries, "{:?}", world.changes);
+            // When it carries more again that is found, too.
+            world.carries = 1_500;
+            world.run(RAISE + SECOND * 5, true);
+            prop_assert_eq!(world.mtu.current(), 1_500);
+        }
+
+        #[test]
+        fn what_is_in_use_stays_in_bounds(
+            carries in prop::collection::vec(500..=9_100_u16, 1..5), ceilings in prop::collection::vec(500..=9_100_u16, 1..5),
+            loss in 0..500_u32, is_v4 in any::<bool>(), time in 1..3_000_u64,
+        ) {
+            let mut world = World::new(is_v4, carries[0], ceilings[0]);
+            world.loss = loss;
+            for (carries, ceiling) in carries.into_iter().zip(ceilings) {
+                world.carries = carries;
+                let now = world.now;
+                world.mtu.set_ceiling(ceiling, now);
+                world.run(Duration::from_millis(time), true);
+                prop_assert!(world.mtu.range().contains(&world.mtu.current()));
+            }
+        }
+    }
+
+    #[test]
+    fn silence_of_all_says_nothing_of_the_size() {
+        let mut world = World::new(true, 1_500, 1_500);
+        world.run(SECOND * 2, true);
+        world.carries = 0;
+        world.run(SECOND * 60, false);
+        assert!(world.changes.is_empty());
+    }
+
+    #[test]
+    fn what_a_router_says_is_heeded_at_once() {
+        let mut world = World::new(true, 1_500, 1_500);
+        world.run(SECOND * 2, true);
+        let now = world.now;
+        assert_eq!(world.mtu.set_ceiling(1_400, now), Some(Change { to: 1_400, lost: None }));
+        assert_eq!(
+            world.mtu.set_ceiling(100, now),
+            Some(Change { to: LEAST_V4, lost: None }),
+            "nobody says less"
+        );
+        assert_eq!(world.mtu.set_ceiling(1_500, now), None);
+        world.run(SECOND * 5, true);
+        assert_eq!(world.mtu.current(), 1_500);
+    }
+
+    #[test]
+    fn an_answer_to_nothing_is_none() {
+        let mut world = World::new(true, 1_400, 1_500);
+        for number in 0..10 {
+            assert_eq!(world.mtu.handle_answer(number, world.now), None);
+        }
+        assert!(!world.mtu.is_verified());
+    }
+}
