@@ -102,8 +102,8 @@ pub struct Link {
     since: Duration,
     sequence: u32,
     sent_at: Option<Duration>,
-    /// How many probes were sent since nothing is heard.
-    unheard: u8,
+    /// How many probes were sent since the state is what it is.
+    told: u8,
     due: Duration,
     figures: Figures,
 }
@@ -123,7 +123,7 @@ impl Link {
             since: now,
             sequence: 0,
             sent_at: None,
-            unheard: 0,
+            told: 0,
             due: now,
             figures: Figures::default(),
         }
@@ -232,18 +232,14 @@ impl Link {
         let Some(other) = &self.other else {
             return (LinkState::Down, Why::Never);
         };
-        if other.state == LinkState::AdminDown {
-            return (LinkState::Down, Why::Left);
-        }
-        if now >= self.silent_at(other) {
-            let is_wordless = now < other.heard_at + self.detection(other);
-            return (LinkState::Down, if is_wordless { Why::Wordless } else { Why::Silent });
-        }
         match other.state {
-            LinkState::Init | LinkState::Up if other.knows => (LinkState::Up, Why::Heard),
-            LinkState::AdminDown | LinkState::Down | LinkState::Init | LinkState::Up => {
-                (LinkState::Init, Why::NotHeard)
+            LinkState::AdminDown => (LinkState::Down, Why::Left),
+            LinkState::Down | LinkState::Init | LinkState::Up if now >= self.silent_at(other) => {
+                let is_wordless = now < other.heard_at + self.detection(other);
+                (LinkState::Down, if is_wordless { Why::Wordless } else { Why::Silent })
             }
+            LinkState::Init | LinkState::Up if other.knows => (LinkState::Up, Why::Heard),
+            LinkState::Down | LinkState::Init | LinkState::Up => (LinkState::Init, Why::NotHeard),
         }
     }
 
@@ -255,7 +251,7 @@ impl Link {
             return None;
         }
         self.since = now;
-        self.unheard = 0;
+        self.told = 0;
         self.hurry(now);
         Some(Transition { from, to, why })
     }
@@ -268,9 +264,9 @@ impl Link {
 
     fn probe(&mut self, now: Duration) -> Probe {
         let asked = self.other.map_or(Duration::ZERO, |other| other.hears_every);
-        let is_slow = !self.hears() && self.unheard >= self.timing.multiplier.get();
+        let is_slow = !self.hears() && self.told >= self.timing.multiplier.get();
         let interval = self.timing.interval.max(asked).max(if is_slow { SLOW } else { Duration::ZERO });
-        self.unheard = self.unheard.saturating_add(1);
+        self.told = self.told.saturating_add(1);
         self.sequence = self.sequence.wrapping_add(1);
         self.sent_at = Some(now);
         self.due = now + self.spread(interval);

@@ -185,7 +185,8 @@ impl PathMtu {
                 None
             }
             Phase::Holding => {
-                let to = if size > BASE { BASE.max(self.floor) } else { self.floor };
+                let to = if size > BASE { BASE } else { self.floor };
+                self.raise_at = now + RAISE;
                 self.begin(Phase::Searching { low: self.floor.saturating_sub(1), high: size }, now);
                 self.change(to, Some(size))
             }
@@ -204,7 +205,6 @@ impl PathMtu {
             return None;
         }
         self.begin(Phase::Holding, now);
-        self.raise_at = now + RAISE;
         self.change(low.max(self.floor), None)
     }
 
@@ -364,6 +364,18 @@ mod tests {
         assert_eq!(world.mtu.set_ceiling(1_500, now), None);
         world.run(SECOND * 5, true);
         assert_eq!(world.mtu.current(), 1_500);
+    }
+
+    #[test]
+    fn a_route_that_carries_more_is_heeded_in_the_midst_of_a_search() {
+        let mut world = World::new(true, 1_300, 1_500);
+        world.run(SECOND, true);
+        assert!(matches!(world.mtu.phase, Phase::Searching { .. }));
+        world.carries = 9_000;
+        let now = world.now;
+        assert_eq!(world.mtu.set_ceiling(9_000, now), None);
+        world.run(SECOND * 10, true);
+        assert_eq!(world.mtu.current(), 9_000);
     }
 
     #[test]
