@@ -1,16 +1,20 @@
 //! Performs operations on this host: the kernel's interfaces and routes, and the data path.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::agent::datapath::link::LinkEnd;
 use crate::agent::datapath::peer::{OwnKey, Peer, Receivers};
 use crate::agent::datapath::stats::{DropReason, TunnelStats};
 use crate::agent::datapath::table::{Kept, OpenDevice, Table};
 use crate::agent::datapath::{Datapath, stats::AgentStats};
 use crate::agent::keys::{Key, Keys};
+use crate::agent::link::liveness::Timing;
+use crate::agent::os::clock;
 use crate::agent::os::netlink::{Interface, Netlink};
 use crate::agent::os::tun::TunDevice;
 use crate::agent::packet::coalesce::Merges;
@@ -18,8 +22,10 @@ use crate::agent::reconcile::{Actual, ActualRoute, Link, Op, Route};
 use crate::agent::state::OpResult;
 use crate::agent::target::{Forwarding, ForwardingTunnel};
 use crate::agent::wireguard::wipe_stack;
+use crate::proto::host::random;
 use crate::proto::model::{
-    DeviceName, Framing, MeshName, Offload, OffloadState, Offloads, PublicKey, TunnelName, TunnelStatus,
+    DeviceName, Framing, LinkStatus, MeshName, Offload, OffloadState, Offloads, PublicKey, TunnelName,
+    TunnelStatus,
 };
 
 /// Words of the stack that making a key or a peer reaches: what the library keeps of a peer has 20 kB, and is moved.
@@ -137,6 +143,23 @@ impl Platform {
             }
         };
         meshes.into_iter().filter_map(open).collect()
+    }
+
+    /// How the hosts that a probed tunnel joins hear each other; `since_epoch` makes a time since boot one since the Unix
+    /// epoch.
+    pub fn link(
+        &self,
+        tunnel: &TunnelName,
+        since_epoch: impl FnMut(Duration) -> Duration,
+    ) -> Option<LinkStatus> {
+        let (_, kept) = self.kept.get(tunnel)?;
+        Some(kept.link.as_ref()?.status(since_epoch))
+    }
+
+    /// All probed tunnels, with the states of their links and how often these have changed.
+    pub fn links(&self) -> impl Iterator<Item = (&TunnelName, LinkStatus)> {
+        let links = self.kept.iter().filter_map(|(name, (_, kept))| Some((name, kept.link.as_ref()?)));
+        links.map(|(name, link)| (name, link.status(|since_boot| since_boot)))
     }
 
     /// What is wrong with the keys of meshes.
@@ -269,6 +292,9 @@ impl Platform {
 
     fn publish(&mut self, forwarding: &Forwarding) {
         let mut table = Table::default();
+        let mut stay = BTreeSet::new();
+        let links = forwarding.values().flat_map(|device| device.tunnels.values());
+        let timing = Timing::of_links(links.filter(|tunnel| tunnel.probed).count());
         for (name, device) in forwarding {
             if let Some(own) = self.devices.get_mut(name) {
                 own.set_merging(&device.without);
@@ -276,9 +302,11 @@ impl Platform {
                 let own_key = of_mesh.map_or(&self.own, |(key, _)| key);
                 let (all, receivers, next) = (&mut self.kept, &self.receivers, &mut self.next_peer);
                 table.add(own.open.clone(), device, |tunnel, wanted| {
-                    let ForwardingTunnel { endpoint, framing, keepalive, also_plain, .. } = wanted;
+                    let ForwardingTunnel { endpoint, framing, keepalive, also_plain, probed, .. } = wanted;
+                    stay.insert(tunnel.clone());
                     let new = || (*endpoint, Kept::default());
                     let (learnt_at, kept) = all.entry(tunnel.clone()).or_insert_with(new);
+                    let mut is_another = *learnt_at != *endpoint;
                     if *learnt_at != *endpoint {
                         match (*endpoint, std::mem::replace(learnt_at, *endpoint)) {
                             // It is where it was, until it shows to be somewhere else.
@@ -299,6 +327,7 @@ impl Platform {
                         }
                         (peer, wanted) => peer.is_some() == wanted.is_some(),
                     };
+                    is_another |= !is_same;
                     if !is_same {
                         if let Some(peer) = &kept.peer {
                             let lost = peer.sessions().forget();
@@ -316,10 +345,17 @@ impl Platform {
                             Arc::new(Peer::new(*next, own, key, keepalive, receivers))
                         });
                     }
+                    match &kept.link {
+                        Some(link) if *probed && !is_another => link.set_timing(timing),
+                        Some(_) | None => kept.link = probed.then(|| new_link(timing)).flatten(),
+                    }
                     kept.clone()
                 });
             }
         }
+        // Its peer is told that it is gone, and when it is back it is another.
+        let gone = self.kept.iter_mut().filter(|(name, _)| !stay.contains(*name));
+        gone.for_each(|(_, (_, kept))| kept.link = None);
         wipe_stack::<KEYS>();
         self.datapath.publish(table);
     }
@@ -354,6 +390,13 @@ impl Platform {
     fn index(&self, name: &DeviceName) -> io::Result<u32> {
         self.devices.get(name).map(|device| device.index).ok_or_else(|| io::ErrorKind::NotFound.into())
     }
+}
+
+/// An end of a link of which nothing is known; `None`: the kernel has no random bits, and it is tried with the next table.
+fn new_link(timing: Timing) -> Option<Arc<LinkEnd>> {
+    let bits = random::bits().ok()?;
+    let number = NonZeroU32::new((bits >> 64) as u32).unwrap_or(NonZeroU32::MIN);
+    Some(Arc::new(LinkEnd::new(number, timing, bits as u64, clock::since_boot())))
 }
 
 fn failed(error: io::Error) -> OpResult {

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-pub use self::handle::{AgentHandle, ControllerStatus, LinkStatus, Overview};
+pub use self::handle::{AgentHandle, ControllerStatus, Overview, SessionStatus};
 use self::handle::{Asked, Request, Requests};
 pub use self::uplink::Uplink;
 use crate::agent::check;
@@ -29,10 +29,14 @@ use crate::proto::command::{Command, CommandError, ErrorKind, Field, Outcome};
 use crate::proto::host::clock::{now, since_epoch};
 use crate::proto::host::credential::CredentialError;
 use crate::proto::model::{DeviceName, Framing, Invalid, Owner, TunnelName, TunnelState, TunnelStatus};
+use crate::proto::rate::{Bucket, Rate};
 use crate::proto::session::{ItemId, TunnelReport};
 
 /// How often it is looked whether a controller is to be told of tunnels.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// How often it is logged of one link that it has changed.
+const LINK_NEWS: Rate = Rate { burst: 6, every: Duration::from_secs(60) };
 
 /// What an encrypted tunnel waits for.
 const NO_HANDSHAKE: &str = "the peer has not agreed on keys yet: its agent must run, reach this host, and have this host's \
@@ -51,8 +55,18 @@ pub struct Runtime {
     lookups: JoinSet<Resolved>,
     uplink: Option<Uplink>,
     boot: BootTime,
+    /// What was logged of links.
+    links: BTreeMap<TunnelName, LinkTold>,
     /// The devices of which it was logged that their tunnels are not encrypted, or, with `true`, that they take what is not.
     plain: BTreeSet<(DeviceName, bool)>,
+}
+
+/// What was logged of a link.
+#[derive(Default)]
+struct LinkTold {
+    /// How often it had changed.
+    changes: u32,
+    news: Bucket,
 }
 
 /// When the host was started, as time since the Unix epoch. Read once: two readings of two clocks are never the same,
@@ -97,6 +111,7 @@ impl Runtime {
             lookups: JoinSet::new(),
             uplink: None,
             boot: BootTime::read(),
+            links: BTreeMap::new(),
             plain: BTreeSet::new(),
         };
         (runtime, handle)
@@ -151,6 +166,7 @@ impl Runtime {
                     DatapathEvent::PathNarrowed(address) => self.state.handle_path_narrowed(address, now()),
                     // It is looked at whatever happens.
                     DatapathEvent::PeerMoved => {}
+                    DatapathEvent::LinkChanged => self.log_links(),
                 },
                 Some(resolved) = self.lookups.join_next() => {
                     if let Ok((host, answer)) = resolved {
@@ -274,6 +290,7 @@ impl Runtime {
         }
         let desired = self.state.desired();
         self.platform.retain_stats(|tunnel| desired.tunnels.contains_key(tunnel));
+        self.links.retain(|tunnel, _| desired.tunnels.contains_key(tunnel));
         self.log_plain();
     }
 
@@ -292,6 +309,24 @@ impl Runtime {
             }
         }
         self.plain = plain;
+    }
+
+    /// Logs how links have changed; of one that changes all the time now and then how often.
+    fn log_links(&mut self) {
+        let now = now();
+        for (tunnel, link) in self.platform.links() {
+            let told = self.links.entry(tunnel.clone()).or_default();
+            if told.changes == link.changes || told.news.take(LINK_NEWS, now).is_err() {
+                continue;
+            }
+            let times = link.changes.wrapping_sub(told.changes);
+            told.changes = link.changes;
+            let (state, why) = (link.state.name(), link.why);
+            match times {
+                1 => tracing::info!(%tunnel, state, "the link has changed: {why}"),
+                _ => tracing::info!(%tunnel, state, "the link has changed {times} times: {why}"),
+            }
+        }
     }
 
     /// Takes in what a controller has said so far, and says what is due.
@@ -375,7 +410,7 @@ impl Runtime {
         }
         let held = base.iter().flat_map(|base| base.held.iter()).map(|item| item.id.clone()).collect();
         Some(ControllerStatus {
-            link: self.uplink.as_ref().map(|uplink| uplink.status(now(), since_epoch())),
+            session: self.uplink.as_ref().map(|uplink| uplink.status(now(), since_epoch())),
             store_id: base.map(|base| base.store_id.clone()),
             generation: base.map(|base| base.generation),
             held,
@@ -423,6 +458,8 @@ impl Runtime {
             status.last_handshake = handshake.map(|handshake| self.boot.since_epoch(handshake));
             status.endpoint = self.platform.roamed_to(&status.name).or(status.endpoint);
         }
+        let boot = &mut self.boot;
+        status.link = self.platform.link(&status.name, |since_boot| boot.since_epoch(since_boot));
         let Some(stats) = self.platform.stats(&status.name) else { return status };
         status.sent = stats.sent.read();
         status.received = stats.received.read();

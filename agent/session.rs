@@ -24,8 +24,8 @@ use self::reports::Reports;
 pub use self::trouble::{Told, Trouble, TroubleKind};
 use crate::proto::model::{MeshName, NodeName, OperatorName, PublicKey, TunnelName};
 use crate::proto::session::{
-    Ack, AgentMessage, ControllerMessage, Forwarding, Generation, Heartbeat, Hello, ItemId, PROTOCOL_VERSION,
-    Reach, RunId, TunnelReport, Welcome,
+    Ack, AgentMessage, ControllerMessage, Forwarding, Generation, Heartbeat, Hello, ItemId, PROBES,
+    PROTOCOL_VERSION, Reach, RunId, TunnelReport, Welcome,
 };
 use crate::proto::trust::Rights;
 
@@ -81,7 +81,7 @@ pub enum Effect {
 
 /// How far a session is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LinkState {
+pub enum SessionState {
     /// It waits before it dials again.
     Waiting,
     /// It dials.
@@ -96,9 +96,9 @@ pub enum LinkState {
 
 /// A session as it is, to be shown.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Link {
+pub struct Standing {
     /// How far it is.
-    pub state: LinkState,
+    pub state: SessionState,
     /// Since when.
     pub since: Instant,
     /// The controller that is dialled, by position.
@@ -188,14 +188,14 @@ impl Session {
     }
 
     /// The session as it is.
-    pub fn link(&self) -> Link {
-        Link {
+    pub fn standing(&self) -> Standing {
+        Standing {
             state: match &self.phase {
-                Phase::Waiting { .. } => LinkState::Waiting,
-                Phase::Dialling { .. } => LinkState::Dialling,
-                Phase::Open(Open { synced: None, .. }) => LinkState::Connected,
-                Phase::Open(Open { synced: Some(_), .. }) => LinkState::Synced,
-                Phase::Ended => LinkState::Ended,
+                Phase::Waiting { .. } => SessionState::Waiting,
+                Phase::Dialling { .. } => SessionState::Dialling,
+                Phase::Open(Open { synced: None, .. }) => SessionState::Connected,
+                Phase::Open(Open { synced: Some(_), .. }) => SessionState::Synced,
+                Phase::Ended => SessionState::Ended,
             },
             since: self.since,
             controller: self.controller,
@@ -236,7 +236,7 @@ impl Session {
         );
         let hello = Hello {
             protocol_version: PROTOCOL_VERSION,
-            capabilities: BTreeSet::new(),
+            capabilities: BTreeSet::from([PROBES.to_owned()]),
             node: self.identity.node.clone(),
             run_id: self.identity.run_id,
             have: self.base.as_ref().map(Base::have),

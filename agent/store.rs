@@ -124,6 +124,7 @@ mod tests {
             framing: Framing::Pi,
             keepalive: None,
             also_plain: false,
+            probed: false,
             allowed_prefixes: Vec::new(),
             without: Offloads::new(),
             routes: vec!["192.168.2.0/24".parse().unwrap()],

@@ -117,6 +117,8 @@ pub struct ForwardingTunnel {
     pub keepalive: Option<NonZeroU16>,
     /// Whether packets of an encrypted tunnel are taken unencrypted, too, and sent so until there are keys.
     pub also_plain: bool,
+    /// Whether both ends send each other probes.
+    pub probed: bool,
     /// The largest packet that is sent whole.
     pub mtu: Mtu,
     /// The largest packet that TCP connections through the tunnel are told of.
@@ -284,6 +286,7 @@ fn place(target: &mut Target, facts: &Facts, policy: &Policy, wish: &Wish<'_>) {
             framing: tunnel.framing,
             keepalive: tunnel.keepalive,
             also_plain: tunnel.also_plain,
+            probed: tunnel.probed,
             mtu: wanted.min(path),
             tcp_mtu,
             without: tunnel.without.iter().chain(policy.without.keys()).copied().collect(),

@@ -47,6 +47,9 @@ pub struct NodeRecord {
     /// The keys by which the peers of its encrypted tunnels know it, by mesh.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub keys: BTreeMap<MeshName, PublicKey>,
+    /// Whether it sends probes to others that do, and understands theirs.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub probes: bool,
     /// The store's revision when it first said so of its endpoint and port: of two at one endpoint the first stays.
     #[serde(default)]
     pub since: u64,
@@ -79,6 +82,8 @@ struct Member<'a> {
     key: Option<PublicKey>,
     /// What it has instead of an agent.
     wireguard: Option<&'a WireguardNode>,
+    /// Whether it sends probes to others that do.
+    probes: bool,
     /// How far it is on the way from unencrypted tunnels to encrypted ones.
     from_plain: Option<FromPlain>,
 }
@@ -171,6 +176,7 @@ impl Wanted {
                 Some(_) => self.key_of_wireguard(mesh, node),
             },
             wireguard,
+            probes: record.is_some_and(|record| record.probes),
             from_plain: allocation.and_then(|allocation| allocation.from_plain),
         }
     }

@@ -58,6 +58,8 @@ pub struct TunnelSpec {
     /// While it changes from unencrypted to encrypted: packets are taken unencrypted, too, and sent so until keys have been
     /// agreed on with the peer.
     pub also_plain: bool,
+    /// Whether both ends send each other probes.
+    pub probed: bool,
     /// What may be sent and received; empty: all.
     pub allowed_prefixes: Vec<AllowedPrefix>,
     /// Kernel routes for the device.
@@ -76,6 +78,7 @@ impl TunnelSpec {
             framing: self.framing,
             keepalive: self.keepalive,
             also_plain: self.also_plain,
+            probed: self.probed,
             allowed_prefixes: self.allowed_prefixes.clone(),
             routes: self.routes.clone(),
             without: self.without.clone(),
@@ -127,6 +130,8 @@ pub enum Field {
     Keepalive,
     /// Whether packets are taken unencrypted, too.
     AlsoPlain,
+    /// Whether both ends send each other probes.
+    Probed,
     /// The allowed prefixes as a whole.
     AllowedPrefixes,
     /// An allowed prefix, by position.
@@ -155,6 +160,7 @@ impl Field {
             Self::PeerPublicKey => "public key",
             Self::Keepalive => "keepalive",
             Self::AlsoPlain => "also_plain",
+            Self::Probed => "probed",
             Self::AllowedPrefixes | Self::AllowedPrefix(_) => "allowed prefix",
             Self::Route(_) => "route",
             Self::Without(_) => "without",

@@ -164,6 +164,7 @@ fn spec(object: &Map<String, Value>) -> Result<TunnelSpec, CommandError> {
         framing: Framing::Pi,
         keepalive: None,
         also_plain: false,
+        probed: false,
         allowed_prefixes: Vec::new(),
         routes: Vec::new(),
         without: Offloads::new(),
@@ -305,6 +306,7 @@ pub fn field_name(field: Field) -> &'static str {
         | Field::PeerPublicKey
         | Field::Keepalive
         | Field::AlsoPlain
+        | Field::Probed
         | Field::AllowedPrefixes
         | Field::AllowedPrefix(_)
         | Field::Route(_)

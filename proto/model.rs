@@ -1,5 +1,6 @@
 //! Names, addresses, devices and tunnels. A value of these types is valid; parsing is the only way in.
 
+mod link;
 mod offload;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,6 +14,7 @@ use base64::engine::general_purpose::STANDARD;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+pub use link::{Hearing, LinkState, LinkStatus, Why};
 pub use offload::{Offload, OffloadState, Offloads};
 
 /// Why a text is not a value of a type of this module, in words that follow the value.
@@ -548,6 +550,9 @@ pub struct Tunnel {
     /// agreed on with the peer.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub also_plain: bool,
+    /// Whether both ends send each other probes.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub probed: bool,
     /// What may be sent to the peer and come from it. Empty: all, and the device has no other tunnel.
     pub allowed_prefixes: Vec<AllowedPrefix>,
     /// Kernel routes to install on the device.
@@ -680,6 +685,8 @@ pub struct TunnelStatus {
     pub last_received: Option<std::time::Duration>,
     /// When the keys were agreed on by which its packets are encrypted now, as time since the Unix epoch.
     pub last_handshake: Option<std::time::Duration>,
+    /// Of a probed tunnel: how the hosts that it joins hear each other.
+    pub link: Option<LinkStatus>,
     /// Every offload, with why it is not in use where it is not.
     pub offloads: Vec<OffloadState>,
     /// What its owner should know.

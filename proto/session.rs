@@ -284,6 +284,9 @@ impl Items {
     }
 }
 
+/// The capability of an agent that sends probes to others that have it, and understands theirs.
+pub const PROBES: &str = "probes";
+
 /// The first words of an agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hello {

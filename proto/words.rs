@@ -13,6 +13,16 @@ pub fn span(span: Duration) -> String {
     }
 }
 
+/// A short span of time as people write it.
+pub fn fine(span: Duration) -> String {
+    match span.as_micros() {
+        micros @ 0..1_000 => format!("{micros} µs"),
+        micros @ 1_000..100_000 => format!("{}.{} ms", micros / 1_000, micros % 1_000 / 100),
+        micros @ 100_000..10_000_000 => format!("{} ms", micros / 1_000),
+        _ => self::span(span),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -28,6 +38,20 @@ mod tests {
             (90_000, "1 d 1 h"),
         ] {
             assert_eq!(span(Duration::from_secs(seconds)), words);
+        }
+    }
+
+    #[test]
+    fn short_spans_have_two_figures_or_more() {
+        for (micros, words) in [
+            (0, "0 µs"),
+            (999, "999 µs"),
+            (1_050, "1.0 ms"),
+            (99_900, "99.9 ms"),
+            (100_999, "100 ms"),
+            (12_000_000, "12 s"),
+        ] {
+            assert_eq!(fine(Duration::from_micros(micros)), words);
         }
     }
 }

@@ -64,6 +64,7 @@ fn tunnel(host: u8) -> TunnelSpec {
         framing: Framing::Raw,
         keepalive: None,
         also_plain: false,
+        probed: false,
         allowed_prefixes: vec![AllowedPrefix { prefix, preference: 0 }],
         routes: Vec::new(),
         without: BTreeSet::new(),

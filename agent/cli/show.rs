@@ -9,7 +9,7 @@ use tonic::transport::Channel;
 use crate::agent::check::{self, Severity};
 use crate::proto::host::client::{connect, pages};
 use crate::proto::host::output::{Format, columns, write};
-use crate::proto::host::words::{age, tunnel_state};
+use crate::proto::host::words::{age, link, tunnel_state};
 use crate::proto::v1;
 use crate::proto::v1::tunnel_service_client::TunnelServiceClient;
 use crate::proto::words::span;
@@ -190,6 +190,7 @@ fn tunnels_table(answer: &v1::ListTunnelsResponse) -> String {
             framing,
             format!("{}/{}", status.device_mtu, status.path_mtu),
             tunnel_state(status.state(), &status.reason, status.last_received.as_ref().map(age)),
+            status.link.as_ref().map_or_else(|| "not probed".to_owned(), link),
             format!("{} / {}", sent.packets, reasons(&sent.drops)),
             format!("{} / {}", received.packets, reasons(&received.drops)),
         ]
@@ -204,6 +205,7 @@ fn tunnels_table(answer: &v1::ListTunnelsResponse) -> String {
             "framing",
             "mtu/path",
             "state",
+            "link",
             "sent / drops",
             "received / drops",
         ],

@@ -1,18 +1,17 @@
 //! What keeps the sessions of encrypted tunnels going: the messages of handshakes, as they arrive and as they are due.
 
-use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Shared;
 use super::batch::Place;
-use super::outbox::{is_of_the_source, reason_of};
+use super::outbox::reason_of;
 use super::path::Destination;
 use super::peer::{Peer, Sessions};
+use super::post::Post;
 use super::stats::DropReason;
 use super::table::{Table, Tunnel};
-use crate::agent::os::udp::send::{Message as Datagram, Part, Sender, Transmit};
 use crate::agent::wireguard::Refused;
 use crate::agent::wireguard::cookie::Verdict;
 use crate::agent::wireguard::message::Message;
@@ -21,12 +20,12 @@ use crate::agent::wireguard::tunnel::initiator;
 /// Takes in messages of handshakes and sends what is to be sent. Each data thread has one.
 pub(super) struct Handshakes {
     shared: Arc<Shared>,
-    sender: Sender,
+    post: Post,
 }
 
 impl Handshakes {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, sender: Sender::default() }
+        Self { post: Post::new(Arc::clone(&shared)), shared }
     }
 
     /// Takes in a message that is no data packet, which came from `source` to `local`; `now` is time since boot.
@@ -45,7 +44,7 @@ impl Handshakes {
             Ok(Judged::Cookie(cookie)) => {
                 self.shared.stats.datagrams_dropped.count(DropReason::TooMany, 1);
                 // Who gets none asks again.
-                let _ = self.post(&Destination::from(source), local, &cookie);
+                let _ = self.post.send_to(&Destination::from(source), local, &cookie);
             }
             Ok(Judged::Of(tunnel, peer)) => {
                 let mut sessions = peer.sessions();
@@ -60,7 +59,7 @@ impl Handshakes {
                         }
                         if let Some(answer) = answer {
                             // Whether it went shows by what follows.
-                            let _ = self.post(&Destination::from(source), local, &answer);
+                            let _ = self.post.send_to(&Destination::from(source), local, &answer);
                         }
                         self.release(tunnel, &mut sessions);
                     }
@@ -125,7 +124,7 @@ impl Handshakes {
     /// Sends what has waited for a session with a peer, which is there now.
     pub(super) fn release(&mut self, tunnel: &Tunnel, sessions: &mut Sessions) {
         while let Some((datagram, length)) = sessions.released() {
-            match self.post_to(tunnel, &datagram) {
+            match self.post.send(tunnel, &datagram) {
                 Ok(()) => tunnel.stats.sent.count(1, length),
                 Err(error) => tunnel.stats.sent.drops.count(reason_of(&error), 1),
             }
@@ -147,31 +146,10 @@ impl Handshakes {
 
     /// Sends the peer of a tunnel a message that is sent again where nothing comes of it.
     pub(super) fn ask(&mut self, tunnel: &Tunnel, message: &[u8]) {
-        if let Err(error) = self.post_to(tunnel, message) {
+        if let Err(error) = self.post.send(tunnel, message) {
             let to = tunnel.destination.as_ref().map(|destination| destination.address);
             tracing::debug!(?to, %error, "a message of a handshake was not sent");
         }
-    }
-
-    fn post_to(&mut self, tunnel: &Tunnel, message: &[u8]) -> io::Result<()> {
-        let roamed = tunnel.path.roamed();
-        let destination = roamed.as_deref().or(tunnel.destination.as_ref());
-        let destination = destination.ok_or(io::ErrorKind::AddrNotAvailable)?;
-        let local = tunnel.path.local();
-        match self.post(destination, local, message) {
-            Err(error) if local.is_some() && is_of_the_source(&error) => {
-                tunnel.path.forget_local();
-                self.post(destination, None, message)
-            }
-            sent => sent,
-        }
-    }
-
-    fn post(&mut self, to: &Destination, source: Option<IpAddr>, message: &[u8]) -> io::Result<()> {
-        let socket = self.shared.sockets.of(to.address).ok_or(io::ErrorKind::Unsupported)?;
-        let datagram = Datagram { destination: &to.socket, source, segment: None, tos: 0, parts: 0..1 };
-        let part = Part { buffer: 0, at: 0, length: message.len() as u32 };
-        self.sender.send(socket, std::iter::once(datagram), &[part], [message, &[]]).map(|_| ())
     }
 }
 

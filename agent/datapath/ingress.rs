@@ -10,10 +10,12 @@ use super::Shared;
 use super::asking::{Asking, Marking};
 use super::batch::Place;
 use super::handshakes::Handshakes;
+use super::link::LinkEnd;
 use super::load::Load;
 use super::peer::Sessions;
 use super::stats::DropReason;
 use super::table::{Device, Table, Tunnel};
+use crate::agent::link::probe::Probe;
 use crate::agent::os::clock;
 use crate::agent::os::udp::peer::PeerSocket;
 use crate::agent::os::udp::receive::{Reading, Received, Receiver};
@@ -321,7 +323,7 @@ impl Ingress {
             let is_sealed = self.receiver.buffer_mut().get(at..end).is_some_and(frame::is_wireguard);
             let heard = match is_sealed {
                 true => self.take_sealed(table, at..end, way, now, before, &mut held),
-                false => self.take_plain(table, at..end, way, before),
+                false => self.take_plain(table, at..end, way, now, before),
             };
             self.has_packet |= heard == Heard::Packet;
             if let Some(before) = before
@@ -351,6 +353,7 @@ impl Ingress {
         table: &Table,
         place: Range<usize>,
         way: Way,
+        now: Duration,
         before: &mut Option<Before>,
     ) -> Heard {
         if before.as_ref().is_none_or(|before| before.session.is_some()) {
@@ -370,6 +373,11 @@ impl Ingress {
             return Heard::Nobody;
         };
         let Some(datagram) = buffer.get_mut(place.clone()) else { return Heard::Nobody };
+        if let Some(link) = tunnel.link.as_deref().filter(|_| tunnel.takes_plain() && frame::is_own(datagram))
+        {
+            before.goes_on = false;
+            return take_own(&self.shared, tunnel, link, datagram, now);
+        }
         let unwrapped = unframe(tunnel, datagram).and_then(|(start, pi)| {
             let packet = datagram.get_mut(start..).unwrap_or_default();
             // A server of 2015 copies nothing of the packet to the header outside.
@@ -447,6 +455,12 @@ impl Ingress {
             self.shared.stats.count_session_message();
             return Heard::Peer;
         }
+        if let Some(link) = &tunnel.link
+            && let Some(frame) = datagram.get(inner.clone()).filter(|inner| frame::is_own(inner))
+        {
+            known.goes_on = false;
+            return take_own(&self.shared, tunnel, link, frame, now);
+        }
         let at = place.start + inner.start;
         let packet = datagram.get(inner).unwrap_or_default();
         // Without what it was padded with.
@@ -503,6 +517,23 @@ fn unframe(tunnel: &Tunnel, datagram: &[u8]) -> Result<(usize, bool), DropReason
         Ok(Frame::Packet { pi, packet }) if tunnel.takes_plain() => Ok((datagram.len() - packet.len(), pi)),
         Ok(Frame::Packet { .. } | Frame::Wireguard(_) | Frame::Own(_)) | Err(_) => Err(DropReason::Framing),
     }
+}
+
+/// Takes in a frame of tunmesh's own that came for a tunnel whose peer sends some.
+fn take_own(shared: &Shared, tunnel: &Tunnel, link: &LinkEnd, frame: &[u8], now: Duration) -> Heard {
+    let Ok(probe) = Probe::parse(frame) else {
+        tunnel.stats.received.drops.count(DropReason::Malformed, 1);
+        return Heard::Nobody;
+    };
+    shared.stats.count_session_message();
+    let (transition, due) = link.handle_probe(&probe, now);
+    if transition.is_some() {
+        shared.tell_links();
+    }
+    if shared.links_due.bring_forward(due) {
+        shared.waker.wake();
+    }
+    Heard::Peer
 }
 
 /// Judges a packet that came for a tunnel, and makes of it what its device is given. `tos` is what the datagram was marked

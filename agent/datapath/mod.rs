@@ -6,10 +6,13 @@ mod batch;
 mod egress;
 mod handshakes;
 mod ingress;
+pub mod link;
+mod links;
 mod load;
 mod outbox;
 pub mod path;
 pub mod peer;
+mod post;
 #[cfg(test)]
 mod sample;
 pub mod stats;
@@ -20,7 +23,7 @@ use std::io;
 use std::net::IpAddr;
 use std::num::NonZero;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -58,6 +61,8 @@ pub enum DatapathEvent {
     PathNarrowed(IpAddr),
     /// The peer of an encrypted tunnel has shown to be somewhere else.
     PeerMoved,
+    /// A link is in another state.
+    LinkChanged,
 }
 
 /// What all threads share.
@@ -72,6 +77,9 @@ struct Shared {
     limits: Mutex<Limits>,
     /// How many readers wait to be lent a port, by its number.
     wished: [AtomicUsize; 2],
+    /// When the links are to be looked at.
+    links_due: DueTime,
+    waker: Waker,
     stop: AtomicBool,
     events: mpsc::Sender<DatapathEvent>,
 }
@@ -85,9 +93,41 @@ impl Shared {
         }
     }
 
+    /// Tells the runtime that a link is in another state. A full channel has news enough, as above.
+    fn tell_links(&self) {
+        let _ = self.events.try_send(DatapathEvent::LinkChanged);
+    }
+
     fn limits(&self) -> MutexGuard<'_, Limits> {
         self.limits.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// When something is due, as time since boot in microseconds: any thread may bring it forward.
+#[derive(Default)]
+struct DueTime(AtomicU64);
+
+impl DueTime {
+    fn get(&self) -> Duration {
+        match self.0.load(Ordering::Acquire) {
+            u64::MAX => Duration::MAX,
+            micros => Duration::from_micros(micros),
+        }
+    }
+
+    fn set(&self, due: Duration) {
+        self.0.store(micros(due), Ordering::Release);
+    }
+
+    /// Returns whether it was later before.
+    fn bring_forward(&self, due: Duration) -> bool {
+        let due = micros(due);
+        self.0.fetch_min(due, Ordering::AcqRel) > due
+    }
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// A data thread.
@@ -124,8 +164,6 @@ impl Worker {
 /// The running packet path. Its threads end with it.
 pub struct Datapath {
     shared: Arc<Shared>,
-    /// Of the thread that waits on many descriptors.
-    waker: Arc<Waker>,
     workers: Vec<Worker>,
 }
 
@@ -140,7 +178,6 @@ impl Datapath {
         receivers: Arc<Receivers>,
         events: mpsc::Sender<DatapathEvent>,
     ) -> io::Result<Self> {
-        let waker = Arc::new(Waker::new()?);
         let shared = Arc::new(Shared {
             table: ArcSwap::from_pointee(Table::default()),
             sockets,
@@ -149,13 +186,14 @@ impl Datapath {
             receivers,
             limits: Mutex::default(),
             wished: Default::default(),
+            links_due: DueTime::default(),
+            waker: Waker::new()?,
             stop: AtomicBool::new(false),
             events: events.clone(),
         });
         // Before the first thread, so that they end where a later one cannot be had.
-        let mut datapath =
-            Self { shared: Arc::clone(&shared), waker: Arc::clone(&waker), workers: Vec::new() };
-        let mut main = Main::new(Arc::clone(&shared), waker)?;
+        let mut datapath = Self { shared: Arc::clone(&shared), workers: Vec::new() };
+        let mut main = Main::new(Arc::clone(&shared))?;
         for _ in 0..readers() {
             let mut reader = main.reader();
             datapath.workers.push(Worker::start("tunmesh-reader", &events, move || reader.drive())?);
@@ -167,14 +205,14 @@ impl Datapath {
     /// Replaces the table. Packets that are under way still see the old one.
     pub fn publish(&self, table: Table) {
         self.shared.table.store(Arc::new(table));
-        self.waker.wake();
+        self.shared.waker.wake();
     }
 }
 
 impl Drop for Datapath {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Release);
-        self.waker.wake();
+        self.shared.waker.wake();
         self.shared.sockets.end_receiving();
         self.workers.iter_mut().for_each(Worker::join);
     }

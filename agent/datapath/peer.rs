@@ -198,6 +198,24 @@ impl Sessions {
         sealed
     }
 
+    /// As [`Tunnel::seal_at_once`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn seal_at_once(
+        &mut self,
+        bytes: &[u8],
+        longest: u16,
+        room: &mut Vec<u8>,
+    ) -> Result<(), Option<Vec<u8>>> {
+        let sealed = self.tunnel.seal_at_once(bytes, longest, room);
+        if let Err(Some(initiation)) = &sealed {
+            wipe_stack::<HANDSHAKE>();
+            self.note(Some(initiation));
+        }
+        sealed
+    }
+
     /// As [`Tunnel::open`].
     ///
     /// # Errors

@@ -11,7 +11,8 @@ use tokio::sync::mpsc;
 use super::load::Load;
 use super::stats::AgentStats;
 use super::table::{Kept, OpenDevice, Table};
-use super::{DatapathEvent, Shared};
+use super::{DatapathEvent, DueTime, Shared};
+use crate::agent::os::epoll::Waker;
 use crate::agent::os::tun::TunDevice;
 use crate::agent::os::udp::SocketPair;
 use crate::agent::target::{ForwardingDevice, ForwardingTunnel};
@@ -26,6 +27,7 @@ pub(super) fn table(endpoints: &[SocketAddr], without: &[Offload]) -> Table {
         framing: Framing::Raw,
         keepalive: None,
         also_plain: false,
+        probed: false,
         mtu: Mtu::ETHERNET,
         tcp_mtu: Mtu::ETHERNET,
         without: without.iter().copied().collect(),
@@ -61,6 +63,8 @@ pub(super) fn shared(table: Table) -> (Arc<Shared>, mpsc::Receiver<DatapathEvent
         receivers: Arc::default(),
         limits: Mutex::default(),
         wished: Default::default(),
+        links_due: DueTime::default(),
+        waker: Waker::new().unwrap(),
         stop: AtomicBool::new(false),
         events: sender,
     });

@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use prefix_trie::joint::{JointPrefixMap, JointPrefixSet};
 
 use super::batch::Place;
+use super::link::{Fitness, LinkEnd};
 use super::path::{Destination, Path};
 use super::peer::{OwnKey, Peer, PeerId};
 use super::stats::{DropReason, TunnelStats};
@@ -37,6 +38,8 @@ pub struct Table {
     by_peer: HashMap<PeerId, Place>,
     /// All encrypted tunnels.
     encrypted: Vec<Place>,
+    /// All probed tunnels.
+    probed: Vec<Place>,
     /// A tunnel for which datagrams must not arrive merged.
     is_without_gro: bool,
 }
@@ -56,8 +59,39 @@ pub struct Device {
 enum Choice {
     /// The device has one peer, and everything goes to it.
     Whole(usize),
-    /// The longest prefix that has the destination, the best of those that share it.
-    ByPrefix(Box<JointPrefixMap<IpNet, usize>>),
+    /// The longest prefix that has the destination.
+    ByPrefix(Box<JointPrefixMap<IpNet, Sharers>>),
+}
+
+/// The tunnels that share a prefix, the preferred first.
+#[derive(Debug)]
+struct Sharers {
+    first: usize,
+    others: Box<[usize]>,
+}
+
+impl Sharers {
+    /// Of tunnels with their preferences; of equal ones the first to be given comes first.
+    fn new(mut tunnels: Vec<(u32, usize)>) -> Option<Self> {
+        tunnels.sort_by_key(|(preference, _)| *preference);
+        let mut tunnels = tunnels.into_iter().map(|(_, tunnel)| tunnel);
+        Some(Self { first: tunnels.next()?, others: tunnels.collect() })
+    }
+
+    /// The preferred one of those that are fittest; the first where nothing gets through any.
+    fn choose(&self, fitness: impl Fn(usize) -> Fitness) -> usize {
+        if self.others.is_empty() {
+            return self.first;
+        }
+        let (mut best, mut chosen) = (fitness(self.first), self.first);
+        for tunnel in &self.others {
+            let fitness = fitness(*tunnel);
+            if fitness > best {
+                (best, chosen) = (fitness, *tunnel);
+            }
+        }
+        chosen
+    }
 }
 
 /// What of a tunnel outlives every table.
@@ -69,6 +103,8 @@ pub struct Kept {
     pub path: Arc<Path>,
     /// The sessions with its peer, if it is encrypted.
     pub peer: Option<Arc<Peer>>,
+    /// This end of its link, if it is probed.
+    pub link: Option<Arc<LinkEnd>>,
 }
 
 /// A tunnel as packets see it.
@@ -92,6 +128,8 @@ pub struct Tunnel {
     pub stats: Arc<TunnelStats>,
     /// What is learnt of the way to its peer.
     pub path: Arc<Path>,
+    /// This end of its link, if it is probed.
+    pub link: Option<Arc<LinkEnd>>,
     /// `None`: every source may come from the peer.
     allowed: Option<JointPrefixSet<IpNet>>,
 }
@@ -106,7 +144,7 @@ impl Table {
     ) {
         let device = self.devices.len();
         let mut tunnels = Vec::with_capacity(forwarding.tunnels.len());
-        let mut prefixes: JointPrefixMap<IpNet, (u32, usize)> = JointPrefixMap::new();
+        let mut prefixes: JointPrefixMap<IpNet, Vec<(u32, usize)>> = JointPrefixMap::new();
         for (name, wanted) in &forwarding.tunnels {
             let tunnel = tunnels.len();
             let place = Place { device, tunnel };
@@ -114,6 +152,9 @@ impl Table {
             let kept = kept(name, wanted);
             if let Some(peer) = &kept.peer {
                 self.add_peer(peer, place);
+            }
+            if kept.link.is_some() {
+                self.probed.push(place);
             }
             if let Some(endpoint) = endpoint {
                 let at = (endpoint.ip(), endpoint.port());
@@ -128,9 +169,10 @@ impl Table {
                 }
             }
             for allowed in &wanted.allowed_prefixes {
-                let best = prefixes.get(&allowed.prefix).is_none_or(|(other, _)| allowed.preference < *other);
-                if best {
-                    prefixes.insert(allowed.prefix, (allowed.preference, tunnel));
+                let sharer = (allowed.preference, tunnel);
+                match prefixes.get_mut(&allowed.prefix) {
+                    Some(sharers) => sharers.push(sharer),
+                    None => _ = prefixes.insert(allowed.prefix, vec![sharer]),
                 }
             }
             self.is_without_gro |= wanted.without.contains(&Offload::UdpGro);
@@ -140,8 +182,9 @@ impl Table {
         let choice = match whole {
             Some(tunnel) => Choice::Whole(tunnel),
             None => {
-                let tunnels = prefixes.iter().map(|(prefix, (_, tunnel))| (prefix, *tunnel));
-                Choice::ByPrefix(Box::new(tunnels.collect()))
+                let sharers = prefixes.into_iter();
+                let sharers = sharers.filter_map(|(prefix, tunnels)| Some((prefix, Sharers::new(tunnels)?)));
+                Choice::ByPrefix(Box::new(sharers.collect()))
             }
         };
         self.by_id.insert(open.id, device);
@@ -199,6 +242,12 @@ impl Table {
         Some((tunnel, tunnel.peer.as_deref()?))
     }
 
+    /// All probed tunnels, with this end of their links.
+    pub fn links(&self) -> impl Iterator<Item = (&Tunnel, &LinkEnd)> {
+        let tunnels = self.probed.iter().filter_map(|place| self.tunnel(*place));
+        tunnels.filter_map(|tunnel| Some((tunnel, tunnel.link.as_deref()?)))
+    }
+
     /// Notes that the peer of a tunnel, who has shown who it is, is at `source` and sends to `local`; not where that is
     /// inside the overlay: a tunnel would run inside itself. Returns whether it was somewhere else before. Who shows it by
     /// the source alone, where it is not `is_sealed`, is nowhere else.
@@ -225,7 +274,11 @@ impl Device {
     pub fn tunnel_to(&self, destination: IpAddr) -> Option<(usize, &Tunnel)> {
         let tunnel = match &self.choice {
             Choice::Whole(tunnel) => *tunnel,
-            Choice::ByPrefix(prefixes) => *prefixes.get_lpm(&IpNet::from(destination))?.1,
+            Choice::ByPrefix(prefixes) => {
+                let sharers = prefixes.get_lpm(&IpNet::from(destination))?.1;
+                let link = |tunnel: usize| self.tunnels.get(tunnel)?.link.as_ref();
+                sharers.choose(|tunnel| link(tunnel).map_or(Fitness::Fit, |link| link.fitness()))
+            }
         };
         Some((tunnel, self.tunnels.get(tunnel)?))
     }
@@ -257,7 +310,7 @@ impl Tunnel {
         self.peer.is_none() || self.also_plain
     }
 
-    fn new(wanted: &ForwardingTunnel, Kept { stats, path, peer }: Kept) -> Self {
+    fn new(wanted: &ForwardingTunnel, Kept { stats, path, peer, link }: Kept) -> Self {
         let prefixes = &wanted.allowed_prefixes;
         let allowed = prefixes.iter().map(|allowed| allowed.prefix).collect();
         Self {
@@ -270,6 +323,7 @@ impl Tunnel {
             takes_trains: !wanted.without.contains(&Offload::UdpGso),
             stats,
             path,
+            link,
             allowed: (!prefixes.is_empty()).then_some(allowed),
         }
     }

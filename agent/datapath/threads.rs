@@ -13,10 +13,11 @@ use std::time::Duration;
 use super::egress::Egress;
 use super::handshakes::Handshakes;
 use super::ingress::Ingress;
+use super::links::Links;
 use super::table::Table;
 use super::{DatapathEvent, Shared};
 use crate::agent::os::clock;
-use crate::agent::os::epoll::{Epoll, Waker};
+use crate::agent::os::epoll::Epoll;
 use crate::agent::os::tun::TunDevice;
 use crate::agent::os::udp::receive::Reading;
 
@@ -72,12 +73,12 @@ struct Sessions {
 /// The thread that reads the devices, and the ports where no reader does.
 pub(super) struct Main {
     shared: Arc<Shared>,
-    waker: Arc<Waker>,
     epoll: Epoll,
     watched: BTreeMap<u64, Arc<TunDevice>>,
     egress: Egress,
     handshakes: Handshakes,
     sessions: Sessions,
+    links: Links,
     ports: Vec<Port>,
     readers: Vec<Sender<(usize, Box<Ingress>)>>,
     /// The readers that have nothing to do.
@@ -91,7 +92,6 @@ pub(super) struct Main {
 /// A thread that receives while there is much to receive.
 pub(super) struct Reader {
     shared: Arc<Shared>,
-    waker: Arc<Waker>,
     number: usize,
     lent: Receiver<(usize, Box<Ingress>)>,
     give_back: Sender<Returned>,
@@ -100,13 +100,13 @@ pub(super) struct Reader {
 impl Main {
     /// # Errors
     /// What the kernel says where descriptors cannot be watched.
-    pub(super) fn new(shared: Arc<Shared>, waker: Arc<Waker>) -> io::Result<Self> {
+    pub(super) fn new(shared: Arc<Shared>) -> io::Result<Self> {
         let (give_back, returned) = channel();
         let egress = Egress::new(Arc::clone(&shared));
         let handshakes = Handshakes::new(Arc::clone(&shared));
         let mut main = Self {
+            links: Links::new(Arc::clone(&shared)),
             shared,
-            waker,
             epoll: Epoll::new()?,
             watched: BTreeMap::new(),
             egress,
@@ -119,7 +119,7 @@ impl Main {
             returned,
             give_back,
         };
-        main.epoll.add(&*main.waker, WAKER)?;
+        main.epoll.add(&main.shared.waker, WAKER)?;
         for is_v4 in [true, false] {
             if main.shared.sockets.of_family(is_v4).is_some() {
                 let ingress = Some(Box::new(Ingress::of_port(Arc::clone(&main.shared), is_v4)));
@@ -136,13 +136,7 @@ impl Main {
         let number = self.readers.len();
         self.readers.push(lend);
         self.free.push(number);
-        Reader {
-            shared: Arc::clone(&self.shared),
-            waker: Arc::clone(&self.waker),
-            number,
-            lent,
-            give_back: self.give_back.clone(),
-        }
+        Reader { shared: Arc::clone(&self.shared), number, lent, give_back: self.give_back.clone() }
     }
 
     /// Works until the data path is stopped.
@@ -156,15 +150,18 @@ impl Main {
             let current = self.shared.table.load_full();
             if !Arc::ptr_eq(&current, &table) {
                 self.watch_devices(&current)?;
+                self.links.leave(&table, &current, clock::since_boot());
+                self.shared.links_due.set(Duration::ZERO);
                 table = current;
                 self.sessions.next = 0;
             }
-            let patience = self.keep_sessions(&table, clock::since_boot());
-            self.epoll.wait(&mut ready, patience)?;
+            let now = clock::since_boot();
+            let dues = [self.keep_sessions(&table, now), self.links.keep(&table, now)];
+            self.epoll.wait(&mut ready, dues.into_iter().flatten().min())?;
             let now = clock::since_boot();
             for id in &ready {
                 if *id == WAKER {
-                    self.waker.reset();
+                    self.shared.waker.reset();
                     self.take_back()?;
                 } else if let Some(position) = table.position(*id) {
                     self.drain(&table, position, now);
@@ -173,6 +170,7 @@ impl Main {
                 }
             }
         }
+        self.links.leave(&table, &Table::default(), clock::since_boot());
         Ok(())
     }
 
@@ -322,7 +320,7 @@ impl Reader {
     fn give_back(&self, what: Returned) {
         // Where nobody takes it the data path has ended.
         let _ = self.give_back.send(what);
-        self.waker.wake();
+        self.shared.waker.wake();
     }
 
     /// Receives at a port while load is high and nobody else needs it; less if a peer gets a socket of its own, which is

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use super::probe::{Echo, Hearing, Probe, Stamp};
+use super::probe::{Echo, Probe, Stamp};
+use crate::proto::model::Hearing;
 
 /// Of how many of the last probes it is kept what became of them.
 const WINDOW: usize = 256;

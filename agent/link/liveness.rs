@@ -4,7 +4,8 @@ use std::num::{NonZeroU8, NonZeroU32};
 use std::time::Duration;
 
 use super::figures::{Arrival, Figures};
-use super::probe::{LinkState, Probe, Stamp};
+use super::probe::{Probe, Stamp};
+use crate::proto::model::{LinkState, Why};
 
 /// How often probes are sent where there are few links.
 const INTERVAL: Duration = Duration::from_millis(200);
@@ -38,25 +39,6 @@ impl Timing {
         let links = u32::try_from(links).unwrap_or(u32::MAX);
         Self { interval: INTERVAL.max(Duration::from_secs(1) / A_SECOND * links), multiplier: MULTIPLIER }
     }
-}
-
-/// Why a link is as it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Why {
-    /// Both ends hear each other.
-    Heard,
-    /// Nothing has been heard since this end knows the link.
-    Never,
-    /// Nothing has been heard for the detection time.
-    Silent,
-    /// Packets come, and for three detection times no probe.
-    Wordless,
-    /// The other end says that it does not hear this one.
-    NotHeard,
-    /// The other end has said that it goes.
-    Left,
-    /// This end goes.
-    Leaving,
 }
 
 /// A change of state.
@@ -100,6 +82,7 @@ pub struct Link {
     why: Why,
     is_leaving: bool,
     since: Duration,
+    changes: u32,
     sequence: u32,
     sent_at: Option<Duration>,
     /// How many probes were sent since the state is what it is.
@@ -121,6 +104,7 @@ impl Link {
             why: Why::Never,
             is_leaving: false,
             since: now,
+            changes: 0,
             sequence: 0,
             sent_at: None,
             told: 0,
@@ -183,14 +167,18 @@ impl Link {
 
     /// When it is to be polled next.
     pub fn poll_at(&self) -> Duration {
+        if self.why == Why::Left {
+            return Duration::MAX;
+        }
         let silent_at = self.other.map(|other| self.silent_at(&other));
         silent_at.filter(|_| self.hears()).map_or(self.due, |silent_at| silent_at.min(self.due))
     }
 
-    /// What is due: how the state has changed, and a probe that is to be sent.
+    /// What is due: how the state has changed, and a probe that is to be sent. To an end that has gone nothing is: it comes
+    /// first when it is back.
     pub fn poll(&mut self, now: Duration) -> (Option<Transition>, Option<Probe>) {
         let transition = self.look(now);
-        let probe = (now >= self.due).then(|| self.probe(now));
+        let probe = (now >= self.due && self.why != Why::Left).then(|| self.probe(now));
         (transition, probe)
     }
 
@@ -202,6 +190,21 @@ impl Link {
     /// After how long a silence the other end is taken not to be heard; `None`: it has never been heard.
     pub fn detection_time(&self) -> Option<Duration> {
         self.other.as_ref().map(|other| self.detection(other))
+    }
+
+    /// How often the state has changed.
+    pub fn changes(&self) -> u32 {
+        self.changes
+    }
+
+    /// When a probe of the other end was last heard.
+    pub fn last_heard(&self) -> Option<Duration> {
+        self.other.map(|other| other.probed_at)
+    }
+
+    /// Both ends' numbers, as far as they are known.
+    pub fn numbers(&self) -> (NonZeroU32, Option<NonZeroU32>) {
+        (self.number, self.other.map(|other| other.number))
     }
 
     /// How well the ends hear each other.
@@ -251,6 +254,7 @@ impl Link {
             return None;
         }
         self.since = now;
+        self.changes = self.changes.saturating_add(1);
         self.told = 0;
         self.hurry(now);
         Some(Transition { from, to, why })

@@ -25,6 +25,8 @@
 use std::num::{NonZeroU8, NonZeroU32};
 use std::time::Duration;
 
+use crate::proto::model::{Hearing, LinkState};
+
 /// The first byte: of tunmesh's own frames (0x80 to 0xff) the one that is a probe.
 pub const KIND: u8 = 0x81;
 /// The bytes of a probe without padding.
@@ -32,30 +34,6 @@ pub const LENGTH: usize = 52;
 
 const HAS_ECHO: u8 = 0x80;
 const STATE: u8 = 0x03;
-
-/// What one end knows of a link. The numbers are those of RFC 5880 section 4.1.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum LinkState {
-    /// This end is going away.
-    AdminDown = 0,
-    /// It does not hear the other one.
-    Down = 1,
-    /// It hears the other one, by which it is not heard as far as that has said.
-    Init = 2,
-    /// It hears the other one and is heard.
-    Up = 3,
-}
-
-impl LinkState {
-    fn from_bits(bits: u8) -> Self {
-        match bits & STATE {
-            0 => Self::AdminDown,
-            1 => Self::Down,
-            2 => Self::Init,
-            _ => Self::Up,
-        }
-    }
-}
 
 /// A time by some clock in microseconds, of which 32 bits are kept: two that are less than 71 minutes apart can be compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -82,19 +60,6 @@ pub struct Echo {
     pub sent: Stamp,
     /// How long ago it was heard.
     pub held: Duration,
-}
-
-/// How well the sender of a probe hears the other end.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Hearing {
-    /// Of how many of the last probes it is known what became of them, at most 256.
-    pub known: u16,
-    /// How many of these were lost.
-    pub lost: u16,
-    /// How many of these came after a later one.
-    pub reordered: u16,
-    /// How unevenly they come (RFC 3550 section 6.4.1).
-    pub jitter: Duration,
 }
 
 /// A probe.
@@ -173,7 +138,7 @@ impl Probe {
             return Err(NoProbe);
         }
         Ok(Self {
-            state: LinkState::from_bits(head[1]),
+            state: state(head[1]),
             multiplier: NonZeroU8::new(head[2]).ok_or(NoProbe)?,
             own: NonZeroU32::new(word(4)).ok_or(NoProbe)?,
             other: NonZeroU32::new(word(8)),
@@ -184,6 +149,15 @@ impl Probe {
             echo: (head[1] & HAS_ECHO != 0).then_some(echo),
             hearing,
         })
+    }
+}
+
+fn state(bits: u8) -> LinkState {
+    match bits & STATE {
+        0 => LinkState::AdminDown,
+        1 => LinkState::Down,
+        2 => LinkState::Init,
+        _ => LinkState::Up,
     }
 }
 
@@ -210,7 +184,7 @@ mod tests {
 
     prop_compose! {
         fn probe()(
-            state in (0..4_u8).prop_map(LinkState::from_bits),
+            state in (0..4_u8).prop_map(state),
             multiplier in any::<NonZeroU8>(),
             own in any::<NonZeroU32>(),
             other in any::<u32>().prop_map(NonZeroU32::new),

@@ -47,7 +47,7 @@ pub fn demux(datagram: &[u8]) -> Result<Frame<'_>, Unframed> {
         }
         _ if is_wireguard(datagram) => Ok(Frame::Wireguard(datagram)),
         [0x40..=0x4f | 0x60..=0x6f, ..] => Ok(Frame::Packet { pi: false, packet: datagram }),
-        [0x80..=0xff, ..] => Ok(Frame::Own(datagram)),
+        _ if is_own(datagram) => Ok(Frame::Own(datagram)),
         _ => Err(Unframed::Unknown),
     }
 }
@@ -55,6 +55,11 @@ pub fn demux(datagram: &[u8]) -> Result<Frame<'_>, Unframed> {
 /// Whether a datagram is a WireGuard message, as [`demux`] tells.
 pub fn is_wireguard(datagram: &[u8]) -> bool {
     matches!(datagram, [0x01..=0x04, 0x00, 0x00, 0x00, ..])
+}
+
+/// Whether a datagram, or what an encrypted one carries, is a frame of tunmesh's own, as [`demux`] tells.
+pub fn is_own(datagram: &[u8]) -> bool {
+    matches!(datagram, [0x80..=0xff, ..])
 }
 
 /// The `tun_pi` header of a packet.

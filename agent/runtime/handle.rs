@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
-use crate::agent::session::LinkState;
+use crate::agent::session::SessionState;
 use crate::proto::command::{Command, CommandError, ErrorKind, Field, Outcome};
 use crate::proto::model::{Invalid, MeshName, NodeName, Owner, PublicKey, TunnelStatus};
 use crate::proto::session::{Generation, ItemId};
@@ -87,8 +87,8 @@ pub struct Overview {
 /// What the agent has to do with its controller. Times are since the Unix epoch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ControllerStatus {
-    /// The link to it; `None`: none is dialled.
-    pub link: Option<LinkStatus>,
+    /// The session with it; `None`: none is dialled.
+    pub session: Option<SessionStatus>,
     /// The store that the agent belongs to; `None`: none yet.
     pub store_id: Option<String>,
     /// The version of what is kept.
@@ -99,15 +99,15 @@ pub struct ControllerStatus {
     pub failures: BTreeMap<ItemId, String>,
 }
 
-/// The link to a controller.
+/// The session with a controller.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LinkStatus {
+pub struct SessionStatus {
     /// The node that the agent says it is.
     pub node: NodeName,
     /// Who is dialled.
     pub address: String,
     /// How far it is.
-    pub state: LinkState,
+    pub state: SessionState,
     /// Since when.
     pub since: Duration,
     /// When a controller was last heard.

@@ -5,10 +5,12 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::handle::LinkStatus;
+use super::handle::SessionStatus;
 use crate::agent::credentials::Credentials;
 use crate::agent::service::controller::{Connection, Dialler, Event, Full};
-use crate::agent::session::{Base, Effect, Identity, Link, LinkState, Session, Told, Trouble, TroubleKind};
+use crate::agent::session::{
+    Base, Effect, Identity, Session, SessionState, Standing, Told, Trouble, TroubleKind,
+};
 use crate::proto::model::{MeshName, NodeName, PublicKey, TunnelName};
 use crate::proto::session::{AgentMessage, Forwarding, ItemId, TunnelReport};
 
@@ -25,7 +27,7 @@ pub struct Uplink {
     /// Where controllers are, when that has changed.
     addresses: Option<BTreeSet<IpAddr>>,
     node: NodeName,
-    shown: (LinkState, Option<Trouble>),
+    shown: (SessionState, Option<Trouble>),
     told: Told,
 }
 
@@ -50,7 +52,7 @@ impl Uplink {
             arrived: None,
             base: None,
             node,
-            shown: (LinkState::Waiting, None),
+            shown: (SessionState::Waiting, None),
             told: Told::default(),
         }
     }
@@ -71,7 +73,7 @@ impl Uplink {
         while let Some(event) = self.next_event() {
             match event {
                 Event::Resolved(addresses) => {
-                    self.dialler.learn(self.session.link().controller, addresses);
+                    self.dialler.learn(self.session.standing().controller, addresses);
                     self.addresses = Some(self.dialler.known());
                 }
                 Event::Connected => self.session.handle_connected(now),
@@ -125,7 +127,7 @@ impl Uplink {
 
     /// Logs what changed.
     fn tell(&mut self) {
-        let Link { state, controller, trouble, generation, .. } = self.session.link();
+        let Standing { state, controller, trouble, generation, .. } = self.session.standing();
         if (state, &trouble) == (self.shown.0, &self.shown.1) {
             return;
         }
@@ -133,9 +135,9 @@ impl Uplink {
         let address = address.map(ToString::to_string).unwrap_or_default();
         let generation = generation.map(|generation| generation.to_string()).unwrap_or_default();
         // A trouble stands until the agent is in step: while it dials the next controller it is still that of the last.
-        let is_fresh = state == LinkState::Waiting || trouble != self.shown.1;
+        let is_fresh = state == SessionState::Waiting || trouble != self.shown.1;
         match &trouble {
-            _ if state == LinkState::Synced => {
+            _ if state == SessionState::Synced => {
                 self.told.forget();
                 tracing::info!(%address, generation, "in step with the controller");
             }
@@ -197,11 +199,11 @@ impl Uplink {
         self.dialler.drain().await;
     }
 
-    /// The link as it is; `since_epoch` is `now` as time since the Unix epoch.
-    pub(super) fn status(&self, now: Instant, since_epoch: Duration) -> LinkStatus {
-        let Link { state, since, controller, last_heard, trouble, .. } = self.session.link();
+    /// The session as it is; `since_epoch` is `now` as time since the Unix epoch.
+    pub(super) fn status(&self, now: Instant, since_epoch: Duration) -> SessionStatus {
+        let Standing { state, since, controller, last_heard, trouble, .. } = self.session.standing();
         let at = |then: Instant| since_epoch.saturating_sub(now.saturating_duration_since(then));
-        LinkStatus {
+        SessionStatus {
             node: self.node.clone(),
             address: self.dialler.controllers().get(controller).map(ToString::to_string).unwrap_or_default(),
             state,

@@ -12,7 +12,7 @@ use tonic::{Code, Request, Response, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::agent::runtime::{AgentHandle, ControllerStatus};
-use crate::agent::session::LinkState;
+use crate::agent::session::SessionState;
 use crate::proto::command::{Command, CommandError, ErrorKind, Field, Outcome};
 use crate::proto::convert;
 use crate::proto::convert::room::{FIELD, MESSAGE, Room, page, parts};
@@ -53,8 +53,8 @@ pub struct Facts {
 impl Facts {
     /// The weaker settings that weaken something now: an agent that has left dials nobody until it is started anew.
     fn weakened_now(&self, controller: Option<&ControllerStatus>) -> Vec<String> {
-        let link = controller.and_then(|controller| controller.link.as_ref());
-        let follows = link.is_some_and(|link| link.state != LinkState::Ended);
+        let session = controller.and_then(|controller| controller.session.as_ref());
+        let follows = session.is_some_and(|session| session.state != SessionState::Ended);
         self.weakened.iter().chain(self.insecure.iter().filter(|_| follows)).cloned().collect()
     }
 }
@@ -276,7 +276,7 @@ fn offloads(of_host: &[OffloadState], tunnels: &[v1::TunnelStatus]) -> Vec<v1::O
 
 fn controller_to_wire(status: ControllerStatus) -> v1::ControllerStatus {
     use v1::controller_status::State;
-    let ControllerStatus { link, store_id, generation, held, failures } = status;
+    let ControllerStatus { session, store_id, generation, held, failures } = status;
     let held = held.iter().map(ToString::to_string);
     let (held, more_held) = Room(MESSAGE / 4).fill(held, String::len);
     let failures = failures.into_iter().map(|(item, why)| (item.to_string(), why));
@@ -293,18 +293,18 @@ fn controller_to_wire(status: ControllerStatus) -> v1::ControllerStatus {
         state: State::NotDialled.into(),
         ..v1::ControllerStatus::default()
     };
-    if let Some(link) = link {
-        wire.node = link.node.to_string();
-        wire.address = link.address;
-        wire.since = Some(convert::timestamp(link.since));
-        wire.last_heard = link.last_heard.map(convert::timestamp);
-        wire.trouble = link.trouble.unwrap_or_default();
-        wire.set_state(match link.state {
-            LinkState::Waiting => State::Waiting,
-            LinkState::Dialling => State::Dialling,
-            LinkState::Connected => State::Connected,
-            LinkState::Synced => State::Synced,
-            LinkState::Ended => State::NotDialled,
+    if let Some(session) = session {
+        wire.node = session.node.to_string();
+        wire.address = session.address;
+        wire.since = Some(convert::timestamp(session.since));
+        wire.last_heard = session.last_heard.map(convert::timestamp);
+        wire.trouble = session.trouble.unwrap_or_default();
+        wire.set_state(match session.state {
+            SessionState::Waiting => State::Waiting,
+            SessionState::Dialling => State::Dialling,
+            SessionState::Connected => State::Connected,
+            SessionState::Synced => State::Synced,
+            SessionState::Ended => State::NotDialled,
         });
     }
     wire

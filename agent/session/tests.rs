@@ -175,8 +175,8 @@ impl Bench {
         }
     }
 
-    fn state(&self) -> LinkState {
-        self.session.link().state
+    fn state(&self) -> SessionState {
+        self.session.standing().state
     }
 
     /// It tells the controller why it does not follow it, and lets go.
@@ -186,7 +186,7 @@ impl Bench {
     }
 
     fn trouble(&self) -> String {
-        self.session.link().trouble.map(|trouble| trouble.words).unwrap_or_default()
+        self.session.standing().trouble.map(|trouble| trouble.words).unwrap_or_default()
     }
 
     fn has(&self) -> &Base {
@@ -245,12 +245,12 @@ fn a_snapshot_is_acknowledged_once_it_is_kept() {
         held: Items::default(),
     };
     assert_eq!(bench.effects(), [Effect::Keep(base.clone())]);
-    assert_eq!((bench.session.base(), bench.state()), (None, LinkState::Connected));
+    assert_eq!((bench.session.base(), bench.state()), (None, SessionState::Connected));
     let failures = BTreeMap::from([("tunnel m.n2".parse().unwrap(), "no route".to_owned())]);
     bench.session.handle_kept(Ok(failures.clone()), bench.now);
     let ack = Ack { generation: generation(7), failures, removals_held: BTreeSet::new() };
     assert_eq!(bench.sent(), [AgentMessage::Ack(ack)]);
-    assert_eq!((bench.session.base(), bench.state()), (Some(&base), LinkState::Synced));
+    assert_eq!((bench.session.base(), bench.state()), (Some(&base), SessionState::Synced));
 }
 
 #[test]
@@ -267,7 +267,7 @@ fn what_cannot_be_kept_is_not_acknowledged_and_asked_for_again_later() {
     assert!(!bench.pass(Duration::from_millis(4999)).iter().any(is_resync));
     assert!(bench.pass(Duration::from_millis(1)).iter().any(is_resync));
     assert_eq!(bench.push(snapshot(2, &after, 0)).generation, generation(2));
-    assert_eq!((bench.state(), bench.trouble()), (LinkState::Synced, String::new()));
+    assert_eq!((bench.state(), bench.trouble()), (SessionState::Synced, String::new()));
 }
 
 #[test]
@@ -278,7 +278,7 @@ fn what_comes_before_it_is_asked_for_is_not_asked_for_any_more() {
     bench.effects();
     bench.session.handle_kept(Err("the disk is full".to_owned()), bench.now);
     bench.push(snapshot(3, &after, 0));
-    assert_eq!((bench.state(), bench.trouble()), (LinkState::Synced, String::new()));
+    assert_eq!((bench.state(), bench.trouble()), (SessionState::Synced, String::new()));
     let effects = bench.pass(seconds(10));
     let is_resync = |effect: &Effect| matches!(effect, Effect::Send(AgentMessage::Resync(_)));
     assert!(!effects.iter().any(is_resync), "{effects:?}");
@@ -306,9 +306,9 @@ fn what_does_not_fit_is_asked_for_anew_and_changes_nothing() {
         }
         let sent = bench.sent();
         assert!(matches!(sent[..], [AgentMessage::Resync(_)]), "{messages:?}: {sent:?}");
-        assert_eq!((bench.has().generation, bench.state()), (generation(1), LinkState::Connected));
+        assert_eq!((bench.has().generation, bench.state()), (generation(1), SessionState::Connected));
         assert_eq!(bench.push(snapshot(6, &after, 0)).generation, generation(6));
-        assert_eq!((&bench.has().items, bench.state()), (&after, LinkState::Synced));
+        assert_eq!((&bench.has().items, bench.state()), (&after, SessionState::Synced));
     }
 }
 
@@ -335,7 +335,7 @@ fn a_push_amid_another_is_asked_for_again_after_the_acknowledgement() {
     bench.session.handle_kept(Ok(BTreeMap::new()), bench.now);
     let sent = bench.sent();
     assert!(matches!(sent[..], [AgentMessage::Ack(_), AgentMessage::Resync(_)]), "{sent:?}");
-    assert_eq!((bench.has().generation, bench.state()), (generation(2), LinkState::Connected));
+    assert_eq!((bench.has().generation, bench.state()), (generation(2), SessionState::Connected));
 }
 
 #[test]
@@ -375,7 +375,7 @@ fn not_modified_takes_the_new_generation_and_is_acknowledged() {
     assert_eq!(bench.push(ControllerMessage::NotModified(generation(9))).generation, generation(9));
     assert_eq!((bench.has().generation, &bench.has().items), (generation(9), &wanted));
     bench.push(delta((9, &wanted), (10, &items(1..=3, 0)), 0));
-    assert_eq!(bench.state(), LinkState::Synced);
+    assert_eq!(bench.state(), SessionState::Synced);
 }
 
 #[test]
@@ -406,7 +406,7 @@ fn a_foreign_controller_is_refused_with_the_remedy_and_asked_again_later() {
     bench.say(welcome("s2"));
     bench.refuses();
     assert!(bench.trouble().contains("store s2") && bench.trouble().contains("agent leave"));
-    assert_eq!((bench.has(), bench.state()), (&base, LinkState::Waiting));
+    assert_eq!((bench.has(), bench.state()), (&base, SessionState::Waiting));
     assert!(bench.dial().1 >= seconds(30));
 }
 
@@ -460,7 +460,7 @@ fn many_tunnels_go_only_with_consent() {
             assert_eq!(ack.removals_held.len(), held, "{} to {}", before.len(), after.len());
             assert_eq!(bench.has().all().len(), after.len() + held);
             assert!(after.iter().all(|item| bench.has().all().iter().any(|there| there == item)));
-            assert_eq!(bench.session.link().held, ack.removals_held);
+            assert_eq!(bench.session.standing().held, ack.removals_held);
         }
         for pushes in [delta((1, &before), (2, &after), 2), snapshot(2, &after, 2)] {
             let mut bench = Bench::synced(&before);
@@ -556,7 +556,7 @@ fn heartbeats_of_many_agents_are_spread() {
 fn silence_ends_a_session() {
     let mut bench = Bench::synced(&items(1..=2, 0));
     bench.pass(Duration::from_millis(14_999));
-    assert_eq!(bench.state(), LinkState::Synced);
+    assert_eq!(bench.state(), SessionState::Synced);
     assert!(bench.pass(Duration::from_millis(1)).contains(&Effect::Close));
     assert!(bench.trouble().contains("said nothing for 15 s"), "{}", bench.trouble());
     assert_eq!(bench.has().generation, generation(1));
@@ -576,7 +576,10 @@ fn a_dial_without_answer_ends_and_the_next_controller_is_tried() {
         bench.say(welcome("s1"));
         bench.session.handle_closed(lost(), None, bench.now);
         assert_eq!(bench.effects(), []);
-        assert_eq!((bench.state(), bench.trouble()), (LinkState::Waiting, "no answer within 3 s".to_owned()));
+        assert_eq!(
+            (bench.state(), bench.trouble()),
+            (SessionState::Waiting, "no answer within 3 s".to_owned())
+        );
     }
 }
 

@@ -72,6 +72,7 @@ impl AgentState {
             received: Traffic::default(),
             last_received: None,
             last_handshake: None,
+            link: None,
             offloads: self.offloads(tunnel),
             notes: self.notes(name),
         }

@@ -44,6 +44,7 @@ fn spec(name: &str, device: &str, addresses: &[&str], remote: &str) -> TunnelSpe
         framing: Framing::Raw,
         keepalive: None,
         also_plain: false,
+        probed: false,
         allowed_prefixes: Vec::new(),
         routes: Vec::new(),
         without: BTreeSet::new(),

@@ -27,6 +27,7 @@ fn tunnel(device: &str, remote: &str) -> Tunnel {
         framing: Framing::Raw,
         keepalive: None,
         also_plain: false,
+        probed: false,
         allowed_prefixes: Vec::new(),
         routes: Vec::new(),
         without: Offloads::new(),

@@ -58,6 +58,13 @@ pub trait Tunnel: Send {
     /// Encrypts the packet that `pieces` make, padded but not beyond `longest` bytes, and appends the datagram to `room`.
     fn seal(&mut self, pieces: [&[u8]; 2], longest: u16, room: &mut Vec<u8>) -> Sealed;
 
+    /// The same for what is worth nothing later, which waits for no session.
+    ///
+    /// # Errors
+    /// Where there is none: what begins a handshake, where none is under way. It is to be sent.
+    fn seal_at_once(&mut self, bytes: &[u8], longest: u16, room: &mut Vec<u8>)
+    -> Result<(), Option<Vec<u8>>>;
+
     /// Decrypts a data packet in place. Returns where what it carries is: a packet with its padding, of which nothing has
     /// been looked at, or nothing, where it only says that the peer is there.
     ///
@@ -129,6 +136,21 @@ impl Noise {
         Packet::from_bytes(self.scratch.split())
     }
 
+    /// The packet that `pieces` make, padded but not beyond `longest` bytes.
+    fn padded(&mut self, pieces: [&[u8]; 2], longest: u16) -> Packet {
+        let length: usize = pieces.iter().map(|piece| piece.len()).sum();
+        let padded = padded(length, longest.into());
+        self.scratch.reserve(padded);
+        pieces.iter().for_each(|piece| self.scratch.extend_from_slice(piece));
+        self.scratch.resize(padded, 0);
+        Packet::from_bytes(self.scratch.split())
+    }
+
+    /// What begins a handshake; where one is under way only if `again`.
+    fn begin(&mut self, again: bool) -> Option<Vec<u8>> {
+        self.tunn.format_handshake_initiation(again).map(|message| bytes(message.into()))
+    }
+
     /// The datagram of a packet, or the packet where there is no session for it.
     fn encrypt(&mut self, packet: Packet) -> Result<Packet, Packet> {
         if !self.is_confirmed {
@@ -141,11 +163,7 @@ impl Noise {
 impl Tunnel for Noise {
     fn seal(&mut self, pieces: [&[u8]; 2], longest: u16, room: &mut Vec<u8>) -> Sealed {
         let length: usize = pieces.iter().map(|piece| piece.len()).sum();
-        let padded = padded(length, longest.into());
-        self.scratch.reserve(padded);
-        pieces.iter().for_each(|piece| self.scratch.extend_from_slice(piece));
-        self.scratch.resize(padded, 0);
-        let packet = Packet::from_bytes(self.scratch.split());
+        let packet = self.padded(pieces, longest);
         match self.encrypt(packet) {
             Ok(datagram) => {
                 room.extend_from_slice(&datagram);
@@ -154,9 +172,24 @@ impl Tunnel for Noise {
             Err(packet) => {
                 let has_lost = self.waiting.len() >= WAITING && self.waiting.pop_front().is_some();
                 self.waiting.push_back((packet, length));
-                let initiation = self.tunn.format_handshake_initiation(false);
-                Sealed::Waits { initiation: initiation.map(|message| bytes(message.into())), has_lost }
+                Sealed::Waits { initiation: self.begin(false), has_lost }
             }
+        }
+    }
+
+    fn seal_at_once(
+        &mut self,
+        bytes: &[u8],
+        longest: u16,
+        room: &mut Vec<u8>,
+    ) -> Result<(), Option<Vec<u8>>> {
+        let packet = self.padded([bytes, &[]], longest);
+        match self.encrypt(packet) {
+            Ok(datagram) => {
+                room.extend_from_slice(&datagram);
+                Ok(())
+            }
+            Err(_) => Err(self.begin(false)),
         }
     }
 
@@ -211,7 +244,7 @@ impl Tunnel for Noise {
     }
 
     fn initiate(&mut self) -> Option<Vec<u8>> {
-        self.tunn.format_handshake_initiation(true).map(|message| bytes(message.into()))
+        self.begin(true)
     }
 
     fn tick(&mut self) -> Ticked {

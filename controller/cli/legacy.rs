@@ -109,6 +109,7 @@ fn flag(field: Field) -> &'static str {
         | Field::PeerPublicKey
         | Field::Keepalive
         | Field::AlsoPlain
+        | Field::Probed
         | Field::AllowedPrefixes
         | Field::AllowedPrefix(_)
         | Field::Route(_)

@@ -26,7 +26,7 @@ fn wanted(nodes: &[(&str, &str)], files: &[&str]) -> Wanted {
         let endpoint = (!endpoint.is_empty()).then(|| name(endpoint));
         wanted.nodes.insert(
             name(node),
-            NodeRecord { labels, endpoint, data_port: 6000, keys: BTreeMap::new(), since: 0 },
+            NodeRecord { labels, endpoint, data_port: 6000, keys: BTreeMap::new(), probes: false, since: 0 },
         );
     }
     for file in files {
@@ -59,6 +59,26 @@ nodes:
   b: {endpoint: '172.100.1.2:7000'}
   c:
 ";
+
+#[test]
+fn only_who_says_that_it_knows_probes_is_sent_some() {
+    let mut wanted = wanted(&[("a", ""), ("b", ""), ("c", "172.100.1.3")], &[PROD]);
+    for node in ["a", "c"] {
+        wanted.nodes.get_mut(&name::<NodeName>(node)).unwrap().probes = true;
+    }
+    let probed = |wanted: &Wanted, node: &str| {
+        let views = wanted.views();
+        let tunnels = tunnels(&views[&name::<NodeName>(node)]);
+        let probed = tunnels.into_iter().filter(|(.., tunnel)| tunnel.probed);
+        probed.map(|(.., tunnel)| tunnel.name.to_string()).collect::<Vec<_>>()
+    };
+    let none = Vec::<String>::new();
+    assert_eq!(probed(&wanted, "a"), ["prod.c"]);
+    assert_eq!(probed(&wanted, "b"), none);
+    assert_eq!(probed(&wanted, "c"), ["prod.a"]);
+    wanted.nodes.get_mut(&name::<NodeName>("c")).unwrap().probes = false;
+    assert_eq!([probed(&wanted, "a"), probed(&wanted, "c")], [none.clone(), none]);
+}
 
 #[test]
 fn every_pair_has_a_tunnel() {
@@ -492,6 +512,7 @@ impl World {
                 endpoint: Some(name(&format!("172.100.1.{node}"))),
                 data_port: 5000,
                 keys: BTreeMap::new(),
+                probes: false,
                 since: 0,
             };
             wanted.nodes.insert(name(&format!("n{node}")), record);

@@ -32,6 +32,14 @@ impl Keys {
             (Self::ToCome, None) => Some(Self::ANY.into()),
         }
     }
+
+    /// Whether a node sends probes, or is going to.
+    fn probes(self, member: &Member<'_>) -> bool {
+        match self {
+            Self::Made => member.probes,
+            Self::ToCome => member.wireguard.is_none(),
+        }
+    }
 }
 
 impl Wanted {
@@ -65,6 +73,14 @@ impl Wanted {
 struct Tunnels<'a> {
     peer: &'a NodeName,
     to: &'a Member<'a>,
+    /// For those that send probes, where the node does.
+    probed: Option<Styles>,
+    /// For the others.
+    unprobed: Option<Styles>,
+}
+
+/// The tunnels to a node, by what else others have.
+struct Styles {
     /// For those that have an endpoint themselves; absent: it has no key yet.
     usual: Option<Arc<Item>>,
     /// For those that have none, where the peer has one: both keep the path open.
@@ -73,27 +89,43 @@ struct Tunnels<'a> {
     from_plain: Option<(Arc<Item>, Option<Arc<Item>>)>,
 }
 
-impl<'a> Tunnels<'a> {
-    fn new(mesh: &Mesh, peer: &'a NodeName, to: &'a Member<'a>, keys: Keys, some_dial: bool) -> Self {
+/// What the nodes of a mesh are that others have tunnels to.
+#[derive(Debug, Clone, Copy)]
+struct Crowd {
+    some_dial: bool,
+    all_probe: bool,
+}
+
+impl Styles {
+    fn new(mesh: &Mesh, peer: &NodeName, to: &Member<'_>, keys: Keys, some_dial: bool, probed: bool) -> Self {
         let is_encrypted = mesh.security == Security::Encrypted;
         let framing = match is_encrypted {
             false => Some(Framing::Raw),
             true => keys.of(to).map(Framing::Wireguard),
         };
         // Whoever has no agent keeps the path open itself.
-        let usual = Style::of(KEEPALIVE, is_encrypted && to.dials() && to.wireguard.is_none());
-        let kept_open = Style::of(KEEPALIVE, is_encrypted);
+        let usual = Style::of(KEEPALIVE, is_encrypted && to.dials() && to.wireguard.is_none(), probed);
+        let kept_open = Style::of(KEEPALIVE, is_encrypted, probed);
+        let also_plain = Style { keepalive: None, also_plain: true, probed };
         let with = |style: Style| framing.and_then(|framing| tunnel_to(mesh, peer, to, framing, style));
         let from_plain = to.from_plain.and_then(|_| {
-            let raw = tunnel_to(mesh, peer, to, Framing::Raw, Style::ALSO_PLAIN)?;
-            Some((raw, with(Style::ALSO_PLAIN)))
+            let raw = tunnel_to(mesh, peer, to, Framing::Raw, also_plain)?;
+            Some((raw, with(also_plain)))
         });
+        let kept_open = (some_dial && !to.dials()).then(|| with(kept_open)).flatten();
+        Self { usual: with(usual), kept_open, from_plain }
+    }
+}
+
+impl<'a> Tunnels<'a> {
+    fn new(mesh: &Mesh, peer: &'a NodeName, to: &'a Member<'a>, keys: Keys, crowd: Crowd) -> Self {
+        let styles = |probed| Styles::new(mesh, peer, to, keys, crowd.some_dial, probed);
+        let probes = keys.probes(to);
         Self {
             peer,
             to,
-            usual: with(usual),
-            kept_open: (some_dial && !to.dials()).then(|| with(kept_open)).flatten(),
-            from_plain,
+            probed: probes.then(|| styles(true)),
+            unprobed: (!probes || !crowd.all_probe).then(|| styles(false)),
         }
     }
 
@@ -102,17 +134,19 @@ impl<'a> Tunnels<'a> {
         if self.to.wireguard.is_some_and(|wireguard| !wireguard.peers.contains(node)) {
             return None;
         }
+        let probed = self.probed.as_ref().filter(|_| keys.probes(own));
+        let styles = probed.or(self.unprobed.as_ref())?;
         match (own.dials(), self.to.dials()) {
             (true, true) => None,
-            (true, false) => self.kept_open.as_ref(),
-            (false, true) => self.usual.as_ref(),
+            (true, false) => styles.kept_open.as_ref(),
+            (false, true) => styles.usual.as_ref(),
             (false, false) => {
                 // The one of both that has come less far says how far the pair is.
                 let how_far = own.from_plain.zip(self.to.from_plain).map(|(own, to)| own.min(to));
-                match (how_far, &self.from_plain) {
+                match (how_far, &styles.from_plain) {
                     (Some(FromPlain::Keyless), Some((raw, _))) if keys == Keys::Made => Some(raw),
                     (Some(FromPlain::Keyless | FromPlain::UnderWay), Some((_, sealed))) => sealed.as_ref(),
-                    (Some(_) | None, _) => self.usual.as_ref(),
+                    (Some(_) | None, _) => styles.usual.as_ref(),
                 }
             }
         }
@@ -124,13 +158,12 @@ impl<'a> Tunnels<'a> {
 struct Style {
     keepalive: Option<NonZeroU16>,
     also_plain: bool,
+    probed: bool,
 }
 
 impl Style {
-    const ALSO_PLAIN: Self = Self { keepalive: None, also_plain: true };
-
-    fn of(keepalive: NonZeroU16, is_kept_open: bool) -> Self {
-        Self { keepalive: is_kept_open.then_some(keepalive), also_plain: false }
+    fn of(keepalive: NonZeroU16, is_kept_open: bool, probed: bool) -> Self {
+        Self { keepalive: is_kept_open.then_some(keepalive), also_plain: false, probed }
     }
 }
 
@@ -141,9 +174,12 @@ fn full(
     keys: Keys,
     views: &mut BTreeMap<NodeName, Vec<Arc<Item>>>,
 ) {
-    let some_dial = parts.values().any(Member::dials);
+    let crowd = Crowd {
+        some_dial: parts.values().any(Member::dials),
+        all_probe: parts.values().all(|member| keys.probes(member)),
+    };
     let tunnels: Vec<Tunnels<'_>> =
-        parts.iter().map(|(peer, to)| Tunnels::new(mesh, peer, to, keys, some_dial)).collect();
+        parts.iter().map(|(peer, to)| Tunnels::new(mesh, peer, to, keys, crowd)).collect();
     let key = (mesh.security == Security::Encrypted).then(|| mesh.name.clone());
     // A device without a tunnel does not exist; but where there is to be one, its key is made first.
     if key.is_none() && tunnels.len() < 2 {
@@ -172,7 +208,7 @@ fn tunnel_to(
     peer: &NodeName,
     member: &Member<'_>,
     framing: Framing,
-    Style { keepalive, also_plain }: Style,
+    Style { keepalive, also_plain, probed }: Style,
 ) -> Option<Arc<Item>> {
     Some(Arc::new(tunnel_item(&TunnelSpec {
         name: tunnel_name(mesh, peer)?,
@@ -183,6 +219,7 @@ fn tunnel_to(
         framing,
         keepalive,
         also_plain,
+        probed,
         allowed_prefixes: member.prefixes().map(|prefix| AllowedPrefix { prefix, preference: 0 }).collect(),
         routes: member.routes.to_vec(),
         without: mesh.without.clone(),

@@ -11,7 +11,7 @@ use crate::controller::registry::{Challenger, Connection, FENCE, Origin, Path, S
 use crate::controller::trust::Operator;
 use crate::proto::model::{Host, NodeName, Remote, is_underlay_address};
 use crate::proto::session::{
-    ControllerMessage, Generation, Have, Heartbeat, Hello, PROTOCOL_VERSION, Reach, Welcome,
+    ControllerMessage, Generation, Have, Heartbeat, Hello, PROBES, PROTOCOL_VERSION, Reach, Welcome,
 };
 use crate::proto::trust::{KeyId, Rights};
 
@@ -173,7 +173,14 @@ impl ControllerState {
         // What a node says that it is, it is only where nothing else says it.
         let identity = self.stored.trust.identities.get(&hello.node).filter(|_| origin.key.is_some());
         let labels = identity.and_then(|identity| identity.labels.clone()).unwrap_or(hello.labels);
-        let said = NodeRecord { labels, endpoint, data_port: hello.data_port, keys: hello.keys, since: 0 };
+        let said = NodeRecord {
+            labels,
+            endpoint,
+            data_port: hello.data_port,
+            keys: hello.keys,
+            probes: hello.capabilities.contains(PROBES),
+            since: 0,
+        };
         self.record(&hello.node, said, now);
 
         let mut session = Session {

@@ -8,8 +8,9 @@ use std::str::FromStr;
 
 use super::command::{Command, CommandError, Field, TunnelSpec};
 use super::model::{
-    AllowedPrefix, DeviceName, Framing, Invalid, Mtu, OffloadState, Owner, PublicKey, Remote, Traffic,
-    TunnelName, TunnelState, TunnelStatus, parse_interface_address, parse_network,
+    AllowedPrefix, DeviceName, Framing, Hearing, Invalid, LinkState, LinkStatus, Mtu, OffloadState, Owner,
+    PublicKey, Remote, Traffic, TunnelName, TunnelState, TunnelStatus, parse_interface_address,
+    parse_network,
 };
 use super::v1;
 
@@ -27,6 +28,7 @@ pub fn field_name(field: Field) -> String {
         Field::PeerPublicKey => "tunnel.peer_public_key".to_owned(),
         Field::Keepalive => "tunnel.keepalive".to_owned(),
         Field::AlsoPlain => "tunnel.also_plain".to_owned(),
+        Field::Probed => "tunnel.probed".to_owned(),
         Field::AllowedPrefixes => "tunnel.allowed_prefixes".to_owned(),
         Field::AllowedPrefix(position) => format!("tunnel.allowed_prefixes[{position}].prefix"),
         Field::Route(position) => format!("tunnel.routes[{position}]"),
@@ -63,6 +65,11 @@ fn tunnel_spec(tunnel: &v1::Tunnel) -> Result<TunnelSpec, CommandError> {
         let fault = Invalid::new("has no use in a tunnel to a server of 2015", "leave it out");
         return Err(CommandError::invalid(Field::AlsoPlain, tunnel.also_plain, fault));
     }
+    if tunnel.probed && framing == Framing::Pi {
+        let fault =
+            Invalid::new("is not to be had with a server of 2015, which no probe may reach", "leave it out");
+        return Err(CommandError::invalid(Field::Probed, tunnel.probed, fault));
+    }
     Ok(TunnelSpec {
         device: device_name(&name, &tunnel.device)?,
         name,
@@ -73,6 +80,7 @@ fn tunnel_spec(tunnel: &v1::Tunnel) -> Result<TunnelSpec, CommandError> {
         framing,
         keepalive: keepalive(tunnel.keepalive, is_encrypted)?,
         also_plain: tunnel.also_plain,
+        probed: tunnel.probed,
         allowed_prefixes: allowed_prefixes(&tunnel.allowed_prefixes)?,
         routes: list(&tunnel.routes, Field::Route, parse_network)?,
         without: list(&tunnel.without, Field::Without, str::parse)?.into_iter().collect(),
@@ -254,6 +262,7 @@ impl From<TunnelStatus> for v1::TunnelStatus {
                 framing: framing.into(),
                 keepalive: keepalive_to_wire(status.tunnel.keepalive),
                 also_plain: status.tunnel.also_plain,
+                probed: status.tunnel.probed,
                 peer_public_key,
                 allowed_prefixes: allowed.collect(),
                 routes: texts(&status.tunnel.routes),
@@ -269,8 +278,49 @@ impl From<TunnelStatus> for v1::TunnelStatus {
             received: Some(status.received.into()),
             last_received: status.last_received.map(timestamp),
             last_handshake: status.last_handshake.map(timestamp),
+            link: status.link.map(Into::into),
             notes: status.notes,
             offloads: status.offloads.into_iter().map(Into::into).collect(),
+        }
+    }
+}
+
+impl From<LinkStatus> for v1::Link {
+    fn from(link: LinkStatus) -> Self {
+        let reason = match link.unsent {
+            None => link.why.to_string(),
+            Some(unsent) => format!("{}; the last probe was not sent: {unsent}", link.why),
+        };
+        Self {
+            state: link_state_to_wire(link.state).into(),
+            since: Some(timestamp(link.since)),
+            reason,
+            last_heard: link.last_heard.map(timestamp),
+            detection_time: link.detection_time.map(duration),
+            round_trip: link.round_trip.map(duration),
+            sent: link.sent.map(Into::into),
+            received: link.received.map(Into::into),
+            changes: link.changes,
+        }
+    }
+}
+
+fn link_state_to_wire(state: LinkState) -> v1::link::State {
+    match state {
+        LinkState::AdminDown => v1::link::State::AdminDown,
+        LinkState::Down => v1::link::State::Down,
+        LinkState::Init => v1::link::State::Init,
+        LinkState::Up => v1::link::State::Up,
+    }
+}
+
+impl From<Hearing> for v1::Hearing {
+    fn from(Hearing { known, lost, reordered, jitter }: Hearing) -> Self {
+        Self {
+            known: known.into(),
+            lost: lost.into(),
+            reordered: reordered.into(),
+            jitter: Some(duration(jitter)),
         }
     }
 }

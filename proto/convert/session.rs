@@ -62,6 +62,7 @@ pub fn tunnel_item(tunnel: &TunnelSpec) -> Item {
         framing: framing.into(),
         keepalive: keepalive_to_wire(tunnel.keepalive),
         also_plain: tunnel.also_plain,
+        probed: tunnel.probed,
         peer_public_key,
         allowed_prefixes: allowed.collect(),
         routes: texts(&tunnel.routes),

@@ -190,6 +190,7 @@ fn status(spec: TunnelSpec) -> TunnelStatus {
         received: Traffic::default(),
         last_received: None,
         last_handshake: None,
+        link: None,
         offloads: Vec::new(),
         notes: Vec::new(),
     }

@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use super::clock;
+use crate::proto::model::LinkState;
 use crate::proto::v1::tunnel_status::State;
-use crate::proto::words::span;
+use crate::proto::words::{fine, span};
+use crate::proto::{convert, v1};
 
 /// How long ago `time` was; a time that is still to come counts as now.
 pub fn age(time: &pbjson_types::Timestamp) -> Duration {
@@ -23,4 +25,28 @@ pub fn tunnel_state(state: State, reason: &str, last: Option<Duration>) -> Strin
         (State::Failed, _) => format!("FAILED: {reason}"),
         (State::Unspecified, _) => "unknown".to_owned(),
     }
+}
+
+/// A link as this host has it: its state and since when, and what is known of both directions. Nothing is said that may be
+/// old without how old it is.
+pub fn link(link: &v1::Link) -> String {
+    use v1::link::State;
+    let since = link.since.as_ref().map(age).map(span).unwrap_or_default();
+    let state = match link.state() {
+        State::Unspecified => "unknown",
+        State::AdminDown => LinkState::AdminDown.name(),
+        State::Down => LinkState::Down.name(),
+        State::Init => LinkState::Init.name(),
+        State::Up => LinkState::Up.name(),
+    };
+    if link.state() != State::Up {
+        return format!("{state} for {since}: {}", link.reason);
+    }
+    let trip = link.round_trip.as_ref().map(|trip| format!(", {} there and back", fine(convert::span(trip))));
+    let lost = |way: &str, hearing: Option<&v1::Hearing>| {
+        let hearing = hearing.filter(|hearing| hearing.lost > 0)?;
+        Some(format!(", {} of {} lost {way}", hearing.lost, hearing.known))
+    };
+    let parts = [trip, lost("going", link.sent.as_ref()), lost("coming", link.received.as_ref())];
+    format!("{state} for {since}{}", parts.into_iter().flatten().collect::<String>())
 }

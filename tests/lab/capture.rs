@@ -11,6 +11,9 @@ use tempfile::TempDir;
 
 use super::{Host, SOON, wait_until};
 
+/// The length in bytes of the header of a file of tcpdump's.
+const HEADER: usize = 24;
+
 /// A running tcpdump. Dropping it ends it.
 pub struct Capture {
     tcpdump: Child,
@@ -31,8 +34,7 @@ impl Capture {
             .stderr(Stdio::null())
             .spawn()
             .expect("tcpdump starts: run scripts/test, which installs it");
-        // As long as the header of a file.
-        let begun = || fs::metadata(&file).is_ok_and(|file| file.len() >= 24);
+        let begun = || fs::metadata(&file).is_ok_and(|file| file.len() >= HEADER as u64);
         wait_until(SOON, "tcpdump listens", begun);
         Self { tcpdump, file, _directory: directory }
     }
@@ -75,6 +77,11 @@ impl Captured {
             (udp[..2] == 5000_u16.to_be_bytes() && packet.starts_with(&[4, 0, 0, 0])).then_some(packet)
         };
         starts.filter_map(packet).collect()
+    }
+
+    /// Whether there was nothing.
+    pub fn is_empty(&self) -> bool {
+        self.len() <= HEADER
     }
 
     /// How many bytes it is.

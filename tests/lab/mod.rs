@@ -30,6 +30,7 @@ mod segment;
 mod site;
 mod tools;
 mod traffic;
+mod way;
 mod wireguard;
 
 use std::thread;
@@ -58,6 +59,7 @@ pub use tools::{
     legacy_send, methods, number,
 };
 pub use traffic::{PingReport, Pinger, datagrams, ping, ping_ok, transfer, try_transfer};
+pub use way::{Way, time};
 pub use wireguard::{WgQuick, WireguardGo};
 
 /// What an ordinary step may take on a busy machine.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use tunmesh::agent::reconcile::ActualRoute;
-use tunmesh::agent::session::LinkState;
+use tunmesh::agent::session::SessionState;
 use tunmesh::controller::stored::Stored;
 use tunmesh::proto::convert::session::{DeviceSpec, Meaning, meaning};
 use tunmesh::proto::model::{DeviceName, NodeName, Owner, TunnelName};
@@ -159,9 +159,9 @@ fn allocated(stored: &Stored) -> Result<(), String> {
 
 /// An agent has what is wanted of it, on disk and in memory, and beside it only what is local.
 fn agent(machine: &Machine, process: &Process, view: &Items) -> Result<(), String> {
-    let link = process.session.link();
-    if link.state != LinkState::Synced || process.is_busy() {
-        return Err(format!("is not in step: {:?}, {:?}", link.state, link.trouble));
+    let standing = process.session.standing();
+    if standing.state != SessionState::Synced || process.is_busy() {
+        return Err(format!("is not in step: {:?}, {:?}", standing.state, standing.trouble));
     }
     let Some(base) = &machine.disk.controller else { return Err("has nothing of the controller".to_owned()) };
     if !base.held.is_empty() {

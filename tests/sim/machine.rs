@@ -393,7 +393,7 @@ impl Machine {
                 Effect::Close => {
                     process.dial = None;
                     if let Some(connection) = process.connection.take() {
-                        let trouble = process.session.link().trouble;
+                        let trouble = process.session.standing().trouble;
                         env.say(&self.who, format_args!("closes {connection:?}: {trouble:?}"));
                         env.network.close_up(connection, env.now, &mut env.random);
                     }

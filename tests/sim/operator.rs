@@ -163,6 +163,7 @@ pub fn some_command(nodes: &[NodeName], random: &mut Random) -> Command {
             framing: Framing::Raw,
             keepalive: None,
             also_plain: false,
+            probed: false,
             allowed_prefixes: vec![AllowedPrefix { prefix, preference: 0 }],
             routes: Vec::new(),
             without: BTreeSet::new(),

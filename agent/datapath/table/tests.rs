@@ -44,6 +44,7 @@ fn wanted(endpoint: SocketAddr, exact_port: bool, allowed_prefixes: Vec<AllowedP
         framing: Framing::Raw,
         keepalive: None,
         also_plain: false,
+        probed: false,
         mtu: Mtu::ETHERNET,
         tcp_mtu: Mtu::ETHERNET,
         allowed_prefixes,

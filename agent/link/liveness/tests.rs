@@ -216,17 +216,24 @@ proptest! {
     }
 
     #[test]
-    fn who_leaves_says_so(seed in any::<u64>(), clocks in clocks(), delays in delays()) {
+    fn who_leaves_says_so_and_is_sent_nothing_until_it_is_back(seed in any::<u64>(), clocks in clocks(), delays in delays()) {
         let mut world = World::new(seed, clocks, ways(delays));
         world.run(millis(5_000));
         let now = world.now + world.clocks[0];
         world.ends[0].leave(now);
         world.run(millis(100));
         world.ways[0].is_cut = true;
+        let sent = world.ways[1].fates.len();
         world.run(millis(20_000));
         let (state, _, why) = world.ends[1].state();
         prop_assert_eq!((state, why), (LinkState::Down, Why::Left));
         prop_assert_eq!(world.ends[0].state().0, LinkState::AdminDown);
+        prop_assert_eq!(world.ways[1].fates.len(), sent);
+        let now = world.now + world.clocks[0];
+        world.ends[0] = Link::new(NonZeroU32::MAX, FEW, seed, now);
+        world.ways[0].is_cut = false;
+        world.run(millis(700));
+        prop_assert_eq!(world.states(), [LinkState::Up; 2]);
     }
 }
 

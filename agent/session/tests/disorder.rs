@@ -195,14 +195,14 @@ proptest! {
         }
         // From here on the controller is honest, and at a later revision than it ever was.
         for _ in 0..200 {
-            if world.bench.state() == LinkState::Synced && world.acked == Some(generation(LAST)) {
+            if world.bench.state() == SessionState::Synced && world.acked == Some(generation(LAST)) {
                 break;
             }
             let before = world.bench.state();
             world.take(Step::Kept(true));
             world.take(Step::Pass(2000));
             world.take(Step::Connected);
-            if before != LinkState::Connected && world.bench.state() == LinkState::Connected {
+            if before != SessionState::Connected && world.bench.state() == SessionState::Connected {
                 let is_ours = world.bench.session.base().is_none_or(|base| base.store_id == "s1");
                 world.take(Step::Welcome(is_ours));
             }

@@ -247,6 +247,7 @@ fn any_tunnel_spec() -> impl Strategy<Value = TunnelSpec> {
             remote: Some(remote.0).filter(|_| remote.1 || !matches!(framing, Framing::Wireguard(_))),
             keepalive: remote.2.filter(|_| matches!(framing, Framing::Wireguard(_))),
             also_plain: remote.1 && remote.3 && framing != Framing::Pi,
+            probed: remote.3 && framing != Framing::Pi,
             framing,
             allowed_prefixes,
             routes,

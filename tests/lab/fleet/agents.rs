@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use futures_util::future::{BoxFuture, FutureExt, OptionFuture};
 use tokio::task::JoinSet;
-use tunmesh::agent::session::{Effect, Identity, LinkState, Session, Trouble, TroubleKind};
+use tunmesh::agent::session::{Effect, Identity, Session, SessionState, Trouble, TroubleKind};
 use tunmesh::proto::model::{DeviceName, Owner, TunnelName, TunnelState};
 use tunmesh::proto::session::{Generation, ItemId, Reach, RunId, TunnelReport};
 
@@ -147,8 +147,8 @@ impl Agent {
             self.session.handle_tunnels(tunnels);
             return self.settle();
         }
-        let link = self.session.link();
-        let synced = link.generation.filter(|_| link.state == LinkState::Synced);
+        let standing = self.session.standing();
+        let synced = standing.generation.filter(|_| standing.state == SessionState::Synced);
         let revision = synced.map_or(0, |generation| generation.revision);
         self.board.revisions[self.position].store(revision, Ordering::Relaxed);
     }

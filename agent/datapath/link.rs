@@ -1,0 +1,139 @@
+//! One end of a link, which the data threads share: whoever receives takes in what has come, and one sends what is due.
+
+use std::num::NonZeroU32;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::stats::DropReason;
+use crate::agent::link::liveness::{Link, Timing, Transition};
+use crate::agent::link::probe::Probe;
+use crate::proto::model::{LinkState, LinkStatus, Why};
+
+/// For how long a link that has failed is up until it is preferred again.
+const HEALTH: Duration = Duration::from_secs(10);
+
+/// Whether a link is to carry packets that another one could carry, too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Fitness {
+    /// One direction is cut, or both are.
+    Cut = 0,
+    /// It is up, and was not a short while ago.
+    Healing = 1,
+    /// It is up, or nothing is known of it.
+    Fit = 2,
+}
+
+/// One end of a link. It outlives every table.
+#[derive(Debug)]
+pub struct LinkEnd {
+    inner: Mutex<Inner>,
+    fitness: AtomicU8,
+}
+
+#[derive(Debug)]
+struct Inner {
+    link: Link,
+    /// Whether it was up once and then was not.
+    has_failed: bool,
+    /// Why the last probe was not sent.
+    unsent: Option<DropReason>,
+}
+
+/// What is due at an end.
+#[derive(Debug)]
+pub struct Due {
+    /// How its state has changed.
+    pub transition: Option<Transition>,
+    /// What is to be sent.
+    pub probe: Option<Probe>,
+    /// When it is to be looked at again, as time since boot.
+    pub next: Duration,
+}
+
+impl LinkEnd {
+    /// One of which nothing has been heard, as [`Link::new`].
+    pub fn new(number: NonZeroU32, timing: Timing, seed: u64, now: Duration) -> Self {
+        let inner = Inner { link: Link::new(number, timing, seed, now), has_failed: false, unsent: None };
+        Self { inner: Mutex::new(inner), fitness: AtomicU8::new(Fitness::Cut as u8) }
+    }
+
+    /// Whether it is to carry packets that another one could carry, too.
+    pub fn fitness(&self) -> Fitness {
+        match self.fitness.load(Ordering::Relaxed) {
+            0 => Fitness::Cut,
+            1 => Fitness::Healing,
+            _ => Fitness::Fit,
+        }
+    }
+
+    /// As [`Link::set_timing`].
+    pub fn set_timing(&self, timing: Timing) {
+        self.inner().link.set_timing(timing);
+    }
+
+    /// A probe has come. Returns also when the end is to be looked at.
+    pub fn handle_probe(&self, probe: &Probe, now: Duration) -> (Option<Transition>, Duration) {
+        let mut inner = self.inner();
+        let transition = inner.link.handle_probe(probe, now);
+        self.judge(&mut inner, transition, now);
+        (transition, inner.link.poll_at())
+    }
+
+    /// What is due; `last_received` is when a packet of the other end came last.
+    pub fn poll(&self, last_received: Option<Duration>, now: Duration) -> Due {
+        let mut inner = self.inner();
+        if let Some(at) = last_received {
+            inner.link.handle_data(at);
+        }
+        let (transition, probe) = inner.link.poll(now);
+        self.judge(&mut inner, transition, now);
+        Due { transition, probe, next: inner.link.poll_at() }
+    }
+
+    /// This end goes. Returns what is to be sent.
+    pub fn leave(&self, now: Duration) -> Option<Probe> {
+        let mut inner = self.inner();
+        inner.link.leave(now);
+        inner.link.poll(now).1
+    }
+
+    /// Notes what became of the last probe.
+    pub fn note_sent(&self, sent: Result<(), DropReason>) {
+        self.inner().unsent = sent.err();
+    }
+
+    /// How it is; `since_epoch` makes a time since boot one since the Unix epoch.
+    pub fn status(&self, mut since_epoch: impl FnMut(Duration) -> Duration) -> LinkStatus {
+        let inner = self.inner();
+        let (state, since, why) = inner.link.state();
+        let figures = inner.link.figures();
+        LinkStatus {
+            state: if why == Why::Left { LinkState::AdminDown } else { state },
+            why,
+            unsent: inner.unsent.map(DropReason::name),
+            since: since_epoch(since),
+            last_heard: inner.link.last_heard().map(since_epoch),
+            detection_time: inner.link.detection_time(),
+            round_trip: figures.round_trip().map(|round_trip| round_trip.mean),
+            sent: figures.heard().filter(|hearing| hearing.known > 0),
+            received: Some(figures.hearing()).filter(|hearing| hearing.known > 0),
+            changes: inner.link.changes(),
+        }
+    }
+
+    fn judge(&self, inner: &mut Inner, transition: Option<Transition>, now: Duration) {
+        inner.has_failed |= transition.is_some_and(|transition| transition.from == LinkState::Up);
+        let fitness = match inner.link.state() {
+            (LinkState::Up, since, _) if inner.has_failed && now < since + HEALTH => Fitness::Healing,
+            (LinkState::Up, _, _) => Fitness::Fit,
+            (LinkState::AdminDown | LinkState::Down | LinkState::Init, _, _) => Fitness::Cut,
+        };
+        self.fitness.store(fitness as u8, Ordering::Relaxed);
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
