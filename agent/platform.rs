@@ -19,6 +19,7 @@ use crate::agent::os::netlink::{Interface, Netlink};
 use crate::agent::os::tun::TunDevice;
 use crate::agent::packet::coalesce::Merges;
 use crate::agent::reconcile::{Actual, ActualRoute, Link, Op, Route};
+use crate::agent::session::LinkView;
 use crate::agent::state::OpResult;
 use crate::agent::target::{Forwarding, ForwardingTunnel};
 use crate::agent::wireguard::wipe_stack;
@@ -160,6 +161,12 @@ impl Platform {
     pub fn links(&self) -> impl Iterator<Item = (&TunnelName, LinkStatus)> {
         let links = self.kept.iter().filter_map(|(name, (_, kept))| Some((name, kept.link.as_ref()?)));
         links.map(|(name, link)| (name, link.status(|since_boot| since_boot)))
+    }
+
+    /// The same as a controller is told of them; `since_boot` is now.
+    pub fn link_views(&self, since_boot: Duration) -> BTreeMap<TunnelName, LinkView> {
+        let links = self.kept.iter().filter_map(|(name, (_, kept))| Some((name, kept.link.as_ref()?)));
+        links.map(|(name, link)| (name.clone(), link.view(since_boot))).collect()
     }
 
     /// What is wrong with the keys of meshes.

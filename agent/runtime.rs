@@ -348,6 +348,10 @@ impl Runtime {
                 uplink.handle_kept(outcome, now());
             }
         }
+        if let Some(uplink) = self.uplink.as_mut().filter(|uplink| uplink.wants_links()) {
+            let links = self.platform.link_views(clock::since_boot());
+            uplink.handle_links(&links, now());
+        }
         if self.uplink.as_ref().is_some_and(Uplink::wants_tunnels) {
             let (reports, failures) = (self.reports(), self.state.failures());
             if let Some(uplink) = &mut self.uplink {

@@ -8,6 +8,7 @@
 //! Nothing here touches forwarding: whatever becomes of a session, what was kept stays real.
 
 mod base;
+mod links;
 mod push;
 mod random;
 mod reports;
@@ -18,6 +19,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use self::base::Base;
+pub use self::links::LinkView;
+use self::links::Links;
 use self::push::Chunks;
 use self::random::Random;
 use self::reports::Reports;
@@ -164,6 +167,7 @@ struct Open {
     /// What was acknowledged last.
     acked: Option<Ack>,
     reports: Reports,
+    links: Links,
 }
 
 impl Session {
@@ -231,6 +235,7 @@ impl Session {
                 resynced_at: None,
                 acked: None,
                 reports: Reports::default(),
+                links: Links::default(),
             }),
             now,
         );
@@ -335,6 +340,21 @@ impl Session {
         }
     }
 
+    /// Whether the controller is told of links.
+    pub fn wants_links(&self) -> bool {
+        matches!(&self.phase, Phase::Open(open) if open.store_id.is_some())
+    }
+
+    /// Takes in all links as they are now.
+    pub fn handle_links(&mut self, links: &BTreeMap<TunnelName, LinkView>, now: Instant) {
+        let wanted = self.wants_links();
+        let Phase::Open(open) = &mut self.phase else { return };
+        if wanted {
+            let messages = open.links.next(links, now).into_iter();
+            self.effects.extend(messages.map(Effect::Send));
+        }
+    }
+
     /// Takes in what of the controller's cannot be had now, and why: where that has changed since it was acknowledged,
     /// it is acknowledged again.
     pub fn handle_failures(&mut self, failures: BTreeMap<ItemId, String>) {
@@ -367,7 +387,8 @@ impl Session {
                 let resync = open.resync.as_ref().filter(|_| self.keeping.is_none()).map(|(at, _)| *at);
                 let answer = (!open.answered).then(|| open.moved + WATCHDOG);
                 let watch = (open.heard + WATCHDOG).min(open.beat_at);
-                Some(resync.into_iter().chain(answer).fold(watch, Instant::min))
+                let links = open.links.due();
+                Some(resync.into_iter().chain(answer).chain(links).fold(watch, Instant::min))
             }
             Phase::Ended => None,
         }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use self::links::Links;
 use crate::proto::model::{NodeName, TunnelName};
 use crate::proto::rate::Bucket;
 use crate::proto::session::{
@@ -12,6 +13,7 @@ use crate::proto::session::{
 use crate::proto::trust::KeyId;
 
 pub mod admission;
+pub mod links;
 pub mod petitions;
 
 /// How often each side says that it is there; give or take a tenth.
@@ -179,6 +181,8 @@ pub struct Node {
     pub forwarding: Option<Forwarding>,
     /// Its tunnels as last reported, and when.
     pub tunnels: BTreeMap<TunnelName, (TunnelReport, Instant)>,
+    /// Its links as last told.
+    pub links: Links,
     /// When it last reported.
     pub reported_at: Option<Instant>,
     /// The last request for a whole report that it answered; 0: none.
@@ -215,6 +219,7 @@ impl Node {
             removals_held: BTreeSet::new(),
             forwarding: None,
             tunnels: BTreeMap::new(),
+            links: Links::default(),
             reported_at: None,
             answered: 0,
             snapshots: Bucket::default(),

@@ -22,6 +22,7 @@ mod access;
 mod changes;
 mod events;
 mod leaving;
+mod links;
 mod messages;
 mod plans;
 mod push;
@@ -32,6 +33,7 @@ mod tell;
 
 pub use super::registry::{Connection, Health};
 pub use events::{Event, EventKind};
+pub use links::{LinkStanding, NodeLink, Passage, Verdict};
 pub use plans::{ApplyError, Basis};
 pub use status::{ControllerStatus, Convergence, NodeStatus, NodeTunnels, Problem};
 

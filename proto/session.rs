@@ -1,9 +1,12 @@
 //! What agents and controllers say to each other on their session.
 
+mod link;
+
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
+use std::num::NonZeroU32;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +18,8 @@ use super::model::{
     DeviceName, Invalid, MeshName, NodeName, OperatorName, Owner, PublicKey, Remote, TunnelName, TunnelState,
 };
 use super::trust::Rights;
+
+pub use link::{LinkFigures, LinkReport, LinkStates};
 
 /// Where controllers listen, TCP, unless their address says otherwise.
 pub const CONTROLLER_PORT: u16 = 7443;
@@ -386,6 +391,10 @@ pub enum AgentMessage {
     Refusal(String),
     /// The keys by which the peers of its encrypted tunnels know it, by mesh: as in its Hello, when they have changed.
     Keys(BTreeMap<MeshName, PublicKey>),
+    /// Links as they are.
+    LinkStates(LinkStates),
+    /// How well the ends of links hear each other, by the links' numbers.
+    LinkFigures(BTreeMap<NonZeroU32, LinkFigures>),
 }
 
 /// What a controller says.

@@ -4,9 +4,10 @@
 
 mod lab;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use lab::{Agent, Capture, Host, SOON, Segment, Way, grpcurl, ping_ok, time, wait_until};
+use lab::{Agent, Capture, Controller, Host, SOON, Segment, Way, grpcurl, ping_ok, time, wait_until};
 use serde_json::{Value, json};
 use tunmesh::proto::host::clock::since_epoch;
 
@@ -239,4 +240,129 @@ fn the_next_best_has_the_packets_while_the_way_to_the_best_is_cut() {
     until_at(hosts[0], || received(2), SOON);
     let back = until_at(hosts[0], || received(1), Duration::from_secs(15));
     assert!(back > Duration::from_secs(8), "not before it has been well for ten seconds: {back:?}");
+}
+
+/// The links of a controller, by their nodes.
+fn links(controller: &Controller) -> BTreeMap<String, Value> {
+    let answer = controller.json(&["links"]);
+    let links = answer["links"].as_array().cloned().unwrap_or_default();
+    let pair =
+        |link: &Value| format!("{}-{}", link["node"].as_str().unwrap(), link["peer"].as_str().unwrap());
+    links.into_iter().map(|link| (pair(&link), link)).collect()
+}
+
+/// What comes from `source` to the ports of tunnels is lost on a host from now on.
+fn deafen(host: &Host, source: &str) {
+    host.run(["nft", "add", "table", "ip", "deaf"]);
+    host.run(["nft", "add", "chain", "ip", "deaf", "in", "{ type filter hook input priority 0; }"]);
+    host.run([
+        "nft", "add", "rule", "ip", "deaf", "in", "ip", "saddr", source, "udp", "dport", "5000", "drop",
+    ]);
+}
+
+fn undeafen(host: &Host) {
+    host.run(["nft", "delete", "table", "ip", "deaf"]);
+}
+
+#[test]
+fn the_controller_knows_every_link_and_names_the_direction_that_is_cut() {
+    let segment = Segment::new(3);
+    let _agents = segment.agents(3);
+    let controller = &segment.controller;
+    let mesh = "mesh: m\noverlay: 10.9.0.0/24\nnodes: {n1: {}, n2: {}, n3: {}}\n";
+    controller.apply_with(mesh, &["--wait"]).unwrap();
+    let all_up = || {
+        let links = links(controller);
+        links.len() == 3 && links.values().all(|link| link["state"] == "UP")
+    };
+    wait_until(SOON, "all are up", all_up);
+    wait_until(Duration::from_secs(20), "one end of each has told figures", || {
+        links(controller).values().all(|link| {
+            ["there", "back"].iter().all(|way| link[way]["heard"]["known"].as_u64() > Some(5))
+                && ["roundTrip", "figuresAge", "age", "detectionTime"].iter().all(|key| !link[key].is_null())
+        })
+    });
+    let matrix = controller.run(&["links"]).unwrap();
+    assert!(
+        matrix.contains("3 links: 3 up; told at most ") && matrix.contains("figures at most "),
+        "{matrix}"
+    );
+    let list = controller.run(&["links", "--list", "--mesh", "m"]).unwrap();
+    assert!(
+        list.lines().filter(|line| line.contains(" of ") && line.contains("lost, jitter")).count() == 3,
+        "{list}"
+    );
+
+    // What n1 sends does not reach n2.
+    deafen(segment.host(2), "172.100.1.1");
+    let start = since_epoch();
+    wait_until(SOON, "the direction is named", || {
+        let link = &links(controller)["n1-n2"];
+        link["state"] == "ONE_WAY" && link["reason"] == "what n1 sends does not reach n2"
+    });
+    let took = since_epoch() - start;
+    assert!(took < Duration::from_secs(2), "{took:?}");
+    let link = &links(controller)["n1-n2"];
+    assert_eq!(
+        (&link["there"]["passage"], &link["back"]["passage"]),
+        (&json!("CUT"), &json!("HEARD")),
+        "{link}"
+    );
+    let shown = controller.run(&["links"]).unwrap();
+    assert!(shown.contains("CUT") && shown.contains("what n1 sends does not reach n2"), "{shown}");
+    // And nothing of n2 reaches n1.
+    deafen(segment.host(1), "172.100.1.2");
+    let start = since_epoch();
+    wait_until(SOON, "both directions are", || links(controller)["n1-n2"]["state"] == "DOWN");
+    let took = since_epoch() - start;
+    assert!(took < Duration::from_millis(1_500), "{took:?}");
+    assert!(["n1-n3", "n2-n3"].iter().all(|pair| links(controller)[*pair]["state"] == "UP"));
+    for (kind, node, tunnel) in
+        [("link-down", "n2", "m.n1"), ("link-one-way", "n1", "m.n2"), ("link-down", "n1", "m.n2")]
+    {
+        let events = controller.events(kind, node);
+        assert!(events.iter().any(|event| event["tunnel"] == tunnel), "{kind} of {node}: {events:?}");
+    }
+    undeafen(segment.host(1));
+    undeafen(segment.host(2));
+    wait_until(SOON, "all are up again", all_up);
+    wait_until(SOON, "that is an event at both ends", || {
+        [("n1", "m.n2"), ("n2", "m.n1")].iter().all(|(node, tunnel)| {
+            controller.events("link-up", node).iter().any(|event| event["tunnel"] == *tunnel)
+        })
+    });
+    assert!(controller.events("link-up", "n3").is_empty(), "nothing was to be told of that");
+}
+
+#[test]
+fn who_is_away_from_the_controller_is_not_taken_to_be_cut_off() {
+    let mut segment = Segment::new(3);
+    let _agents = segment.agents(3);
+    let mesh = "mesh: m\noverlay: 10.9.0.0/24\nsecurity: plain\nnodes: {n1: {}, n2: {}, n3: {}}\n";
+    segment.controller.apply_with(mesh, &["--wait"]).unwrap();
+    wait_until(SOON, "all are up", || links(&segment.controller).values().all(|link| link["state"] == "UP"));
+    for n in [1, 2] {
+        let host = segment.host(n);
+        host.run(["nft", "add", "table", "ip", "away"]);
+        host.run(["nft", "add", "chain", "ip", "away", "out", "{ type filter hook output priority 0; }"]);
+        host.run(["nft", "add", "rule", "ip", "away", "out", "tcp", "dport", "7443", "drop"]);
+    }
+    let stale = Duration::from_secs(20);
+    wait_until(stale, "nobody says how n1 and n2 hear each other", || {
+        let link = &links(&segment.controller)["n1-n2"];
+        link["state"] == "UNKNOWN" && link["reason"].as_str().unwrap().contains("was last heard of")
+    });
+    let others = links(&segment.controller);
+    assert!(["n1-n3", "n2-n3"].iter().all(|pair| others[*pair]["state"] == "UP"), "n3 says so: {others:?}");
+    for n in [1, 2] {
+        segment.host(n).run(["nft", "delete", "table", "ip", "away"]);
+    }
+    wait_until(stale, "they are back", || links(&segment.controller)["n1-n2"]["state"] == "UP");
+    // A controller that knows nothing yet says that, and is told.
+    segment.controller.kill9();
+    segment.controller.restart();
+    wait_until(stale, "all is told again", || {
+        let links = links(&segment.controller);
+        links.len() == 3 && links.values().all(|link| link["state"] == "UP")
+    });
 }

@@ -8,7 +8,9 @@ use std::time::Duration;
 use super::stats::DropReason;
 use crate::agent::link::liveness::{Link, Timing, Transition};
 use crate::agent::link::probe::Probe;
+use crate::agent::session::LinkView;
 use crate::proto::model::{LinkState, LinkStatus, Why};
+use crate::proto::session::{LinkFigures, LinkReport};
 
 /// For how long a link that has failed is up until it is preferred again.
 const HEALTH: Duration = Duration::from_secs(10);
@@ -120,6 +122,33 @@ impl LinkEnd {
             sent: figures.heard().filter(|hearing| hearing.known > 0),
             received: Some(figures.hearing()).filter(|hearing| hearing.known > 0),
             changes: inner.link.changes(),
+        }
+    }
+
+    /// How it is, as a controller is told of it.
+    pub fn view(&self, now: Duration) -> LinkView {
+        let status = self.status(|since_boot| now.saturating_sub(since_boot));
+        // Either end can tell of both; the one with the lower number does.
+        let is_teller = match self.inner().link.numbers() {
+            (own, Some(other)) => own < other,
+            (_, None) => false,
+        };
+        let known = status.sent.zip(status.received).filter(|_| is_teller);
+        LinkView {
+            report: LinkReport {
+                state: status.state,
+                why: status.why,
+                since: status.since,
+                last_heard: status.last_heard,
+                detection_time: status.detection_time,
+                changes: status.changes,
+                unsent: status.unsent.unwrap_or_default().to_owned(),
+            },
+            figures: known.map(|(sent, received)| LinkFigures {
+                round_trip: status.round_trip,
+                sent,
+                received,
+            }),
         }
     }
 

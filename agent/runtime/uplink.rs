@@ -9,7 +9,7 @@ use super::handle::SessionStatus;
 use crate::agent::credentials::Credentials;
 use crate::agent::service::controller::{Connection, Dialler, Event, Full};
 use crate::agent::session::{
-    Base, Effect, Identity, Session, SessionState, Standing, Told, Trouble, TroubleKind,
+    Base, Effect, Identity, LinkView, Session, SessionState, Standing, Told, Trouble, TroubleKind,
 };
 use crate::proto::model::{MeshName, NodeName, PublicKey, TunnelName};
 use crate::proto::session::{AgentMessage, Forwarding, ItemId, TunnelReport};
@@ -165,6 +165,16 @@ impl Uplink {
 
     pub(super) fn wants_tunnels(&self) -> bool {
         self.session.wants_tunnels()
+    }
+
+    pub(super) fn wants_links(&self) -> bool {
+        self.session.wants_links()
+    }
+
+    /// Takes in how all links are.
+    pub(super) fn handle_links(&mut self, links: &BTreeMap<TunnelName, LinkView>, now: Instant) {
+        self.session.handle_links(links, now);
+        self.act(now);
     }
 
     /// Takes in the keys by which this host is known.

@@ -290,6 +290,8 @@ fn completed(message: AgentMessage, local: IpAddr) -> AgentMessage {
         | AgentMessage::Heartbeat(_)
         | AgentMessage::Report(_)
         | AgentMessage::Keys(_)
+        | AgentMessage::LinkStates(_)
+        | AgentMessage::LinkFigures(_)
         | AgentMessage::Goodbye
         | AgentMessage::Refusal(_)) => other,
     }

@@ -22,6 +22,7 @@ mod error;
 mod events;
 mod export;
 pub mod legacy;
+mod links;
 mod mesh;
 mod node;
 mod nodes;
@@ -69,6 +70,7 @@ enum Ask {
     Status(status::Args),
     Nodes(nodes::NodesArgs),
     Tunnels(nodes::TunnelsArgs),
+    Links(links::Args),
     Events(events::Args),
     /// Print how something that has no agent is set up
     #[command(subcommand)]
@@ -183,6 +185,7 @@ impl Ask {
             Self::Status(args) => args.run().await,
             Self::Nodes(args) => args.run().await,
             Self::Tunnels(args) => args.run().await,
+            Self::Links(args) => args.run().await,
             Self::Events(args) => args.run().await,
             Self::Export(command) => command.run().await,
             Self::Audit(args) => args.run().await,

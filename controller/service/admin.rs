@@ -1,6 +1,7 @@
 //! MeshAdmin: convert, ask the controller, convert back.
 
 mod joining;
+mod links;
 mod operators;
 mod plan;
 mod wire;
@@ -244,6 +245,16 @@ impl MeshAdmin for Admin {
             return Err(wire::refused(Code::NotFound, vec![("node".to_owned(), words)]));
         };
         Ok(Response::new(wire::node_tunnels(tunnels, &after)))
+    }
+
+    async fn list_links(
+        &self,
+        request: Request<v1::ListLinksRequest>,
+    ) -> Result<Response<v1::ListLinksResponse>, Status> {
+        let v1::ListLinksRequest { after, mesh } = request.into_inner();
+        let mesh: Option<MeshName> = (!mesh.is_empty()).then(|| parsed("mesh", &mesh)).transpose()?;
+        let look = move |state: &ControllerState, now, _| links::list(state, &after, mesh.as_ref(), now);
+        Ok(Response::new(self.controller.look(look).await?))
     }
 
     async fn create_token(

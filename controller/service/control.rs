@@ -163,6 +163,8 @@ async fn first_words(messages: &mut Streaming<v1::AgentMessage>) -> Result<Hello
             | AgentMessage::Heartbeat(_)
             | AgentMessage::Report(_)
             | AgentMessage::Keys(_)
+            | AgentMessage::LinkStates(_)
+            | AgentMessage::LinkFigures(_)
             | AgentMessage::Goodbye
             | AgentMessage::Refusal(_),
         )

@@ -53,6 +53,12 @@ pub enum EventKind {
     TunnelPassing,
     /// A tunnel waits for packets.
     TunnelWaiting,
+    /// Both ends of a link hear each other again.
+    LinkUp,
+    /// An end of a link does not hear the other any more, or has said that it goes.
+    LinkDown,
+    /// An end of a link is not heard any more by the other, whom it hears.
+    LinkOneWay,
     /// A node keeps what was to be removed, for want of consent.
     RemovalsHeld,
     /// An older state of the store has been restored.
@@ -89,6 +95,9 @@ impl EventKind {
             Self::TunnelFailed => "tunnel-failed",
             Self::TunnelPassing => "tunnel-passing",
             Self::TunnelWaiting => "tunnel-waiting",
+            Self::LinkUp => "link-up",
+            Self::LinkDown => "link-down",
+            Self::LinkOneWay => "link-one-way",
             Self::RemovalsHeld => "removals-held",
             Self::StoreRestored => "store-restored",
             Self::SessionRefused => "session-refused",

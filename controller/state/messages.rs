@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use super::{ControllerState, Effect, EventKind, Refusal};
 use crate::controller::plan::NodeRecord;
-use crate::controller::registry::{ACKNOWLEDGE, Connection};
-use crate::proto::model::{MeshName, NodeName, PublicKey, TunnelState};
-use crate::proto::session::{Ack, AgentMessage, ControllerMessage, Heartbeat, Report};
+use crate::controller::registry::{ACKNOWLEDGE, Connection, Node};
+use crate::proto::model::{LinkState, MeshName, NodeName, PublicKey, TunnelName, TunnelState};
+use crate::proto::session::{Ack, AgentMessage, ControllerMessage, Heartbeat, LinkReport, Report};
 
 /// How many tunnels a node reports at most.
 const TUNNELS: usize = 20_000;
@@ -44,6 +44,16 @@ impl ControllerState {
             }
             AgentMessage::Report(report) => self.handle_report(&name, report, now, wall),
             AgentMessage::Keys(keys) => self.handle_keys(&name, keys, now, wall),
+            AgentMessage::LinkStates(states) => {
+                let news = self.registry.node_mut(&name).map(|node| node.links.handle_states(states, now));
+                self.tell_links(&name, news.unwrap_or_default(), now, wall);
+                self.check_size(&name, now, wall);
+            }
+            AgentMessage::LinkFigures(figures) => {
+                if let Some(node) = self.registry.node_mut(&name) {
+                    node.links.handle_figures(figures, now);
+                }
+            }
             AgentMessage::Goodbye => self.handle_goodbye(&name, now, wall),
             AgentMessage::Refusal(reason) => self.handle_refusal(&name, reason, now, wall),
         }
@@ -133,6 +143,8 @@ impl ControllerState {
             let answer = Heartbeat { ping: None, answers: heartbeat.ping };
             self.effects.push_back(Effect::Send(connection, ControllerMessage::Heartbeat(answer)));
         }
+        let news = self.registry.node_mut(name).map(|node| node.links.news(now)).unwrap_or_default();
+        self.tell_links(name, news, now, wall);
         let Some(node) = self.registry.node_mut(name) else { return };
         let challenger = node.challenger.as_ref();
         let namesake = challenger.filter(|challenger| Some(challenger.ping) == heartbeat.answers);
@@ -158,10 +170,35 @@ impl ControllerState {
                 self.events.tunnel(wall, kind, name, &tunnel, message);
             }
         }
-        if self.registry.node(name).is_some_and(|node| node.tunnels.len() > TUNNELS) {
+        self.check_size(name, now, wall);
+    }
+
+    /// Ends the session of a node that has told of more than is believed.
+    fn check_size(&mut self, name: &NodeName, now: Instant, wall: Duration) {
+        let is_too_much = |node: &Node| node.tunnels.len() > TUNNELS || node.links.iter().len() > TUNNELS;
+        if self.registry.node(name).is_some_and(is_too_much) {
             let refusal = Refusal::Invalid(format!("report: more than {TUNNELS} tunnels"));
             self.end_session(name, refusal);
             self.let_challenger_in(name, now, wall);
+        }
+    }
+
+    fn tell_links(
+        &mut self,
+        name: &NodeName,
+        news: Vec<(TunnelName, LinkReport)>,
+        now: Instant,
+        wall: Duration,
+    ) {
+        for (tunnel, report) in news {
+            let kind = match report.state {
+                LinkState::Up => EventKind::LinkUp,
+                LinkState::Init => EventKind::LinkOneWay,
+                LinkState::Down | LinkState::AdminDown => EventKind::LinkDown,
+            };
+            if self.may_tell(name, now) {
+                self.events.tunnel(wall, kind, name, &tunnel, report.why.to_string());
+            }
         }
     }
 

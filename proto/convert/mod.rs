@@ -305,6 +305,7 @@ impl From<LinkStatus> for v1::Link {
     }
 }
 
+/// A state of a link as v1 has it.
 fn link_state_to_wire(state: LinkState) -> v1::link::State {
     match state {
         LinkState::AdminDown => v1::link::State::AdminDown,

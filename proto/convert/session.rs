@@ -1,5 +1,7 @@
 //! The messages of a session to v1 and back.
 
+mod link;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -223,6 +225,8 @@ pub fn agent_message(wire: v1::AgentMessage) -> Result<Option<AgentMessage>, Mes
         Wire::Goodbye(v1::Goodbye {}) => AgentMessage::Goodbye,
         Wire::Refusal(wire) => AgentMessage::Refusal(cut(wire.reason)),
         Wire::Keys(wire) => AgentMessage::Keys(keys(wire)?),
+        Wire::LinkStates(wire) => AgentMessage::LinkStates(link::states(wire)?),
+        Wire::LinkFigures(wire) => AgentMessage::LinkFigures(link::figures(wire)?),
     }))
 }
 
@@ -434,6 +438,8 @@ impl From<AgentMessage> for v1::AgentMessage {
             AgentMessage::Goodbye => Wire::Goodbye(v1::Goodbye {}),
             AgentMessage::Refusal(reason) => Wire::Refusal(v1::Refusal { reason }),
             AgentMessage::Keys(keys) => Wire::Keys(wire_keys(keys)),
+            AgentMessage::LinkStates(states) => Wire::LinkStates(link::wire_states(states)),
+            AgentMessage::LinkFigures(all) => Wire::LinkFigures(link::wire_figures(all)),
         };
         Self { message: Some(message) }
     }

@@ -43,7 +43,7 @@ pub enum Why {
     NotHeard,
     /// The other end has said that it goes.
     Left,
-    /// This end goes.
+    /// This end goes: nobody is told, but the other end.
     Leaving,
 }
 
