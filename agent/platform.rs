@@ -163,6 +163,12 @@ impl Platform {
         links.map(|(name, link)| (name, link.status(|since_boot| since_boot)))
     }
 
+    /// The largest packet of the underlay that was found to come through to the peers of probed tunnels, in bytes.
+    pub fn carried(&self) -> BTreeMap<TunnelName, u16> {
+        let links = self.kept.iter().filter_map(|(name, (_, kept))| Some((name, kept.link.as_ref()?)));
+        links.filter_map(|(name, link)| Some((name.clone(), link.carries()?))).collect()
+    }
+
     /// The same as a controller is told of them; `since_boot` is now.
     pub fn link_views(&self, since_boot: Duration) -> BTreeMap<TunnelName, LinkView> {
         let links = self.kept.iter().filter_map(|(name, (_, kept))| Some((name, kept.link.as_ref()?)));
@@ -309,7 +315,9 @@ impl Platform {
                 let own_key = of_mesh.map_or(&self.own, |(key, _)| key);
                 let (all, receivers, next) = (&mut self.kept, &self.receivers, &mut self.next_peer);
                 table.add(own.open.clone(), device, |tunnel, wanted| {
-                    let ForwardingTunnel { endpoint, framing, keepalive, also_plain, probed, .. } = wanted;
+                    let ForwardingTunnel {
+                        endpoint, framing, keepalive, also_plain, probed, underlay, ..
+                    } = wanted;
                     stay.insert(tunnel.clone());
                     let new = || (*endpoint, Kept::default());
                     let (learnt_at, kept) = all.entry(tunnel.clone()).or_insert_with(new);
@@ -355,6 +363,9 @@ impl Platform {
                     match &kept.link {
                         Some(link) if *probed && !is_another => link.set_timing(timing),
                         Some(_) | None => kept.link = probed.then(|| new_link(timing)).flatten(),
+                    }
+                    if let (Some(link), Some(underlay)) = (&kept.link, underlay) {
+                        link.set_path(underlay.is_v4, underlay.ceiling, clock::since_boot());
                     }
                     kept.clone()
                 });

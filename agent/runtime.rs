@@ -274,6 +274,7 @@ impl Runtime {
     async fn settle(&mut self) {
         self.attend();
         self.state.handle_roamed(self.platform.roamed(), now());
+        self.state.handle_carried(self.platform.carried(), now());
         while let Some(op) = self.state.poll_op() {
             tracing::debug!(?op, "perform");
             if let Op::Resolve(host) = &op {
@@ -464,6 +465,12 @@ impl Runtime {
         }
         let boot = &mut self.boot;
         status.link = self.platform.link(&status.name, |since_boot| boot.since_epoch(since_boot));
+        if let Some((loses, carries)) = status.link.as_ref().and_then(|link| link.loses.zip(link.carries)) {
+            status.notes.push(format!(
+                "packets of {loses} bytes and more are lost on the way to the peer, and nobody says so: no more than \
+                 {carries} are sent; whoever runs that path is to let ICMP \"fragmentation needed\" pass"
+            ));
+        }
         let Some(stats) = self.platform.stats(&status.name) else { return status };
         status.sent = stats.sent.read();
         status.received = stats.received.read();

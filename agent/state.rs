@@ -285,6 +285,15 @@ impl AgentState {
         }
     }
 
+    /// Takes in what was found to come through to the peers of probed tunnels, in bytes of a packet of the underlay.
+    pub fn handle_carried(&mut self, carried: BTreeMap<TunnelName, u16>, now: Instant) {
+        self.now = now;
+        if self.facts.carried != carried {
+            self.facts.carried = carried;
+            self.rebuild();
+        }
+    }
+
     /// Takes in that the path to `address` carries less than was known: it is measured anew.
     pub fn handle_path_narrowed(&mut self, address: IpAddr, now: Instant) {
         self.now = now;

@@ -58,6 +58,8 @@ pub struct Facts {
     pub keys: BTreeMap<MeshName, Result<PublicKey, String>>,
     /// Where the peers of encrypted tunnels have shown to be, if it is not where they were said to be.
     pub roamed: BTreeMap<TunnelName, IpAddr>,
+    /// The largest packet of the underlay that was found to come through to the peers of probed tunnels, in bytes.
+    pub carried: BTreeMap<TunnelName, u16>,
 }
 
 /// What the kernel and the data path should hold.
@@ -119,6 +121,8 @@ pub struct ForwardingTunnel {
     pub also_plain: bool,
     /// Whether both ends send each other probes.
     pub probed: bool,
+    /// The way to the peer, where it is known.
+    pub underlay: Option<Underlay>,
     /// The largest packet that is sent whole.
     pub mtu: Mtu,
     /// The largest packet that TCP connections through the tunnel are told of.
@@ -127,6 +131,18 @@ pub struct ForwardingTunnel {
     pub without: Offloads,
     /// What may be sent and received; empty: all.
     pub allowed_prefixes: Vec<AllowedPrefix>,
+}
+
+/// The way to a peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Underlay {
+    /// Whether it is IPv4.
+    pub is_v4: bool,
+    /// The largest packet of the underlay that is ever to be sent, in bytes, IP header included: what the route carries, or what
+    /// a packet of the tunnel's own `mtu` makes.
+    pub ceiling: u16,
+    /// What goes around a packet, in bytes.
+    pub overhead: u16,
 }
 
 /// Works out the target.
@@ -249,7 +265,16 @@ fn place(target: &mut Target, facts: &Facts, policy: &Policy, wish: &Wish<'_>) {
     let v6 = at.map_or(tunnel.remote.is_none(), IpAddr::is_ipv6);
     let route_mtu = at.and_then(|at| facts.path_mtus.get(at).copied());
     let overhead = if v6 { OVERHEAD_V6 } else { OVERHEAD_V4 } + framing;
-    let path = Mtu::clamped(route_mtu.unwrap_or(Mtu::ETHERNET.into()).saturating_sub(overhead));
+    let ceiling = tunnel.mtu.map_or(u32::MAX, |mtu| u32::from(mtu) + overhead);
+    // No more than the ceiling was ever tried.
+    let carried = facts.carried.get(name).map(|bytes| u32::from(*bytes));
+    let carried = carried.filter(|bytes| tunnel.probed && *bytes < ceiling).unwrap_or(u32::MAX);
+    let least = route_mtu.unwrap_or(Mtu::ETHERNET.into()).min(carried);
+    let path = Mtu::clamped(least.saturating_sub(overhead));
+    let underlay = route_mtu.and_then(|route| {
+        let ceiling = u16::try_from(route.min(ceiling)).unwrap_or(u16::MAX);
+        Some(Underlay { is_v4: !v6, ceiling, overhead: u16::try_from(overhead).ok()? })
+    });
     if route_mtu.is_some() {
         target.path_mtus.insert(name.clone(), path);
     }
@@ -287,6 +312,7 @@ fn place(target: &mut Target, facts: &Facts, policy: &Policy, wish: &Wish<'_>) {
             keepalive: tunnel.keepalive,
             also_plain: tunnel.also_plain,
             probed: tunnel.probed,
+            underlay,
             mtu: wanted.min(path),
             tcp_mtu,
             without: tunnel.without.iter().chain(policy.without.keys()).copied().collect(),

@@ -13,9 +13,10 @@ use super::handshakes::Handshakes;
 use super::link::LinkEnd;
 use super::load::Load;
 use super::peer::Sessions;
+use super::post::Post;
 use super::stats::DropReason;
 use super::table::{Device, Table, Tunnel};
-use crate::agent::link::probe::Probe;
+use crate::agent::link::frame::{self as own, Frame as Own, NoFrame};
 use crate::agent::os::clock;
 use crate::agent::os::udp::peer::PeerSocket;
 use crate::agent::os::udp::receive::{Reading, Received, Receiver};
@@ -112,6 +113,7 @@ pub(super) struct Ingress {
     receiver: Receiver,
     coalescer: Coalescer,
     handshakes: Handshakes,
+    post: Post,
     /// Whether the socket delivers as one message what arrived so.
     merges: bool,
     /// What it has received of late.
@@ -153,6 +155,7 @@ impl Ingress {
     fn new(shared: Arc<Shared>, source: Source) -> Self {
         Self {
             handshakes: Handshakes::new(Arc::clone(&shared)),
+            post: Post::new(Arc::clone(&shared)),
             shared,
             source,
             receiver: Receiver::default(),
@@ -376,7 +379,8 @@ impl Ingress {
         if let Some(link) = tunnel.link.as_deref().filter(|_| tunnel.takes_plain() && frame::is_own(datagram))
         {
             before.goes_on = false;
-            return take_own(&self.shared, tunnel, link, datagram, now);
+            let frame = Own::parse(datagram);
+            return self.take_own((tunnel, link), frame, None, now);
         }
         let unwrapped = unframe(tunnel, datagram).and_then(|(start, pi)| {
             let packet = datagram.get_mut(start..).unwrap_or_default();
@@ -459,7 +463,8 @@ impl Ingress {
             && let Some(frame) = datagram.get(inner.clone()).filter(|inner| frame::is_own(inner))
         {
             known.goes_on = false;
-            return take_own(&self.shared, tunnel, link, frame, now);
+            let frame = Own::parse(frame);
+            return self.take_own((tunnel, link), frame, Some(&mut *held.sessions), now);
         }
         let at = place.start + inner.start;
         let packet = datagram.get(inner).unwrap_or_default();
@@ -482,6 +487,37 @@ impl Ingress {
                 Heard::Peer
             }
         }
+    }
+
+    /// Takes in a frame of tunmesh's own that came for a tunnel whose peer sends some. It was sealed where there are `sessions`.
+    fn take_own(
+        &mut self,
+        (tunnel, link): (&Tunnel, &LinkEnd),
+        frame: Result<Own, NoFrame>,
+        sessions: Option<&mut Sessions>,
+        now: Duration,
+    ) -> Heard {
+        let (has_changed, due) = match frame {
+            Ok(Own::Probe(probe)) => link.handle_probe(&probe, now),
+            Ok(Own::Answer(number)) => link.handle_answer(number, now),
+            Ok(Own::Question(number)) => {
+                // Who gets no answer asks again.
+                let _ = self.post.send_own(tunnel, sessions, &own::answer(number));
+                (false, Duration::MAX)
+            }
+            Err(NoFrame) => {
+                tunnel.stats.received.drops.count(DropReason::Malformed, 1);
+                return Heard::Nobody;
+            }
+        };
+        self.shared.stats.count_session_message();
+        if has_changed {
+            self.shared.tell_links();
+        }
+        if self.shared.links_due.bring_forward(due) {
+            self.shared.waker.wake();
+        }
+        Heard::Peer
     }
 
     /// Takes in a packet that a device may have.
@@ -517,23 +553,6 @@ fn unframe(tunnel: &Tunnel, datagram: &[u8]) -> Result<(usize, bool), DropReason
         Ok(Frame::Packet { pi, packet }) if tunnel.takes_plain() => Ok((datagram.len() - packet.len(), pi)),
         Ok(Frame::Packet { .. } | Frame::Wireguard(_) | Frame::Own(_)) | Err(_) => Err(DropReason::Framing),
     }
-}
-
-/// Takes in a frame of tunmesh's own that came for a tunnel whose peer sends some.
-fn take_own(shared: &Shared, tunnel: &Tunnel, link: &LinkEnd, frame: &[u8], now: Duration) -> Heard {
-    let Ok(probe) = Probe::parse(frame) else {
-        tunnel.stats.received.drops.count(DropReason::Malformed, 1);
-        return Heard::Nobody;
-    };
-    shared.stats.count_session_message();
-    let (transition, due) = link.handle_probe(&probe, now);
-    if transition.is_some() {
-        shared.tell_links();
-    }
-    if shared.links_due.bring_forward(due) {
-        shared.waker.wake();
-    }
-    Heard::Peer
 }
 
 /// Judges a packet that came for a tunnel, and makes of it what its device is given. `tos` is what the datagram was marked

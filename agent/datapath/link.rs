@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::stats::DropReason;
+use super::stats::{DropReason, TunnelStats};
 use crate::agent::link::liveness::{Link, Timing, Transition};
+use crate::agent::link::mtu::{Conditions, PathMtu, Question};
 use crate::agent::link::probe::Probe;
 use crate::agent::session::LinkView;
 use crate::proto::model::{LinkState, LinkStatus, Why};
@@ -14,6 +15,10 @@ use crate::proto::session::{LinkFigures, LinkReport};
 
 /// For how long a link that has failed is up until it is preferred again.
 const HEALTH: Duration = Duration::from_secs(10);
+
+/// How long an answer is waited for: at least, which is also what is added to how long it usually takes, and at most.
+const HURRY: Duration = Duration::from_millis(150);
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Whether a link is to carry packets that another one could carry, too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -41,15 +46,21 @@ struct Inner {
     has_failed: bool,
     /// Why the last probe was not sent.
     unsent: Option<DropReason>,
+    /// What the path carries, once the route to the peer is known, and whether it is IPv4.
+    path: Option<(PathMtu, bool)>,
+    /// How many packets had been sent when this was last looked at.
+    sent: u64,
 }
 
 /// What is due at an end.
 #[derive(Debug)]
 pub struct Due {
-    /// How its state has changed.
-    pub transition: Option<Transition>,
+    /// Whether its state has changed, or what its path carries.
+    pub has_changed: bool,
     /// What is to be sent.
     pub probe: Option<Probe>,
+    /// What is to be asked.
+    pub question: Option<Question>,
     /// When it is to be looked at again, as time since boot.
     pub next: Duration,
 }
@@ -57,7 +68,8 @@ pub struct Due {
 impl LinkEnd {
     /// One of which nothing has been heard, as [`Link::new`].
     pub fn new(number: NonZeroU32, timing: Timing, seed: u64, now: Duration) -> Self {
-        let inner = Inner { link: Link::new(number, timing, seed, now), has_failed: false, unsent: None };
+        let link = Link::new(number, timing, seed, now);
+        let inner = Inner { link, has_failed: false, unsent: None, path: None, sent: 0 };
         Self { inner: Mutex::new(inner), fitness: AtomicU8::new(Fitness::Cut as u8) }
     }
 
@@ -75,23 +87,57 @@ impl LinkEnd {
         self.inner().link.set_timing(timing);
     }
 
-    /// A probe has come. Returns also when the end is to be looked at.
-    pub fn handle_probe(&self, probe: &Probe, now: Duration) -> (Option<Transition>, Duration) {
+    /// The route to the peer carries packets of so many bytes, IP header included.
+    pub fn set_path(&self, is_v4: bool, ceiling: u16, now: Duration) {
+        let mut inner = self.inner();
+        match &mut inner.path {
+            Some((path, family)) if *family == is_v4 => _ = path.set_ceiling(ceiling, now),
+            Some(_) | None => inner.path = Some((PathMtu::new(is_v4, ceiling, now), is_v4)),
+        }
+    }
+
+    /// The largest packet that comes through, IP header included, as far as it is known.
+    pub fn carries(&self) -> Option<u16> {
+        self.inner().path.as_ref().map(|(path, _)| path.current())
+    }
+
+    /// A probe has come. Returns whether the state has changed, and when the end is to be looked at.
+    pub fn handle_probe(&self, probe: &Probe, now: Duration) -> (bool, Duration) {
         let mut inner = self.inner();
         let transition = inner.link.handle_probe(probe, now);
         self.judge(&mut inner, transition, now);
-        (transition, inner.link.poll_at())
+        (transition.is_some(), inner.link.poll_at())
     }
 
-    /// What is due; `last_received` is when a packet of the other end came last.
-    pub fn poll(&self, last_received: Option<Duration>, now: Duration) -> Due {
+    /// An answer has come. Returns whether the path is now known to carry something else, and when the end is to be looked at.
+    pub fn handle_answer(&self, number: u32, now: Duration) -> (bool, Duration) {
+        match &mut self.inner().path {
+            Some((path, _)) => (path.handle_answer(number, now).is_some(), path.poll_at()),
+            None => (false, Duration::MAX),
+        }
+    }
+
+    /// What is due; `stats` are the tunnel's.
+    pub fn poll(&self, stats: &TunnelStats, now: Duration) -> Due {
         let mut inner = self.inner();
-        if let Some(at) = last_received {
+        if let Some(at) = stats.last_received() {
             inner.link.handle_data(at);
         }
         let (transition, probe) = inner.link.poll(now);
         self.judge(&mut inner, transition, now);
-        Due { transition, probe, next: inner.link.poll_at() }
+        let conditions = inner.conditions();
+        let Inner { path, sent, .. } = &mut *inner;
+        let (mut change, mut question, mut next) = (None, None, Duration::MAX);
+        if let Some((path, _)) = path {
+            if now >= path.poll_at() {
+                let before = std::mem::replace(sent, stats.sent.packets());
+                let conditions = Conditions { is_used: *sent != before, ..conditions };
+                (change, question) = path.poll(conditions, now);
+            }
+            next = path.poll_at();
+        }
+        let has_changed = transition.is_some() || change.is_some();
+        Due { has_changed, probe, question, next: next.min(inner.link.poll_at()) }
     }
 
     /// This end goes. Returns what is to be sent.
@@ -122,6 +168,9 @@ impl LinkEnd {
             sent: figures.heard().filter(|hearing| hearing.known > 0),
             received: Some(figures.hearing()).filter(|hearing| hearing.known > 0),
             changes: inner.link.changes(),
+            carries: inner.path.as_ref().map(|(path, _)| path.current()),
+            is_carried: inner.path.as_ref().is_some_and(|(path, _)| path.is_verified()),
+            loses: inner.path.as_ref().and_then(|(path, _)| path.lost()),
         }
     }
 
@@ -143,6 +192,8 @@ impl LinkEnd {
                 detection_time: status.detection_time,
                 changes: status.changes,
                 unsent: status.unsent.unwrap_or_default().to_owned(),
+                carries: status.carries.filter(|_| status.is_carried),
+                loses: status.loses,
             },
             figures: known.map(|(sent, received)| LinkFigures {
                 round_trip: status.round_trip,
@@ -164,5 +215,21 @@ impl LinkEnd {
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    fn conditions(&self) -> Conditions {
+        let figures = self.link.figures();
+        let patience = figures.round_trip().map_or(PATIENCE, |trip| trip.mean + trip.deviation * 4 + HURRY);
+        // A question and its answer go both ways.
+        let ways = [Some(figures.hearing()), figures.heard()].into_iter().flatten();
+        let comes = ways.map(|way| 1.0 - f64::from(way.lost) / f64::from(way.known.max(1))).product::<f64>();
+        Conditions {
+            is_up: self.link.state().0 == LinkState::Up,
+            is_used: false,
+            patience: patience.clamp(HURRY, PATIENCE),
+            loss: 1.0 - comes,
+        }
     }
 }

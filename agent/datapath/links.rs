@@ -1,17 +1,18 @@
-//! Sends the probes of all links, and tells the runtime how they change.
+//! Sends the probes of all links and asks what their paths carry, and tells the runtime how they change.
 
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Shared;
 use super::handshakes::Handshakes;
 use super::link::LinkEnd;
-use super::outbox::reason_of;
-use super::post::Post;
+use super::peer::Peer;
+use super::post::{Post, Unsent};
 use super::stats::DropReason;
 use super::table::{Table, Tunnel};
-use crate::agent::link::probe::{LENGTH, Probe};
+use super::{DatapathEvent, Shared};
+use crate::agent::link::frame::{self, SHORT};
+use crate::agent::link::mtu::Question;
 
 /// How close together looks at the links are at most: what is due a little later is seen to with the next.
 const PAUSE: Duration = Duration::from_millis(5);
@@ -23,7 +24,7 @@ pub(super) struct Links {
     shared: Arc<Shared>,
     post: Post,
     handshakes: Handshakes,
-    sealed: Vec<u8>,
+    question: Vec<u8>,
 }
 
 impl Links {
@@ -32,7 +33,7 @@ impl Links {
             post: Post::new(Arc::clone(&shared)),
             handshakes: Handshakes::new(Arc::clone(&shared)),
             shared,
-            sealed: Vec::new(),
+            question: Vec::new(),
         }
     }
 
@@ -42,13 +43,16 @@ impl Links {
             self.shared.links_due.set(Duration::MAX);
             let mut next = Duration::MAX;
             for (tunnel, end) in table.links() {
-                let due = end.poll(tunnel.stats.last_received(), now);
-                if due.transition.is_some() {
+                let due = end.poll(&tunnel.stats, now);
+                if due.has_changed {
                     self.shared.tell_links();
                 }
                 if let Some(probe) = due.probe {
-                    let sent = self.send(tunnel, &probe);
+                    let sent = self.send(tunnel, &probe.encode());
                     end.note_sent(sent);
+                }
+                if let Some(question) = due.question {
+                    self.ask(tunnel, question, now);
                 }
                 next = next.min(due.next);
             }
@@ -64,23 +68,37 @@ impl Links {
         for (tunnel, end) in before.links().filter(|(_, end)| !stay.contains(&std::ptr::from_ref(*end))) {
             for _ in 0..FAREWELLS {
                 if let Some(probe) = end.leave(now) {
-                    let sent = self.send(tunnel, &probe);
+                    let sent = self.send(tunnel, &probe.encode());
                     end.note_sent(sent);
                 }
             }
         }
     }
 
-    fn send(&mut self, tunnel: &Tunnel, probe: &Probe) -> Result<(), DropReason> {
-        let frame = probe.encode();
-        let Some(peer) = tunnel.addressee() else {
-            return self.post.send(tunnel, &frame).map_err(|error| reason_of(&error));
-        };
-        self.sealed.clear();
-        let sealed = peer.sessions().seal_at_once(&frame, LENGTH as u16, &mut self.sealed);
-        match sealed {
-            Ok(()) => self.post.send(tunnel, &self.sealed).map_err(|error| reason_of(&error)),
-            Err(initiation) => {
+    /// Asks whether so large a packet comes through. Whether the question was sent shows by its answer.
+    fn ask(&mut self, tunnel: &Tunnel, Question { number, size }: Question, now: Duration) {
+        let Some(length) = tunnel.frame_in(size).filter(|length| *length >= SHORT) else { return };
+        let mut frame = std::mem::take(&mut self.question);
+        frame.clear();
+        frame.extend_from_slice(&frame::question(number));
+        frame.resize(length, 0);
+        if self.send(tunnel, &frame) == Err(DropReason::TooBig)
+            && let Some(to) = &tunnel.destination
+            && tunnel.path.is_news(now)
+        {
+            // The kernel has heard of it before.
+            let _ = self.shared.events.try_send(DatapathEvent::PathNarrowed(to.address.ip()));
+        }
+        self.question = frame;
+    }
+
+    fn send(&mut self, tunnel: &Tunnel, frame: &[u8]) -> Result<(), DropReason> {
+        let mut sessions = tunnel.addressee().map(Peer::sessions);
+        match self.post.send_own(tunnel, sessions.as_deref_mut(), frame) {
+            Ok(()) => Ok(()),
+            Err(Unsent::Lost(reason)) => Err(reason),
+            Err(Unsent::NoSession(initiation)) => {
+                drop(sessions);
                 if let Some(initiation) = initiation {
                     self.handshakes.ask(tunnel, &initiation);
                 }

@@ -5,8 +5,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::Shared;
-use super::outbox::is_of_the_source;
+use super::outbox::{is_of_the_source, reason_of};
 use super::path::Destination;
+use super::peer::Sessions;
+use super::stats::DropReason;
 use super::table::Tunnel;
 use crate::agent::os::udp::send::{Message, Part, Sender, Transmit};
 
@@ -14,11 +16,20 @@ use crate::agent::os::udp::send::{Message, Part, Sender, Transmit};
 pub(super) struct Post {
     shared: Arc<Shared>,
     sender: Sender,
+    sealed: Vec<u8>,
+}
+
+/// Why a frame was not sent.
+pub(super) enum Unsent {
+    /// What became of it, as of a packet.
+    Lost(DropReason),
+    /// There are no keys. What begins a handshake, where none is under way, is to be sent.
+    NoSession(Option<Vec<u8>>),
 }
 
 impl Post {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, sender: Sender::default() }
+        Self { shared, sender: Sender::default(), sealed: Vec::new() }
     }
 
     /// Sends a datagram to the peer of a tunnel, wherever it is.
@@ -37,6 +48,30 @@ impl Post {
             }
             sent => sent,
         }
+    }
+
+    /// Sends a frame of tunmesh's own to the peer of a tunnel, sealed where its sessions are given.
+    ///
+    /// # Errors
+    /// Why it was not sent.
+    pub(super) fn send_own(
+        &mut self,
+        tunnel: &Tunnel,
+        sessions: Option<&mut Sessions>,
+        frame: &[u8],
+    ) -> Result<(), Unsent> {
+        let lost = |error: io::Error| Unsent::Lost(reason_of(&error));
+        let Some(sessions) = sessions else { return self.send(tunnel, frame).map_err(lost) };
+        let mut sealed = std::mem::take(&mut self.sealed);
+        sealed.clear();
+        // A frame is never longer than a packet.
+        let longest = u16::try_from(frame.len()).unwrap_or(u16::MAX);
+        let sent = match sessions.seal_at_once(frame, longest, &mut sealed) {
+            Ok(()) => self.send(tunnel, &sealed).map_err(lost),
+            Err(initiation) => Err(Unsent::NoSession(initiation)),
+        };
+        self.sealed = sealed;
+        sent
     }
 
     /// Sends a datagram to an address, from another where that is given.

@@ -146,6 +146,11 @@ impl Direction {
         self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
+    /// Packets that were carried.
+    pub fn packets(&self) -> u64 {
+        self.packets.load(Ordering::Relaxed)
+    }
+
     /// The counters as they are.
     pub fn read(&self) -> Traffic {
         Traffic {

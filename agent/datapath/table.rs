@@ -122,6 +122,8 @@ pub struct Tunnel {
     pub mtu: u16,
     /// The largest packet that TCP connections are told of, in bytes.
     pub tcp_mtu: u16,
+    /// What goes around a packet, in bytes, on a path that is known.
+    overhead: Option<u16>,
     /// Whether datagrams may leave as one message.
     pub takes_trains: bool,
     /// Its counters.
@@ -310,6 +312,12 @@ impl Tunnel {
         self.peer.is_none() || self.also_plain
     }
 
+    /// How long a frame of tunmesh's own is that makes a packet of so many bytes on the underlay; `None`: that is too little, or
+    /// it is not known where the peer is.
+    pub fn frame_in(&self, size: u16) -> Option<usize> {
+        usize::from(size).checked_sub(self.overhead?.into())
+    }
+
     fn new(wanted: &ForwardingTunnel, Kept { stats, path, peer, link }: Kept) -> Self {
         let prefixes = &wanted.allowed_prefixes;
         let allowed = prefixes.iter().map(|allowed| allowed.prefix).collect();
@@ -320,6 +328,7 @@ impl Tunnel {
             packet_information: wanted.framing == Framing::Pi,
             mtu: wanted.mtu.get(),
             tcp_mtu: wanted.tcp_mtu.get(),
+            overhead: wanted.underlay.map(|underlay| underlay.overhead),
             takes_trains: !wanted.without.contains(&Offload::UdpGso),
             stats,
             path,

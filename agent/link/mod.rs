@@ -5,6 +5,7 @@
 //! those of BFD (RFC 5880), the form of a probe is our own.
 
 pub mod figures;
+pub mod frame;
 pub mod liveness;
 pub mod mtu;
 pub mod probe;

@@ -11,10 +11,13 @@ use std::time::Duration;
 const BASE: u16 = 1280;
 /// What every host takes of IPv4, in bytes of a packet (RFC 791).
 const LEAST_V4: u16 = 576;
-/// How often one size is tried (RFC 8899 section 5.1.2, MAX_PROBES).
-const TRIES: u8 = 3;
-/// How often what is in use is asked for.
+/// How often one size is tried at least (RFC 8899 section 5.1.2, MAX_PROBES), and at most.
+const TRIES: RangeInclusive<u8> = 3..=12;
+/// How often what is in use is asked for while it is used, and while it is not.
 const VERIFY: Duration = Duration::from_secs(1);
+const IDLE: Duration = Duration::from_secs(15);
+/// Of so many sizes that do come through one may fail so often that it is taken not to.
+const CERTAIN: f64 = 1e7;
 /// How often more is tried than is in use (RFC 8899 section 5.1.1, PMTU_RAISE_TIMER).
 const RAISE: Duration = Duration::from_secs(600);
 /// Of two sizes that are so close the larger is not looked for.
@@ -29,6 +32,28 @@ pub struct Question {
     pub number: u32,
     /// The length of the packet in bytes.
     pub size: u16,
+}
+
+/// What is known of the path beside the sizes that it carries.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Conditions {
+    /// Whether the other end hears this one and is heard: otherwise nothing follows from silence.
+    pub is_up: bool,
+    /// Whether packets have been sent since this was last said.
+    pub is_used: bool,
+    /// How long an answer is waited for.
+    pub patience: Duration,
+    /// Of all small datagrams, the share that is lost, 0 to 1.
+    pub loss: f64,
+}
+
+impl Conditions {
+    /// How often a size is tried before it is taken not to come through. A path that loses small datagrams loses large ones
+    /// as often, and is not narrow for that.
+    fn tries(&self) -> u8 {
+        let needed = CERTAIN.ln() / -self.loss.clamp(1e-9, 0.9).ln();
+        (needed.ceil() as u8).clamp(*TRIES.start(), *TRIES.end())
+    }
 }
 
 /// What is in use is another now.
@@ -60,7 +85,11 @@ pub struct PathMtu {
     asked: Option<Question>,
     tries: u8,
     due: Duration,
+    /// When what is in use last came through, or began to be used.
+    held_at: Duration,
     raise_at: Duration,
+    /// The size that was last found to be lost without a word, while less is in use for that.
+    lost: Option<u16>,
 }
 
 impl PathMtu {
@@ -78,7 +107,9 @@ impl PathMtu {
             asked: None,
             tries: 0,
             due: now,
+            held_at: now,
             raise_at: now + RAISE,
+            lost: None,
         }
     }
 
@@ -90,6 +121,11 @@ impl PathMtu {
     /// Whether a packet of that size has come through since it is in use.
     pub fn is_verified(&self) -> bool {
         self.is_verified
+    }
+
+    /// The least size that the path was found to lose without a word, while less is in use for that.
+    pub fn lost(&self) -> Option<u16> {
+        self.lost
     }
 
     /// The sizes that can be in use.
@@ -104,6 +140,7 @@ impl PathMtu {
         if ceiling > before {
             self.raise_at = now;
         }
+        self.lost = self.lost.filter(|lost| *lost <= ceiling);
         if ceiling >= self.current {
             return match self.phase {
                 Phase::Searching { low, high } if ceiling < before => {
@@ -121,14 +158,9 @@ impl PathMtu {
         self.due
     }
 
-    /// What is due: a change, and a question. An answer is waited for as long as `patience`. While the other end is not heard
-    /// at all, as `is_up` says, nothing follows from silence.
-    pub fn poll(
-        &mut self,
-        is_up: bool,
-        patience: Duration,
-        now: Duration,
-    ) -> (Option<Change>, Option<Question>) {
+    /// What is due: a change, and a question.
+    pub fn poll(&mut self, conditions: Conditions, now: Duration) -> (Option<Change>, Option<Question>) {
+        let Conditions { is_up, is_used, patience, .. } = conditions;
         if now < self.due {
             return (None, None);
         }
@@ -137,7 +169,7 @@ impl PathMtu {
             return (None, None);
         }
         let change = match self.asked.take() {
-            Some(question) if self.tries >= TRIES => self.fail(question.size, now),
+            Some(question) if self.tries >= conditions.tries() => self.fail(question.size, now),
             Some(_) | None => None,
         };
         if now < self.due {
@@ -149,6 +181,11 @@ impl PathMtu {
                 let phase = Phase::Searching { low: self.current, high: self.ceiling.saturating_add(1) };
                 self.begin(phase, now);
             }
+        }
+        let is_idle = self.phase == Phase::Holding && self.is_verified && self.tries == 0 && !is_used;
+        if is_idle && now < self.held_at + IDLE {
+            self.due = now + VERIFY;
+            return (change, None);
         }
         let size = match self.phase {
             Phase::Holding => self.current,
@@ -166,10 +203,11 @@ impl PathMtu {
     pub fn handle_answer(&mut self, number: u32, now: Duration) -> Option<Change> {
         let question = self.asked.take_if(|asked| asked.number == number)?;
         self.tries = 0;
+        self.lost = self.lost.filter(|lost| *lost > question.size);
         match self.phase {
             Phase::Holding => {
                 self.is_verified = true;
-                self.due = now + VERIFY;
+                (self.held_at, self.due) = (now, now + VERIFY);
                 None
             }
             Phase::Searching { high, .. } => self.go_on(question.size, high, now),
@@ -178,6 +216,7 @@ impl PathMtu {
 
     /// A size has failed as often as it is tried.
     fn fail(&mut self, size: u16, now: Duration) -> Option<Change> {
+        self.lost = Some(self.lost.map_or(size, |known| known.min(size)));
         match self.phase {
             Phase::Holding if size <= self.floor => {
                 // There is nothing less.
@@ -246,6 +285,7 @@ mod tests {
         asked: usize,
         /// Of 1,000 so many are lost.
         loss: u32,
+        is_used: bool,
         random: u32,
     }
 
@@ -253,7 +293,17 @@ mod tests {
         fn new(is_v4: bool, carries: u16, ceiling: u16) -> Self {
             let now = Duration::from_secs(100);
             let mtu = PathMtu::new(is_v4, ceiling, now);
-            Self { now, carries, mtu, answers: Vec::new(), changes: Vec::new(), asked: 0, loss: 0, random: 1 }
+            Self {
+                now,
+                carries,
+                mtu,
+                answers: Vec::new(),
+                changes: Vec::new(),
+                asked: 0,
+                loss: 0,
+                is_used: true,
+                random: 1,
+            }
         }
 
         fn run(&mut self, time: Duration, is_up: bool) {
@@ -269,7 +319,9 @@ mod tests {
                     self.answers.remove(0);
                     self.mtu.handle_answer(number, next)
                 } else {
-                    let (change, question) = self.mtu.poll(is_up, PATIENCE, next);
+                    let loss = f64::from(self.loss) / 1_000.0;
+                    let conditions = Conditions { is_up, is_used: self.is_used, patience: PATIENCE, loss };
+                    let (change, question) = self.mtu.poll(conditions, next);
                     if let Some(Question { number, size }) = question {
                         assert!(self.mtu.range().contains(&size), "{size}");
                         self.asked += 1;
@@ -318,10 +370,12 @@ mod tests {
             prop_assert_eq!(world.changes[0].1, Change { to: BASE, lost: Some(1_500) });
             world.run(SECOND * 8, true);
             prop_assert!(world.mtu.current() + CLOSE > world.carries, "{:?}", world.changes);
+            let lost = world.mtu.lost().unwrap();
+            prop_assert!(lost > world.carries && lost <= world.carries + CLOSE, "{} of {}", lost, world.carries);
             // When it carries more again that is found, too.
             world.carries = 1_500;
             world.run(RAISE + SECOND * 5, true);
-            prop_assert_eq!(world.mtu.current(), 1_500);
+            prop_assert_eq!((world.mtu.current(), world.mtu.lost()), (1_500, None));
         }
 
         #[test]
@@ -339,6 +393,32 @@ mod tests {
                 prop_assert!(world.mtu.range().contains(&world.mtu.current()));
             }
         }
+    }
+
+    #[test]
+    fn a_path_that_loses_much_is_not_taken_for_a_narrow_one() {
+        for (loss, seed) in
+            [10, 50, 100, 200].into_iter().flat_map(|loss| (1..20).map(move |seed| (loss, seed)))
+        {
+            let mut world = World::new(true, 1_500, 1_500);
+            (world.loss, world.random) = (loss, seed);
+            world.run(SECOND * 300, true);
+            assert!(world.changes.is_empty(), "{loss} {seed}: {:?}", world.changes);
+        }
+    }
+
+    #[test]
+    fn a_path_that_is_not_used_is_left_in_peace_and_looked_at_once_it_is() {
+        let mut world = World::new(true, 1_500, 1_500);
+        world.is_used = false;
+        world.run(SECOND * 5, true);
+        let asked = world.asked;
+        world.run(SECOND * 60, true);
+        assert_eq!(world.asked - asked, 4);
+        world.carries = 1_400;
+        world.is_used = true;
+        world.run(SECOND * 2, true);
+        assert_eq!(world.mtu.current(), BASE);
     }
 
     #[test]

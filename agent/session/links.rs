@@ -51,6 +51,8 @@ struct Shown {
     detection_time: Option<Duration>,
     changes: u32,
     unsent: String,
+    carries: Option<u16>,
+    loses: Option<u16>,
 }
 
 impl Shown {
@@ -61,6 +63,8 @@ impl Shown {
             detection_time: report.detection_time,
             changes: report.changes,
             unsent: report.unsent.clone(),
+            carries: report.carries,
+            loses: report.loses,
         }
     }
 }
@@ -145,6 +149,8 @@ mod tests {
             detection_time: None,
             changes,
             unsent: String::new(),
+            carries: None,
+            loses: None,
         };
         LinkView { report, figures: tells_figures.then(LinkFigures::default) }
     }
@@ -154,8 +160,10 @@ mod tests {
     }
 
     fn states(messages: &[AgentMessage]) -> Option<&LinkStates> {
-        let of = |message| if let AgentMessage::LinkStates(states) = message { Some(states) } else { None };
-        messages.iter().find_map(of)
+        messages.iter().find_map(|message| {
+            let AgentMessage::LinkStates(states) = message else { return None };
+            Some(states)
+        })
     }
 
     fn has_figures(messages: &[AgentMessage]) -> bool {

@@ -223,6 +223,8 @@ mod tests {
             detection_time: Some(Duration::from_millis(800)),
             changes: 2,
             unsent: String::new(),
+            carries: None,
+            loses: None,
         };
         let mut links = Links::default();
         let all = [("t".parse().unwrap(), (NonZeroU32::MIN, report))].into();

@@ -301,6 +301,9 @@ impl From<LinkStatus> for v1::Link {
             sent: link.sent.map(Into::into),
             received: link.received.map(Into::into),
             changes: link.changes,
+            carries: link.carries.map_or(0, u32::from),
+            is_carried: link.is_carried,
+            loses: link.loses.map_or(0, u32::from),
         }
     }
 }

@@ -97,4 +97,11 @@ pub struct LinkStatus {
     pub received: Option<Hearing>,
     /// How often the state has changed since this end knows the link.
     pub changes: u32,
+    /// The largest packet of the underlay that is sent to the other end, in bytes, IP header included; absent: the route is
+    /// not known yet.
+    pub carries: Option<u16>,
+    /// Whether one of that size has come through.
+    pub is_carried: bool,
+    /// The least size that the path was found to lose without a word, while less is sent for that.
+    pub loses: Option<u16>,
 }

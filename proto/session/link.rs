@@ -34,6 +34,10 @@ pub struct LinkReport {
     pub changes: u32,
     /// Why the last probe was not sent, as the name of a reason for drops; empty: it was.
     pub unsent: String,
+    /// The largest packet of the underlay that comes through, in bytes, IP header included; absent: not known yet.
+    pub carries: Option<u16>,
+    /// The least size that the path was found to lose without a word, while less is sent for that.
+    pub loses: Option<u16>,
 }
 
 /// How well both ends of a link hear each other, as one end has it.

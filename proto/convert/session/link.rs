@@ -47,9 +47,17 @@ fn report(wire: v1::LinkReport) -> Result<(TunnelName, (NonZeroU32, LinkReport))
         detection_time: (wire.detection_ms > 0).then(|| Duration::from_millis(wire.detection_ms.into())),
         changes: wire.changes,
         unsent: cut(wire.unsent),
+        carries: size(wire.carries)?,
+        loses: size(wire.loses)?,
     };
     let number = NonZeroU32::new(wire.number).ok_or_else(|| missing("number"))?;
     Ok((parse("tunnel", &wire.tunnel)?, (number, report)))
+}
+
+/// The size of a packet; 0: none.
+fn size(bytes: u32) -> Result<Option<u16>, MessageError> {
+    let size = u16::try_from(bytes).map_err(|_| fault("carries", "is no size of a packet"))?;
+    Ok((size > 0).then_some(size))
 }
 
 pub(super) fn wire_states(states: LinkStates) -> v1::LinkStates {
@@ -63,6 +71,8 @@ pub(super) fn wire_states(states: LinkStates) -> v1::LinkStates {
         detection_ms: report.detection_time.map_or(0, |time| u32::try_from(millis(time)).unwrap_or(u32::MAX)),
         changes: report.changes,
         unsent: report.unsent,
+        carries: report.carries.map_or(0, u32::from),
+        loses: report.loses.map_or(0, u32::from),
     });
     v1::LinkStates {
         links: links.collect(),
@@ -169,10 +179,11 @@ mod tests {
                 Just((LinkState::AdminDown, Why::Left)),
             ],
             since in span(), last_heard in prop::option::of(span()), detection in prop::option::of(1..u32::MAX),
-            changes in any::<u32>(), unsent in "[a-z_]{0,10}",
+            changes in any::<u32>(), sizes in prop::array::uniform2(prop::option::of(1..u16::MAX)), unsent in "[a-z_]{0,10}",
         ) -> LinkReport {
             let detection_time = detection.map(|millis| Duration::from_millis(millis.into()));
-            LinkReport { state, why, since, last_heard, detection_time, changes, unsent }
+            let [carries, loses] = sizes;
+            LinkReport { state, why, since, last_heard, detection_time, changes, unsent, carries, loses }
         }
     }
 
