@@ -17,6 +17,7 @@ use crate::agent::datapath::peer::{OwnKey, Receivers};
 use crate::agent::datapath::stats::AgentStats;
 use crate::agent::keys::Keys;
 use crate::agent::os::netlink::Netlink;
+use crate::agent::os::netlink::watch::Watch;
 use crate::agent::os::udp::{Purpose, SocketPair};
 use crate::agent::os::{preflight, probe};
 use crate::agent::platform::Platform;
@@ -99,6 +100,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let datapath = Datapath::start(data, Arc::clone(&stats), Arc::clone(&receivers), events)
         .context("the data path cannot start")?;
     let netlink = Netlink::connect().context("netlink cannot be had")?;
+    let watch = Watch::start().context("netlink cannot be listened to")?;
     let platform = Platform::new(netlink, datapath, stats, (keys, OwnKey::new(key.private)), receivers);
     let policy = Policy {
         data_port: config.data_port,
@@ -107,7 +109,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         without: without.clone(),
     };
     let state = AgentState::new(policy, load(&store)?, clock::now());
-    let (mut runtime, agent) = Runtime::new(state, platform, store, Arc::clone(&credentials), device_events);
+    let (mut runtime, agent) =
+        Runtime::new(state, platform, store, Arc::clone(&credentials), device_events, watch);
     runtime.restore().await.context("the interfaces of this host cannot be read")?;
     match (&config.controller, runtime.base().cloned()) {
         (Some(controller), base) => {

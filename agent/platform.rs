@@ -267,6 +267,11 @@ impl Platform {
         }
     }
 
+    /// Whether the interface of a number is a device of this agent's.
+    pub fn is_own(&self, index: u32) -> bool {
+        self.devices.values().any(|device| device.index == index)
+    }
+
     /// What the kernel holds. A device that someone else removed is let go.
     ///
     /// # Errors
@@ -275,12 +280,7 @@ impl Platform {
         let interfaces = self.netlink.interfaces().await?;
         let routes = self.netlink.own_routes(&interfaces).await?;
         self.devices.retain(|name, device| {
-            let is_there =
-                interfaces.get(name.as_str()).is_some_and(|interface| interface.index == device.index);
-            if !is_there {
-                tracing::warn!(device = %name, "device was removed by others; it is made again");
-            }
-            is_there
+            interfaces.get(name.as_str()).is_some_and(|interface| interface.index == device.index)
         });
         let own = |name: &str| self.devices.iter().any(|(own, _)| own.as_str() == name);
         let links = interfaces.into_iter().map(|(name, Interface { up, mtu, addresses, .. })| {

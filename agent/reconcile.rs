@@ -1,5 +1,7 @@
 //! The operations that lead from the actual state of the host to the target.
 
+mod drift;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -7,6 +9,8 @@ use ipnet::IpNet;
 
 use crate::agent::target::{Forwarding, Target, TargetDevice};
 use crate::proto::model::{DeviceName, MeshName, Mtu};
+
+pub use drift::drift;
 
 /// What the kernel holds.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -20,10 +20,11 @@ use crate::agent::check;
 use crate::agent::credentials::Credentials;
 use crate::agent::datapath::DatapathEvent;
 use crate::agent::os::clock;
+use crate::agent::os::netlink::watch::{Change, Watch};
 use crate::agent::platform::Platform;
 use crate::agent::reconcile::Op;
 use crate::agent::session::Base;
-use crate::agent::state::{AgentState, OpResult, Wanted};
+use crate::agent::state::{AgentState, OpResult, Repair, Wanted};
 use crate::agent::store::Store;
 use crate::proto::command::{Command, CommandError, ErrorKind, Field, Outcome};
 use crate::proto::host::clock::{now, since_epoch};
@@ -34,6 +35,10 @@ use crate::proto::session::{ItemId, TunnelReport};
 
 /// How often it is looked whether a controller is to be told of tunnels.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// How long after a change of the host it is looked at, and how long after a look at the earliest.
+const SETTLED: Duration = Duration::from_millis(50);
+const BETWEEN_LOOKS: Duration = Duration::from_millis(500);
 
 /// How often it is logged of one link that it has changed.
 const LINK_NEWS: Rate = Rate { burst: 6, every: Duration::from_secs(60) };
@@ -55,10 +60,27 @@ pub struct Runtime {
     lookups: JoinSet<Resolved>,
     uplink: Option<Uplink>,
     boot: BootTime,
+    watch: Watch,
+    changed: Changed,
     /// What was logged of links.
     links: BTreeMap<TunnelName, LinkTold>,
     /// The devices of which it was logged that their tunnels are not encrypted, or, with `true`, that they take what is not.
     plain: BTreeSet<(DeviceName, bool)>,
+}
+
+/// What is known of changes of the host.
+struct Changed {
+    /// When they are looked at; absent: there was none.
+    due: Option<Instant>,
+    /// Whether all of them are of this agent's own devices and routes.
+    is_ours: bool,
+    looked_at: Option<Instant>,
+}
+
+impl Default for Changed {
+    fn default() -> Self {
+        Self { due: None, is_ours: true, looked_at: None }
+    }
 }
 
 /// What was logged of a link.
@@ -99,6 +121,7 @@ impl Runtime {
         store: Store,
         credentials: Arc<Credentials>,
         events: mpsc::Receiver<DatapathEvent>,
+        watch: Watch,
     ) -> (Self, AgentHandle) {
         let (handle, requests) = handle::channel();
         let runtime = Self {
@@ -111,6 +134,8 @@ impl Runtime {
             lookups: JoinSet::new(),
             uplink: None,
             boot: BootTime::read(),
+            watch,
+            changed: Changed::default(),
             links: BTreeMap::new(),
             plain: BTreeSet::new(),
         };
@@ -173,9 +198,11 @@ impl Runtime {
                         self.state.handle_resolved(&host, answer, now());
                     }
                 }
+                change = self.watch.changed() => self.note_change(change),
                 () = Uplink::ready(&mut self.uplink) => {}
                 () = tokio::time::sleep_until(timeout) => self.state.handle_timeout(now()),
             }
+            self.look_at_host();
             self.settle().await;
             self.keep_in_step().await;
         };
@@ -184,10 +211,34 @@ impl Runtime {
     }
 
     fn poll_timeout(&self, now: Instant) -> Instant {
-        let Some(uplink) = &self.uplink else { return self.state.poll_timeout() };
-        let look = uplink.wants_tunnels().then(|| now + LOOK);
-        let due = uplink.poll_timeout().into_iter().chain(look);
+        let look = self.uplink.as_ref().filter(|uplink| uplink.wants_tunnels()).map(|_| now + LOOK);
+        let session = self.uplink.as_ref().and_then(Uplink::poll_timeout);
+        let due = [look, session, self.changed.due].into_iter().flatten();
         due.fold(self.state.poll_timeout(), Instant::min)
+    }
+
+    /// Takes in that something of the host has changed, and all else that has by now. It is looked at a little later: changes
+    /// seldom come alone.
+    fn note_change(&mut self, first: Change) {
+        for change in std::iter::once(first).chain(std::iter::from_fn(|| self.watch.waiting())) {
+            self.changed.is_ours &= match change {
+                Change::Interface(index) => self.platform.is_own(index),
+                Change::OwnRoute => true,
+                Change::Other => false,
+            };
+        }
+        let now = now();
+        let earliest = self.changed.looked_at.map_or(now, |at| at + BETWEEN_LOOKS);
+        self.changed.due.get_or_insert(earliest.max(now + SETTLED));
+    }
+
+    /// Looks at the host where that is due.
+    fn look_at_host(&mut self) {
+        let now = now();
+        if self.changed.due.is_some_and(|due| due <= now) {
+            self.state.handle_host_changed(self.changed.is_ours, now);
+            self.changed = Changed { looked_at: Some(now), ..Changed::default() };
+        }
     }
 
     async fn answer(&mut self, request: Request) {
@@ -286,6 +337,7 @@ impl Runtime {
                 tracing::warn!(%reason, "an operation failed; it is tried again");
             }
             self.state.handle_op_result(op, result, now());
+            self.tell_repairs();
             // A thousand operations take a while, and a controller that hears nothing takes this agent for dead.
             self.attend();
         }
@@ -293,6 +345,16 @@ impl Runtime {
         self.platform.retain_stats(|tunnel| desired.tunnels.contains_key(tunnel));
         self.links.retain(|tunnel, _| desired.tunnels.contains_key(tunnel));
         self.log_plain();
+    }
+
+    /// Says what others have done that is put right.
+    fn tell_repairs(&mut self) {
+        while let Some(Repair { device, what }) = self.state.poll_repair() {
+            tracing::warn!(%device, "others {what}; it is put right");
+            if let Some(uplink) = &mut self.uplink {
+                uplink.handle_repair(device, what, now());
+            }
+        }
     }
 
     /// Logs of each device once that it has tunnels that are not encrypted, or take what is not.

@@ -25,7 +25,7 @@ use self::push::Chunks;
 use self::random::Random;
 use self::reports::Reports;
 pub use self::trouble::{Told, Trouble, TroubleKind};
-use crate::proto::model::{MeshName, NodeName, OperatorName, PublicKey, TunnelName};
+use crate::proto::model::{DeviceName, MeshName, NodeName, OperatorName, PublicKey, TunnelName};
 use crate::proto::session::{
     Ack, AgentMessage, ControllerMessage, Forwarding, Generation, Heartbeat, Hello, ItemId, PROBES,
     PROTOCOL_VERSION, Reach, RunId, TunnelReport, Welcome,
@@ -352,6 +352,13 @@ impl Session {
         if wanted {
             let messages = open.links.next(links, now).into_iter();
             self.effects.extend(messages.map(Effect::Send));
+        }
+    }
+
+    /// Takes in what others have done to a device, which is put right: the controller is told, if it is there.
+    pub fn handle_repair(&mut self, device: DeviceName, what: String) {
+        if self.wants_links() {
+            self.send(AgentMessage::Repaired { device, what });
         }
     }
 

@@ -25,12 +25,27 @@ use crate::agent::session::Base;
 use crate::agent::target::{self, Facts, Forwarding, Policy, Target};
 use crate::proto::command::{Command, CommandError, ErrorKind};
 use crate::proto::model::{Desired, DeviceName, Host, MeshName, Owner, TunnelName};
+use crate::proto::rate::{Bucket, Rate};
 use crate::proto::session::ItemId;
 
 /// How often the kernel's state is read again, and compared.
 const AUDIT: Duration = Duration::from_secs(60);
 /// The same while a tunnel cannot be had: what stands in its way may be gone.
 const AUDIT_TROUBLED: Duration = Duration::from_secs(5);
+
+/// How often what others do to a device is put right: so many times at once, and then one in a while.
+const REPAIRS: Rate = Rate { burst: 6, every: Duration::from_secs(10) };
+/// How long it takes at most to measure a path.
+const MEASUREMENT: Duration = Duration::from_millis(5);
+
+/// What others have done to a device of ours, which is put right.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Repair {
+    /// The device.
+    pub device: DeviceName,
+    /// What they did, as "took it down".
+    pub what: String,
+}
 
 /// A change of the wanted state that was accepted but is not kept yet. It becomes real by [`AgentState::commit`].
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,6 +78,12 @@ pub struct AgentState {
     paths: BTreeMap<IpAddr, Option<String>>,
     failed_devices: BTreeMap<DeviceName, Failure>,
     failed_routes: BTreeMap<Route, Failure>,
+    /// How often others have changed a device of late.
+    meddling: BTreeMap<DeviceName, Bucket>,
+    /// What they did, and is put right.
+    repairs: VecDeque<Repair>,
+    /// When all paths were last to be measured anew.
+    stale_at: Instant,
     queue: VecDeque<Op>,
     observe: bool,
     audited_at: Instant,
@@ -86,6 +107,9 @@ impl AgentState {
             paths: BTreeMap::new(),
             failed_devices: BTreeMap::new(),
             failed_routes: BTreeMap::new(),
+            meddling: BTreeMap::new(),
+            repairs: VecDeque::new(),
+            stale_at: now,
             queue: VecDeque::new(),
             observe: true,
             audited_at: now,
@@ -247,6 +271,7 @@ impl AgentState {
         self.now = now;
         self.observe = false;
         if self.facts.actual != actual {
+            self.note_meddling(&actual);
             self.facts.actual = actual;
             self.rebuild();
         }
@@ -274,6 +299,38 @@ impl AgentState {
     pub fn handle_device_event(&mut self, now: Instant) {
         self.now = now;
         self.observe = true;
+    }
+
+    /// Takes in that something of the host has changed; where it is not of a device of ours, paths may be others now.
+    pub fn handle_host_changed(&mut self, is_ours: bool, now: Instant) {
+        self.now = now;
+        self.observe = true;
+        // To measure a thousand paths takes a while, and on some hosts interfaces come and go all the time.
+        let pause = MEASUREMENT * u32::try_from(self.paths.len()).unwrap_or(u32::MAX);
+        if !is_ours && now >= self.stale_at + pause {
+            self.stale_at = now;
+            self.paths.clear();
+        }
+    }
+
+    /// What others have done to a device of ours and is put right: each is told once.
+    pub fn poll_repair(&mut self) -> Option<Repair> {
+        self.repairs.pop_front()
+    }
+
+    /// Notes what others have done. Whoever does it again and again has the device for a while: nobody gains by a race.
+    fn note_meddling(&mut self, actual: &Actual) {
+        let devices = &self.target.devices;
+        self.meddling.retain(|device, _| devices.contains_key(device));
+        for (device, what) in reconcile::drift(&self.facts.actual, actual, &self.target) {
+            match self.meddling.entry(device.clone()).or_default().take(REPAIRS, self.now) {
+                Ok(()) => self.repairs.push_back(Repair { device, what }),
+                Err(again) => {
+                    let reason = format!("others change device {device} again and again: they {what}");
+                    self.failed_devices.insert(device, Failure::until(again, reason));
+                }
+            }
+        }
     }
 
     /// Takes in where the peers of encrypted tunnels have shown to be, if it is not where they were said to be.

@@ -393,6 +393,13 @@ pub enum AgentMessage {
     Keys(BTreeMap<MeshName, PublicKey>),
     /// Links as they are.
     LinkStates(LinkStates),
+    /// Others have done something to a device, as "took it down", and it is put right.
+    Repaired {
+        /// The device.
+        device: DeviceName,
+        /// What they did.
+        what: String,
+    },
     /// How well the ends of links hear each other, by the links' numbers.
     LinkFigures(BTreeMap<NonZeroU32, LinkFigures>),
 }

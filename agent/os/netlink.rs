@@ -1,5 +1,7 @@
 //! Interfaces, addresses and routes through rtnetlink.
 
+pub mod watch;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;

@@ -11,7 +11,7 @@ use crate::agent::service::controller::{Connection, Dialler, Event, Full};
 use crate::agent::session::{
     Base, Effect, Identity, LinkView, Session, SessionState, Standing, Told, Trouble, TroubleKind,
 };
-use crate::proto::model::{MeshName, NodeName, PublicKey, TunnelName};
+use crate::proto::model::{DeviceName, MeshName, NodeName, PublicKey, TunnelName};
 use crate::proto::session::{AgentMessage, Forwarding, ItemId, TunnelReport};
 
 /// A session with what acts for it.
@@ -165,6 +165,12 @@ impl Uplink {
 
     pub(super) fn wants_tunnels(&self) -> bool {
         self.session.wants_tunnels()
+    }
+
+    /// Takes in what others have done to a device, which is put right.
+    pub(super) fn handle_repair(&mut self, device: DeviceName, what: String, now: Instant) {
+        self.session.handle_repair(device, what);
+        self.act(now);
     }
 
     pub(super) fn wants_links(&self) -> bool {

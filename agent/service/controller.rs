@@ -292,6 +292,7 @@ fn completed(message: AgentMessage, local: IpAddr) -> AgentMessage {
         | AgentMessage::Keys(_)
         | AgentMessage::LinkStates(_)
         | AgentMessage::LinkFigures(_)
+        | AgentMessage::Repaired { .. }
         | AgentMessage::Goodbye
         | AgentMessage::Refusal(_)) => other,
     }

@@ -37,6 +37,11 @@ pub(super) struct Failure {
 }
 
 impl Failure {
+    /// One that is tried again at a time.
+    pub(super) fn until(retry_at: Instant, reason: String) -> Self {
+        Self { reason, retry_at, wait: RETRY_LEAST }
+    }
+
     fn after(earlier: Option<&Self>, reason: String, now: Instant) -> Self {
         let wait = earlier.map_or(RETRY_LEAST, |earlier| (earlier.wait * 2).min(RETRY_MOST));
         Self { reason, retry_at: now + wait, wait }

@@ -165,6 +165,7 @@ async fn first_words(messages: &mut Streaming<v1::AgentMessage>) -> Result<Hello
             | AgentMessage::Keys(_)
             | AgentMessage::LinkStates(_)
             | AgentMessage::LinkFigures(_)
+            | AgentMessage::Repaired { .. }
             | AgentMessage::Goodbye
             | AgentMessage::Refusal(_),
         )

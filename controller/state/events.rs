@@ -59,6 +59,8 @@ pub enum EventKind {
     LinkDown,
     /// An end of a link is not heard any more by the other, whom it hears.
     LinkOneWay,
+    /// Others have changed a device of an agent's, which has put it right.
+    DeviceRepaired,
     /// A node keeps what was to be removed, for want of consent.
     RemovalsHeld,
     /// An older state of the store has been restored.
@@ -98,6 +100,7 @@ impl EventKind {
             Self::LinkUp => "link-up",
             Self::LinkDown => "link-down",
             Self::LinkOneWay => "link-one-way",
+            Self::DeviceRepaired => "device-repaired",
             Self::RemovalsHeld => "removals-held",
             Self::StoreRestored => "store-restored",
             Self::SessionRefused => "session-refused",

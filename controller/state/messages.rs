@@ -54,6 +54,15 @@ impl ControllerState {
                     node.links.handle_figures(figures, now);
                 }
             }
+            AgentMessage::Repaired { device, what } => {
+                self.tell(
+                    &name,
+                    EventKind::DeviceRepaired,
+                    format!("device {device}: others {what}"),
+                    now,
+                    wall,
+                );
+            }
             AgentMessage::Goodbye => self.handle_goodbye(&name, now, wall),
             AgentMessage::Refusal(reason) => self.handle_refusal(&name, reason, now, wall),
         }

@@ -225,6 +225,9 @@ pub fn agent_message(wire: v1::AgentMessage) -> Result<Option<AgentMessage>, Mes
         Wire::Goodbye(v1::Goodbye {}) => AgentMessage::Goodbye,
         Wire::Refusal(wire) => AgentMessage::Refusal(cut(wire.reason)),
         Wire::Keys(wire) => AgentMessage::Keys(keys(wire)?),
+        Wire::Repaired(wire) => {
+            AgentMessage::Repaired { device: parse("device", &wire.device)?, what: cut(wire.what) }
+        }
         Wire::LinkStates(wire) => AgentMessage::LinkStates(link::states(wire)?),
         Wire::LinkFigures(wire) => AgentMessage::LinkFigures(link::figures(wire)?),
     }))
@@ -438,6 +441,9 @@ impl From<AgentMessage> for v1::AgentMessage {
             AgentMessage::Goodbye => Wire::Goodbye(v1::Goodbye {}),
             AgentMessage::Refusal(reason) => Wire::Refusal(v1::Refusal { reason }),
             AgentMessage::Keys(keys) => Wire::Keys(wire_keys(keys)),
+            AgentMessage::Repaired { device, what } => {
+                Wire::Repaired(v1::Repaired { device: device.into(), what })
+            }
             AgentMessage::LinkStates(states) => Wire::LinkStates(link::wire_states(states)),
             AgentMessage::LinkFigures(all) => Wire::LinkFigures(link::wire_figures(all)),
         };

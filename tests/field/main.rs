@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a fault ends the test")]
 
+mod kernel;
 #[path = "../lab/mod.rs"]
 mod lab;
 mod paths;
