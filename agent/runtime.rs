@@ -416,7 +416,7 @@ impl Runtime {
             uplink.handle_links(&links, now());
         }
         if self.uplink.as_ref().is_some_and(Uplink::wants_tunnels) {
-            let (reports, failures) = (self.reports(), self.state.failures());
+            let (reports, failures) = (self.reports(), self.failures());
             if let Some(uplink) = &mut self.uplink {
                 uplink.handle_tunnels(reports, failures, check::ip_forwarding(), now());
             }
@@ -443,7 +443,10 @@ impl Runtime {
         }
         self.state.commit(change, now());
         self.settle().await;
-        Ok(self.state.failures())
+        // What the kernel said that it did is not what is acknowledged, but what it has.
+        self.state.handle_device_event(now());
+        self.settle().await;
+        Ok(self.failures())
     }
 
     async fn leave(&mut self) -> Result<usize, CommandError> {
@@ -470,6 +473,11 @@ impl Runtime {
         Ok(before - self.state.desired().tunnels.len())
     }
 
+    /// What of the controller's cannot be had, or is not as it is to be, and why.
+    fn failures(&self) -> BTreeMap<ItemId, String> {
+        self.state.unmet().into_iter().chain(self.state.failures()).collect()
+    }
+
     fn controller(&self) -> Option<ControllerStatus> {
         let base = self.state.base();
         if self.uplink.is_none() && base.is_none() {
@@ -481,7 +489,7 @@ impl Runtime {
             store_id: base.map(|base| base.store_id.clone()),
             generation: base.map(|base| base.generation),
             held,
-            failures: self.state.failures(),
+            failures: self.failures(),
         })
     }
 

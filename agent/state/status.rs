@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::AgentState;
 use crate::proto::model::{
-    Offload, OffloadState, Owner, Traffic, Tunnel, TunnelName, TunnelState, TunnelStatus,
+    DeviceName, Offload, OffloadState, Owner, Traffic, Tunnel, TunnelName, TunnelState, TunnelStatus,
 };
 use crate::proto::session::ItemId;
 
@@ -51,6 +51,39 @@ impl AgentState {
             TunnelState::Waiting(_) | TunnelState::Passing => None,
         });
         self.refused.clone().into_iter().chain(failed).collect()
+    }
+
+    /// The controller's devices that the kernel has not as they are to be, by what was last read of it, in words. Where it is
+    /// known why, their tunnels say it.
+    pub fn unmet(&self) -> BTreeMap<ItemId, String> {
+        let is_controllers = |name: &DeviceName| {
+            self.desired().devices.get(name).is_some_and(|device| device.owner == Owner::Controller)
+        };
+        let is_unexplained = |name: &DeviceName| !self.failed_devices.contains_key(name);
+        let devices = self.target.devices.iter();
+        let devices = devices.filter(|(name, _)| is_controllers(name) && is_unexplained(name));
+        let unmet = devices.filter_map(|(name, device)| {
+            let words = match self.facts.actual.links.get(name.as_str()).filter(|link| link.ours) {
+                None => vec!["is not there".to_owned()],
+                Some(link) => {
+                    let mut words = Vec::new();
+                    let mtu = u32::from(device.mtu);
+                    if !link.up {
+                        words.push("is down".to_owned());
+                    }
+                    if link.mtu != mtu {
+                        words.push(format!("has MTU {} instead of {mtu}", link.mtu));
+                    }
+                    let lacks = device.addresses.difference(&link.addresses);
+                    words.extend(lacks.map(|address| format!("has no address {address}")));
+                    let has = link.addresses.difference(&device.addresses);
+                    words.extend(has.map(|address| format!("has the address {address}, too")));
+                    words
+                }
+            };
+            (!words.is_empty()).then(|| (ItemId::Device(name.clone()), words.join(", ")))
+        });
+        unmet.collect()
     }
 
     fn status_of(&self, name: &TunnelName, tunnel: &Tunnel) -> TunnelStatus {

@@ -30,6 +30,7 @@ mod operations;
 mod serve;
 mod status;
 mod token;
+mod wait;
 
 pub use error::Error;
 
@@ -71,6 +72,7 @@ enum Ask {
     Nodes(nodes::NodesArgs),
     Tunnels(nodes::TunnelsArgs),
     Links(links::Args),
+    Wait(wait::Args),
     Events(events::Args),
     /// Print how something that has no agent is set up
     #[command(subcommand)]
@@ -186,6 +188,7 @@ impl Ask {
             Self::Nodes(args) => args.run().await,
             Self::Tunnels(args) => args.run().await,
             Self::Links(args) => args.run().await,
+            Self::Wait(args) => args.run().await,
             Self::Events(args) => args.run().await,
             Self::Export(command) => command.run().await,
             Self::Audit(args) => args.run().await,

@@ -99,8 +99,11 @@ fn case_15_a_device_that_others_take_down_all_the_time_costs_little() {
     assert!((1..=8).contains(&told), "{told} events");
     let tunnels = agents[0].show("tunnels");
     assert!(tunnels.contains("others change device m again and again: they took it down"), "{tunnels}");
+    let waited = segment.controller.run(&["wait", "--converged", "1s"]).unwrap_err().to_string();
+    assert!(waited.contains("n1") && waited.contains("others change device m again and again"), "{waited}");
     // Once they let it be it is had again.
     wait_until(Duration::from_secs(20), "it is up", || device(host).is_some_and(|(up, ..)| up));
     ping_ok(host, "10.9.0.2");
-    wait_until(SOON, "nothing is wrong", || !agents[0].show("tunnels").contains("again and again"));
+    wait_until(SOON, "nothing is wrong", || segment.controller.run(&["wait", "--converged", "1s"]).is_ok());
+    assert!(!agents[0].show("tunnels").contains("again and again"));
 }

@@ -426,6 +426,7 @@ impl Bench {
             .collect();
         assert_eq!(actual.routes, routes);
         assert_eq!(self.published, target.forwarding);
+        assert_eq!(self.state.unmet(), BTreeMap::new());
         for status in self.state.statuses() {
             let faulty = target.faults.contains_key(&status.name);
             let resolved = status.endpoint.is_some() || status.tunnel.remote.is_none();

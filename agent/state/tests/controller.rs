@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use proptest::sample::select;
 
 use super::bench::{Bench, Failing, key_of_mesh};
+use super::kernel::Event;
 use super::{add, allowed, free, net, policy, spec, start};
 use crate::agent::reconcile::Op;
 use crate::agent::session::Base;
@@ -52,6 +53,40 @@ fn follow(state: &mut AgentState, base: Base) {
 
 fn names(state: &AgentState) -> Vec<&str> {
     state.desired().tunnels.keys().map(|name| name.as_str()).collect()
+}
+
+#[test]
+fn what_others_do_is_told_and_put_right_but_not_for_ever() {
+    let mut bench = Bench::new(true);
+    let change = bench.state.handle_wanted(Some(base(1, mesh([2]))));
+    bench.state.commit(change, bench.now);
+    bench.converge();
+    let repairs = |state: &mut AgentState| std::iter::from_fn(|| state.poll_repair()).collect::<Vec<_>>();
+    assert_eq!(repairs(&mut bench.state), [], "it was this agent's own doing");
+    let meddle = |bench: &mut Bench| {
+        bench.kernel.happen(&Event::Mtu("m".to_owned(), 1300));
+        bench.state.handle_observed(bench.kernel.actual(), bench.now);
+    };
+    for _ in 0..6 {
+        meddle(&mut bench);
+        assert_eq!(bench.state.unmet()[&id("device m")], "has MTU 1300 instead of 1472");
+        bench.settle();
+        assert_eq!(bench.state.unmet(), BTreeMap::new());
+        let told = repairs(&mut bench.state);
+        let told: Vec<_> = told.iter().map(|repair| (repair.device.as_str(), &*repair.what)).collect();
+        assert_eq!(told, [("m", "set its MTU to 1300")]);
+    }
+    meddle(&mut bench);
+    assert_eq!(repairs(&mut bench.state), []);
+    let failures = bench.state.failures();
+    assert!(
+        failures[&id("tunnel m.n2")].contains("again and again: they set its MTU to 1300"),
+        "{failures:?}"
+    );
+    let ops = bench.settle();
+    assert!(!ops.iter().any(|op| op.device().is_some()), "they have it for a while: {ops:?}");
+    bench.converge();
+    assert_eq!(bench.state.failures(), BTreeMap::new());
 }
 
 #[test]
