@@ -146,6 +146,8 @@ fn cell(link: &v1::NodeLink, way: Option<&v1::LinkDirection>) -> String {
     match way.map_or(Passage::Unknown, v1::LinkDirection::passage) {
         Passage::Cut => "CUT".to_owned(),
         Passage::Unknown | Passage::Unspecified => "?".to_owned(),
+        // The last round trip is none of a link that has become one-way.
+        Passage::Heard if link.state() != State::Up => "ok".to_owned(),
         Passage::Heard => {
             let trip =
                 link.round_trip.as_ref().map_or_else(|| "ok".to_owned(), |trip| fine(convert::span(trip)));
