@@ -7,7 +7,7 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::agent::datapath::link::LinkEnd;
+use crate::agent::datapath::link::{Fitness, LinkEnd};
 use crate::agent::datapath::peer::{OwnKey, Peer, Receivers};
 use crate::agent::datapath::stats::{DropReason, TunnelStats};
 use crate::agent::datapath::table::{Kept, OpenDevice, Table};
@@ -167,6 +167,12 @@ impl Platform {
     pub fn carried(&self) -> BTreeMap<TunnelName, u16> {
         let links = self.kept.iter().filter_map(|(name, (_, kept))| Some((name, kept.link.as_ref()?)));
         links.filter_map(|(name, link)| Some((name.clone(), link.carries()?))).collect()
+    }
+
+    /// The probed tunnels whose peers are not heard, or do not hear this host.
+    pub fn silent(&self) -> BTreeSet<TunnelName> {
+        let links = self.kept.iter().filter_map(|(name, (_, kept))| Some((name, kept.link.as_ref()?)));
+        links.filter(|(_, link)| link.fitness() == Fitness::Cut).map(|(name, _)| name.clone()).collect()
     }
 
     /// The same as a controller is told of them; `since_boot` is now.

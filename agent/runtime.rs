@@ -326,6 +326,7 @@ impl Runtime {
         self.attend();
         self.state.handle_roamed(self.platform.roamed(), now());
         self.state.handle_carried(self.platform.carried(), now());
+        self.state.handle_silent(self.platform.silent(), now());
         while let Some(op) = self.state.poll_op() {
             tracing::debug!(?op, "perform");
             if let Op::Resolve(host) = &op {

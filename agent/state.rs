@@ -74,6 +74,8 @@ pub struct AgentState {
     target: Target,
     published: Forwarding,
     lookups: BTreeMap<String, Lookup>,
+    /// The tunnels whose peers are not heard, or do not hear this host.
+    silent: BTreeSet<TunnelName>,
     /// The endpoints that were measured since the last audit, and why one has no path.
     paths: BTreeMap<IpAddr, Option<String>>,
     failed_devices: BTreeMap<DeviceName, Failure>,
@@ -104,6 +106,7 @@ impl AgentState {
             target: Target::default(),
             published: Forwarding::new(),
             lookups: BTreeMap::new(),
+            silent: BTreeSet::new(),
             paths: BTreeMap::new(),
             failed_devices: BTreeMap::new(),
             failed_routes: BTreeMap::new(),
@@ -440,7 +443,7 @@ impl AgentState {
         self.lookups.retain(|host, _| hosts.contains(host));
         self.facts.resolved.retain(|host, _| hosts.contains(host));
         for host in hosts {
-            self.lookups.entry(host).or_insert(Lookup { due: self.now, pending: false });
+            self.lookups.entry(host).or_insert(Lookup::new(self.now));
         }
         self.target = target::build(&self.wanted.desired, &self.facts, &self.policy);
         // What is not wanted any more may still fail to go away: it is not tried again at once either.

@@ -14,7 +14,8 @@ use super::{DatapathEvent, Shared};
 use crate::agent::link::frame::{self, SHORT};
 use crate::agent::link::mtu::Question;
 
-/// How close together looks at the links are at most: what is due a little later is seen to with the next.
+/// How close together looks at the links are at most, but for what is hurried: what is due a little later is seen to with the
+/// next.
 const PAUSE: Duration = Duration::from_millis(5);
 /// How often it is said that this end goes: nothing says whether it was heard.
 const FAREWELLS: usize = 3;

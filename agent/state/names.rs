@@ -1,5 +1,6 @@
 //! Host names of remotes, and what a resolver says of them.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
@@ -9,7 +10,7 @@ use crate::proto::model::{Host, TunnelName, is_underlay_address};
 
 /// How soon a name that did not resolve is asked for again.
 const RESOLVE_RETRY: Duration = Duration::from_secs(5);
-/// How long an answer of the resolver is believed.
+/// How long an answer of the resolver is believed while nothing speaks against it.
 const RESOLVE_AGAIN: Duration = Duration::from_secs(60);
 
 /// A host name that a remote has.
@@ -17,6 +18,15 @@ const RESOLVE_AGAIN: Duration = Duration::from_secs(60);
 pub(super) struct Lookup {
     pub(super) due: Instant,
     pub(super) pending: bool,
+    /// When it was last answered.
+    answered: Option<Instant>,
+}
+
+impl Lookup {
+    /// One that is due at `due`.
+    pub(super) fn new(due: Instant) -> Self {
+        Self { due, pending: false, answered: None }
+    }
 }
 
 impl AgentState {
@@ -27,7 +37,10 @@ impl AgentState {
             return;
         }
         let known = self.facts.resolved.get(host).and_then(|known| known.as_ref().ok()).copied();
+        let is_silent = self.is_silent(host);
         let resolved = match (answer, known) {
+            // Nobody is there: the name has moved, or another of its addresses is to be tried.
+            (Ok(addresses), Some(known)) if is_silent => Ok(after(&addresses, known)),
             // A name with several addresses comes in any order: stay with the one in use.
             (Ok(addresses), Some(known)) if addresses.contains(&known) => Ok(known),
             // Resolvers that block a name answer with addresses that are no host's, as 0.0.0.0. Those on the same link
@@ -49,12 +62,37 @@ impl AgentState {
             });
         if let Some(lookup) = self.lookups.get_mut(host) {
             lookup.pending = false;
-            lookup.due = now + if resolved.is_ok() { RESOLVE_AGAIN } else { RESOLVE_RETRY };
+            lookup.answered = Some(now);
+            lookup.due = now + if resolved.is_ok() && !is_silent { RESOLVE_AGAIN } else { RESOLVE_RETRY };
         }
         if is_news {
             self.facts.resolved.insert(host.to_owned(), resolved);
             self.rebuild();
         }
+    }
+
+    /// Takes in whose peers are not heard, or do not hear this host: where they are is asked for again.
+    pub fn handle_silent(&mut self, silent: BTreeSet<TunnelName>, now: Instant) {
+        self.now = now;
+        if self.silent == silent {
+            return;
+        }
+        self.silent = silent;
+        let hosts: Vec<String> = self.lookups.keys().filter(|host| self.is_silent(host)).cloned().collect();
+        for host in hosts {
+            if let Some(lookup) = self.lookups.get_mut(&host) {
+                let earliest = lookup.answered.map_or(now, |answered| answered + RESOLVE_RETRY);
+                lookup.due = lookup.due.min(earliest.max(now));
+            }
+        }
+    }
+
+    /// Whether nobody is heard at a host name of whom anything could be.
+    fn is_silent(&self, host: &str) -> bool {
+        self.silent.iter().any(|name| {
+            let remote = self.wanted.desired.tunnels.get(name).and_then(|tunnel| tunnel.remote.as_ref());
+            matches!(remote.map(|remote| &remote.host), Some(Host::Name(name)) if name == host)
+        })
     }
 
     /// A tunnel to elsewhere that works, and would not if `host` had `address`: whoever answers for a name must not
@@ -71,4 +109,15 @@ impl AgentState {
         let mut upset = after.faults.into_keys();
         upset.find(|name| is_elsewhere(name) && !self.target.faults.contains_key(name))
     }
+}
+
+/// Of the addresses of a name the one behind `known`; `known` where there is no other that can be a host's.
+fn after(addresses: &[IpAddr], known: IpAddr) -> IpAddr {
+    let mut addresses: Vec<IpAddr> = addresses.to_vec();
+    addresses.retain(|address| is_underlay_address(*address));
+    // They come in any order.
+    addresses.sort_unstable();
+    addresses.dedup();
+    let next = addresses.iter().find(|address| **address > known);
+    next.or(addresses.first()).copied().unwrap_or(known)
 }
