@@ -8,26 +8,14 @@ use std::fs;
 use std::time::Duration;
 
 use lab::{
-    AGENT, Agent, CONTROLLER as PROGRAM, DIALLED, Lab, MESH, Pinger, SOON, Site, grpcurl, ping, ping_ok,
-    wait_trouble, wait_until,
+    AGENT, Agent, CONTROLLER as PROGRAM, DIALLED, Lab, MESH, Pinger, SOON, Site, faked, grpcurl, ping,
+    ping_ok, wait_trouble, wait_until,
 };
 use serde_json::json;
 
 /// A command of an agent whose wall clock is off by so much, as `+1h`; its other clocks go on as they are.
 fn with_clock(off: &str, arguments: &[&str]) -> Vec<String> {
-    with_clock_by(&format!("FAKETIME={off}"), AGENT, arguments)
-}
-
-/// The same for any program, by a setting of libfaketime.
-fn with_clock_by(setting: &str, program: &str, arguments: &[&str]) -> Vec<String> {
-    let directories = fs::read_dir("/usr/lib").unwrap().map(|entry| entry.unwrap().path());
-    let library =
-        directories.map(|directory| directory.join("faketime/libfaketime.so.1")).find(|path| path.exists());
-    let library = library.expect("libfaketime is there: run scripts/test, which installs it");
-    let preload = format!("LD_PRELOAD={}", library.display());
-    let command =
-        ["env", "FAKETIME_DONT_FAKE_MONOTONIC=1", "FAKETIME_NO_CACHE=1", &preload, setting, program];
-    command.iter().chain(arguments).map(|word| (*word).to_owned()).collect()
+    faked(&format!("FAKETIME={off}"), AGENT, arguments)
 }
 
 fn words(command: &[String]) -> Vec<&str> {
@@ -129,11 +117,11 @@ fn agents_keep_their_mesh_for_29_days_without_a_controller_and_renew_at_its_end(
     let set = |days: u32| fs::write(&clock, format!("+{days}d\n")).unwrap();
     set(0);
     let setting = format!("FAKETIME_TIMESTAMP_FILE={}", clock.display());
-    let mut site = Site::start_by(2, &words(&with_clock_by(&setting, PROGRAM, &["serve"])));
+    let mut site = Site::start_by(2, &words(&faked(&setting, PROGRAM, &["serve"])));
     let token = site.controller.token(&["--uses", "2"]);
     let mut agents = [1, 2].map(|n| {
         let joining = ["--controller", DIALLED, "--name", &format!("web-{n}"), "--token", &token];
-        Agent::start_by(&site.hosts[n - 1], &words(&with_clock_by(&setting, AGENT, &joining)))
+        Agent::start_by(&site.hosts[n - 1], &words(&faked(&setting, AGENT, &joining)))
     });
     site.wait_live(2);
     site.controller.apply_with(MESH, &["--wait"]).unwrap();

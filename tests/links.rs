@@ -7,123 +7,14 @@ mod lab;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use lab::{Agent, Capture, Controller, Host, SOON, Segment, Way, grpcurl, ping_ok, time, wait_until};
+use lab::{
+    Agent, Capture, Controller, Host, Probed, SOON, Segment, Way, grpcurl, ping_ok, since, tunnel_status,
+    wait_until,
+};
 use serde_json::{Value, json};
 use tunmesh::proto::host::clock::since_epoch;
 
 const ADD: &str = "tunmesh.v1.TunnelService/AddTunnel";
-const GET: &str = "tunmesh.v1.TunnelService/GetTunnel";
-
-fn tunnel(agent: &Agent, name: &str) -> Value {
-    grpcurl(agent, GET, &json!({"name": name})).unwrap()["status"].clone()
-}
-
-fn link(agent: &Agent) -> Value {
-    tunnel(agent, "link")["link"].clone()
-}
-
-/// Adds the probed tunnel `link` from 10.9.0.`own` to `remote`.
-fn add(agent: &Agent, own: u8, remote: &str, key: &str) {
-    let framing = if key.is_empty() { "RAW" } else { "WIREGUARD" };
-    let tunnel = json!({"tunnel": {
-        "name": "link", "addresses": [format!("10.9.0.{own}/24")], "remote": remote, "framing": framing,
-        "peerPublicKey": key, "probed": true,
-    }});
-    grpcurl(agent, ADD, &tunnel).unwrap();
-}
-
-/// Both hosts with an agent and the tunnel between them, up.
-fn joined(way: &Way, is_encrypted: bool) -> [Agent; 2] {
-    let agents = [0, 1].map(|n| Agent::start(way.host(n), &[]));
-    for n in [0, 1] {
-        let key = if is_encrypted { agents[1 - n].public_key() } else { String::new() };
-        add(&agents[n], n as u8 + 1, Way::ENDS[1 - n], &key);
-    }
-    wait_states(&agents, ["UP", "UP"]);
-    agents
-}
-
-fn wait_states(agents: &[Agent; 2], states: [&str; 2]) {
-    wait_until(SOON, &format!("{states:?}, and not {:?}", agents.each_ref().map(link)), || {
-        agents.each_ref().map(|agent| link(agent)["state"].clone()) == states
-    });
-}
-
-/// How long after `start` a link came to be as it is.
-fn after(link: &Value, start: Duration) -> Duration {
-    time(&link["since"]).checked_sub(start).unwrap_or_else(|| panic!("{link} is older"))
-}
-
-/// What is done to the way is seen at both ends, with its direction.
-fn says_what_the_way_does(is_encrypted: bool) {
-    /// Who hears nothing says so in less than a second, and tells the other one.
-    const SEEN: Duration = Duration::from_secs(1);
-    let way = Way::new();
-    let agents = joined(&way, is_encrypted);
-    for agent in &agents {
-        wait_until(SOON, "figures of both directions", || {
-            let link = link(agent);
-            ["sent", "received"].iter().all(|way| link[way]["known"].as_u64() > Some(5))
-                && !link["roundTrip"].is_null()
-        });
-        let link = link(agent);
-        assert!(link["sent"]["lost"].is_null() && link["received"]["lost"].is_null(), "{link}");
-        // Four intervals of 200 ms.
-        assert_eq!(link["detectionTime"], "0.800s");
-        assert!(agent.show("tunnels").contains("up "), "{}", agent.show("tunnels"));
-    }
-    let start = since_epoch();
-    for n in [0, 1] {
-        way.cut(n, &["udp", "dport", "5000"]);
-    }
-    wait_states(&agents, ["DOWN", "DOWN"]);
-    for agent in &agents {
-        let link = link(agent);
-        assert!(after(&link, start) <= SEEN, "{link} after {start:?}");
-        assert!(link["reason"].as_str().unwrap().contains("nothing comes from the peer any more"), "{link}");
-        assert!(time(&link["lastHeard"]) < time(&link["since"]), "{link}");
-    }
-    way.heal();
-    wait_states(&agents, ["UP", "UP"]);
-    for (n, states) in [(0, ["INIT", "DOWN"]), (1, ["DOWN", "INIT"])] {
-        let start = since_epoch();
-        way.cut(n, &["udp", "dport", "5000"]);
-        wait_states(&agents, states);
-        for agent in &agents {
-            assert!(after(&link(agent), start) <= SEEN * 2, "{} after {start:?}", link(agent));
-        }
-        let unheard = link(&agents[n]);
-        assert!(unheard["reason"].as_str().unwrap().contains("does not hear this host"), "{unheard}");
-        way.heal();
-        wait_states(&agents, ["UP", "UP"]);
-    }
-    let lossy = link(&agents[0]);
-    for direction in ["sent", "received"] {
-        assert!(
-            lossy[direction]["lost"].as_u64() > Some(3),
-            "what was cut is missed in each direction: {lossy}"
-        );
-    }
-    ping_ok(way.host(0), "10.9.0.2");
-    for agent in &agents {
-        let status = tunnel(agent, "link");
-        for direction in ["sent", "received"] {
-            assert_eq!(status[direction]["drops"], Value::Null, "{status}");
-        }
-        let log = agent.log();
-        assert!(log.contains("the link has changed") && log.contains("does not hear this host"), "{log}");
-    }
-}
-
-#[test]
-fn a_cut_is_seen_with_its_direction() {
-    says_what_the_way_does(false);
-}
-
-#[test]
-fn a_cut_is_seen_with_its_direction_encrypted() {
-    says_what_the_way_does(true);
-}
 
 /// Whether datagrams of tunnels come to a host within two seconds.
 fn hears(host: &Host) -> bool {
@@ -135,20 +26,19 @@ fn hears(host: &Host) -> bool {
 #[test]
 fn who_has_gone_is_sent_nothing_until_it_is_back() {
     for is_encrypted in [false, true] {
-        let way = Way::new();
-        let [a, mut b] = joined(&way, is_encrypted);
-        assert!(hears(way.host(1)), "it would be seen");
+        let mut pair = Probed::new(is_encrypted);
+        assert!(hears(pair.way.host(1)), "it would be seen");
         let start = since_epoch();
-        b.terminate();
-        wait_until(SOON, "it has said so", || link(&a)["state"] == "ADMIN_DOWN");
-        let gone = link(&a);
-        assert!(after(&gone, start) < Duration::from_secs(1), "{gone} after {start:?}");
+        pair.agents[1].terminate();
+        wait_until(SOON, "it has said so", || pair.link(0)["state"] == "ADMIN_DOWN");
+        let gone = pair.link(0);
+        assert!(since(&gone, start) < Duration::from_secs(1), "{gone} after {start:?}");
         assert!(gone["reason"].as_str().unwrap().contains("has said that it ends"), "{gone}");
         if !is_encrypted {
-            assert!(!hears(way.host(1)));
+            assert!(!hears(pair.way.host(1)));
         }
-        b.restart();
-        wait_until(SOON, "it is back", || link(&a)["state"] == "UP" && link(&b)["state"] == "UP");
+        pair.agents[1].restart();
+        pair.wait(["UP", "UP"]);
     }
 }
 
@@ -167,7 +57,7 @@ fn where_none_was_asked_for_no_probe_goes() {
         grpcurl(agent, ADD, &tunnel).unwrap();
     }
     ping_ok(way.host(0), "10.9.0.2");
-    assert_eq!(link(&agents[0]), Value::Null);
+    assert_eq!(tunnel_status(&agents[0], "link")["link"], Value::Null);
     assert!(!hears(way.host(1)));
 }
 
@@ -217,9 +107,9 @@ fn the_next_best_has_the_packets_while_the_way_to_the_best_is_cut() {
         add(&agents[n], "to-a", own, 1, Way::ENDS[0], json!([]), json!([]));
         hosts[n].address("lo", "192.168.9.1/32");
     }
-    let is_up = |name: &str| tunnel(&agents[0], name)["link"]["state"] == "UP";
+    let is_up = |name: &str| tunnel_status(&agents[0], name)["link"]["state"] == "UP";
     wait_until(SOON, "both are up", || is_up("to-b") && is_up("to-c"));
-    let received = |n: usize| lab::number(&tunnel(&agents[n], "to-a")["received"]["packets"]);
+    let received = |n: usize| lab::number(&tunnel_status(&agents[n], "to-a")["received"]["packets"]);
     /// Pings until the host is the one that has the packets, and says how long it took.
     fn until_at(host: &Host, received: impl Fn() -> u64, patience: Duration) -> Duration {
         let start = since_epoch();
@@ -234,7 +124,7 @@ fn the_next_best_has_the_packets_while_the_way_to_the_best_is_cut() {
     way.cut(1, &["udp", "dport", "5000"]);
     let moved = until_at(hosts[0], || received(2), SOON);
     assert!(moved < Duration::from_millis(1_500), "{moved:?}");
-    assert_eq!(tunnel(&agents[0], "to-b")["link"]["state"], "DOWN");
+    assert_eq!(tunnel_status(&agents[0], "to-b")["link"]["state"], "DOWN");
     way.heal();
     wait_until(SOON, "both are up", || is_up("to-b"));
     until_at(hosts[0], || received(2), SOON);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::figures::{Arrival, Figures};
 use super::probe::{Probe, Stamp};
-use crate::proto::model::{LinkState, Why};
+use crate::proto::model::{Hearing, LinkState, Why};
 
 /// How often probes are sent where there are few links.
 const INTERVAL: Duration = Duration::from_millis(200);
@@ -62,7 +62,7 @@ struct Other {
     number: NonZeroU32,
     /// What it last said of the link.
     state: LinkState,
-    /// Whether it knows this end, so that what it says is of this life of the link.
+    /// Whether it knows this life of this end, so that what it says is of that.
     knows: bool,
     multiplier: NonZeroU8,
     sends_every: Duration,
@@ -129,10 +129,10 @@ impl Link {
 
     /// A probe has come.
     pub fn handle_probe(&mut self, probe: &Probe, now: Duration) -> Option<Transition> {
-        if probe.other.is_some_and(|number| number != self.number) {
-            // It is for an earlier life of this end; the other will learn of this one.
-            return None;
-        }
+        let knows = probe.other == Some(self.number);
+        // What it says of an earlier life of this end is nothing of this one, of which it may never hear.
+        let stale = Probe { echo: None, hearing: Hearing::default(), ..*probe };
+        let probe = if knows { probe } else { &stale };
         let is_new = self.other.is_none_or(|other| other.number != probe.own);
         if is_new {
             self.figures = Figures::default();
@@ -149,7 +149,7 @@ impl Link {
         self.other = Some(Other {
             number: probe.own,
             state: probe.state,
-            knows: probe.other.is_some(),
+            knows,
             multiplier: probe.multiplier,
             sends_every: probe.sends_every.min(SLOWEST),
             hears_every: probe.hears_every.min(SLOWEST),

@@ -5,12 +5,13 @@ use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
 use crate::proto::model::{LinkState, TunnelName, Why};
+use crate::proto::rate::{Bucket, Rate};
 use crate::proto::session::{AgentMessage, LinkFigures, LinkReport, LinkStates};
 
 /// How often figures are told.
 const FIGURES: Duration = Duration::from_secs(15);
-/// How often at most the changes of one link are.
-const CHANGES: Duration = Duration::from_secs(1);
+/// How often the changes of one link are.
+const CHANGES: Rate = Rate { burst: 3, every: Duration::from_secs(1) };
 
 /// A link as it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,8 +40,7 @@ pub(super) struct Links {
 struct Told {
     number: NonZeroU32,
     shown: Shown,
-    /// Before this no change of it is told.
-    next_at: Instant,
+    changes: Bucket,
 }
 
 /// What is told at once when it changes.
@@ -97,19 +97,19 @@ impl Links {
             let shown = Shown::of(&link.report);
             let number = match told.get_mut(name) {
                 Some(known) if known.shown == shown => continue,
-                Some(known) if now < known.next_at => {
-                    let held = self.held_until.get_or_insert(known.next_at);
-                    *held = known.next_at.min(*held);
-                    continue;
-                }
                 Some(known) => {
-                    (known.shown, known.next_at) = (shown, now + CHANGES);
+                    if let Err(again) = known.changes.take(CHANGES, now) {
+                        let held = self.held_until.get_or_insert(again);
+                        *held = again.min(*held);
+                        continue;
+                    }
+                    known.shown = shown;
                     known.number
                 }
                 None => {
                     self.number += 1;
                     let number = NonZeroU32::new(self.number)?;
-                    told.insert(name.clone(), Told { number, shown, next_at: now });
+                    told.insert(name.clone(), Told { number, shown, changes: Bucket::default() });
                     number
                 }
             };
@@ -206,7 +206,7 @@ mod tests {
             let now = at(u64::from(count) * 100);
             told.extend(reports.next(&flap(count), now).iter().map(|_| count));
         }
-        assert_eq!(told, [1, 11, 21], "the first change at once, and then one a second");
+        assert_eq!(told, [1, 2, 3, 11, 21], "some at once, and then one a second");
         let due = reports.due().unwrap();
         assert_eq!(due, at(3_100));
         let last = reports.next(&flap(25), due);

@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a fault ends the test")]
 
+mod endpoints;
 mod kernel;
 #[path = "../lab/mod.rs"]
 mod lab;
+mod links;
 mod paths;

@@ -2,32 +2,12 @@
 
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde_json::json;
 use tunmesh::proto::host::clock::since_epoch;
 
-use crate::lab::{Agent, Flow, SOON, Way, grpcurl, ping, transfer, wait_until};
+use crate::lab::{Agent, Flow, Probed, SOON, Way, grpcurl, ping, transfer, wait_until};
 
 const ADD: &str = "tunmesh.v1.TunnelService/AddTunnel";
-const GET: &str = "tunmesh.v1.TunnelService/GetTunnel";
-
-fn status(agent: &Agent) -> Value {
-    grpcurl(agent, GET, &json!({"name": "link"})).unwrap()["status"].clone()
-}
-
-/// A probed tunnel between both hosts of a way, 10.9.0.1 and 10.9.0.2, up.
-fn joined(way: &Way, framing: &str) -> [Agent; 2] {
-    let agents = [0, 1].map(|n| Agent::start(way.host(n), &[]));
-    for n in [0, 1] {
-        let key = if framing == "WIREGUARD" { agents[1 - n].public_key() } else { String::new() };
-        let tunnel = json!({"tunnel": {
-            "name": "link", "addresses": [format!("10.9.0.{}/24", n + 1)], "remote": Way::ENDS[1 - n],
-            "framing": framing, "peerPublicKey": key, "probed": true,
-        }});
-        grpcurl(&agents[n], ADD, &tunnel).unwrap();
-    }
-    wait_until(SOON, "the link is up", || agents.iter().all(|agent| status(agent)["link"]["state"] == "UP"));
-    agents
-}
 
 /// What the router carries to the second host, and that it says so to nobody.
 fn narrow(way: &Way, bytes: u16) {
@@ -53,23 +33,24 @@ fn silence(way: &Way) {
 }
 
 /// A path that carries less than the links of both ends, and says so to nobody.
-fn carries_what_the_path_does(framing: &str) {
+fn carries_what_the_path_does(is_encrypted: bool) {
     const PATH: u16 = 1400;
-    let sealed = if framing == "WIREGUARD" { 32 } else { 0 };
+    let sealed = if is_encrypted { 32 } else { 0 };
     let way = Way::new();
     silence(&way);
     narrow(&way, PATH);
-    let agents = joined(&way, framing);
+    let pair = Probed::on(way, is_encrypted);
+    let way = &pair.way;
     transfer(way.host(0), way.host(1), "10.9.0.2", 50_000_000);
     let expected = u64::from(PATH) - 28 - sealed;
-    let path = || status(&agents[0])["pathMtu"].as_u64().unwrap();
+    let path = || pair.status(0)["pathMtu"].as_u64().unwrap();
     wait_until(SOON, "the path is measured", || {
-        path() == expected && status(&agents[0])["link"]["isCarried"] == true
+        path() == expected && pair.status(0)["link"]["isCarried"] == true
     });
     let edge = |bytes: u64| (bytes - 28).to_string();
     assert!(ping(way.host(0), "10.9.0.2", &["-M", "do", "-s", &edge(expected)]));
     assert!(!ping(way.host(0), "10.9.0.2", &["-M", "do", "-s", &edge(expected + 1)]), "more does not go");
-    let status = status(&agents[0]);
+    let status = pair.status(0);
     assert_eq!(status["deviceMtu"].as_u64(), Some(expected), "the device follows");
     let lost = status["link"]["loses"].as_u64().unwrap();
     assert!((1401..=1404).contains(&lost), "{status}");
@@ -81,23 +62,24 @@ fn carries_what_the_path_does(framing: &str) {
 
 #[test]
 fn case_01_a_path_that_loses_what_is_large_is_measured() {
-    carries_what_the_path_does("RAW");
+    carries_what_the_path_does(false);
 }
 
 #[test]
 fn case_01_a_path_that_loses_what_is_large_is_measured_encrypted() {
-    carries_what_the_path_does("WIREGUARD");
+    carries_what_the_path_does(true);
 }
 
 /// It becomes so in the midst of a transfer.
 #[test]
 fn case_01_a_transfer_goes_on_when_the_path_begins_to_lose_what_is_large() {
-    for framing in ["RAW", "WIREGUARD"] {
+    for is_encrypted in [false, true] {
         let way = Way::new();
         silence(&way);
-        let _agents = joined(&way, framing);
+        let pair = Probed::on(way, is_encrypted);
+        let way = &pair.way;
         let flow = Flow::start(way.host(0), way.host(1), "10.9.0.2");
-        narrow(&way, 1350);
+        narrow(way, 1350);
         let start = since_epoch();
         // What was under way has arrived.
         let mut last = (flow.received(), since_epoch());
@@ -110,8 +92,8 @@ fn case_01_a_transfer_goes_on_when_the_path_begins_to_lose_what_is_large() {
             longest = longest.max(now - last.1);
             now - start > Duration::from_secs(8) && now - last.1 < Duration::from_millis(200)
         });
-        assert!(longest < Duration::from_secs(5), "{framing}: it stood still for {longest:?}");
-        assert!(longest > Duration::from_millis(300), "{framing}: the path was narrow: {longest:?}");
+        assert!(longest < Duration::from_secs(5), "{is_encrypted}: it stood still for {longest:?}");
+        assert!(longest > Duration::from_millis(300), "{is_encrypted}: the path was narrow: {longest:?}");
     }
 }
 

@@ -216,6 +216,21 @@ proptest! {
     }
 
     #[test]
+    fn an_end_that_begins_anew_and_is_not_heard_hears_all_the_same(seed in any::<u64>(), clocks in clocks(), delays in delays()) {
+        let mut world = World::new(seed, clocks, ways(delays));
+        world.run(millis(5_000));
+        world.ways[1].is_cut = true;
+        let now = world.now + world.clocks[1];
+        world.ends[1] = Link::new(NonZeroU32::MAX, FEW, seed, now);
+        world.run(millis(10_000));
+        prop_assert_eq!(world.states(), [LinkState::Down, LinkState::Init], "{:?}", &world.changes);
+        prop_assert!(world.ends[1].figures().round_trip().is_none(), "nothing of it was ever answered");
+        world.ways[1].is_cut = false;
+        world.run(HEALED);
+        prop_assert_eq!(world.states(), [LinkState::Up; 2]);
+    }
+
+    #[test]
     fn who_leaves_says_so_and_is_sent_nothing_until_it_is_back(seed in any::<u64>(), clocks in clocks(), delays in delays()) {
         let mut world = World::new(seed, clocks, ways(delays));
         world.run(millis(5_000));
