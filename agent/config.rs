@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 
 use super::service::controller::Introduction;
+use crate::proto::host::metrics::weakened_by_metrics;
 use crate::proto::model::{NodeName, Offload, Remote};
 use crate::proto::session::Reach;
 
@@ -27,6 +28,8 @@ pub struct Config {
     pub socket: PathBuf,
     /// An address for TunnelService over TCP: in plain text on loopback, otherwise for operators with certificates.
     pub grpc_listen: Option<SocketAddr>,
+    /// Where metrics are served over HTTP; `None`: nowhere.
+    pub metrics_listen: Option<SocketAddr>,
     /// Where the wanted state is kept.
     pub state_dir: PathBuf,
     /// Whom to follow; `None`: nobody.
@@ -84,6 +87,7 @@ impl Config {
                 prefixes.join(", ")
             ));
         }
+        weakened.extend(self.metrics_listen.and_then(weakened_by_metrics));
         if let Some(address) = self.grpc_listen.filter(|address| address.ip().is_loopback()) {
             weakened.push(format!("--grpc-listen {address}: every user of this host can steer this agent"));
         }

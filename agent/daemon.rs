@@ -33,6 +33,7 @@ use crate::agent::target::Policy;
 use crate::proto::host::clock;
 use crate::proto::host::limits;
 use crate::proto::host::lock::DirectoryError;
+use crate::proto::host::metrics;
 use crate::proto::host::random;
 use crate::proto::host::signals;
 use crate::proto::host::socket::SocketFile;
@@ -74,6 +75,10 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let public_key = key.private.public();
     let tcp = match config.grpc_listen {
         Some(address) => Some(Tcp::bind(address, &credentials).await?),
+        None => None,
+    };
+    let scraped = match config.metrics_listen {
+        Some(address) => Some(metrics::bind(address).await?),
         None => None,
     };
     let socket = SocketFile::bind(&config.socket)?;
@@ -125,6 +130,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     }
 
     let mut services = JoinSet::new();
+    if let Some(listener) = scraped {
+        let (agent, stop) = (agent.clone(), stop.clone());
+        let served = metrics::serve(listener, move || super::metrics::read(agent.clone()), stop);
+        services.spawn(async move { served.await.context("metrics cannot be served any more") });
+    }
     let local = Local::new(agent.clone(), facts, stop.clone());
     services.spawn(serve(local, socket, tcp, stop.clone()));
     if let Some(sockets) = control {

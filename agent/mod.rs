@@ -8,6 +8,7 @@ pub mod daemon;
 pub mod datapath;
 pub mod keys;
 pub mod link;
+pub mod metrics;
 pub mod operators;
 pub mod os;
 pub mod packet;

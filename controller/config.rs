@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use ipnet::IpNet;
 
+use crate::proto::host::metrics::weakened_by_metrics;
+
 /// What a controller is started with.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -14,6 +16,8 @@ pub struct Config {
     pub socket: PathBuf,
     /// Where the store is.
     pub state_dir: PathBuf,
+    /// Where metrics are served over HTTP; `None`: nowhere.
+    pub metrics_listen: Option<SocketAddr>,
     /// The networks from which agents may come in plain text.
     pub insecure: Vec<IpNet>,
     /// The networks in which every host that asks may join.
@@ -39,6 +43,7 @@ impl Config {
                 list(&self.approve_any)
             ));
         }
+        weakened.extend(self.metrics_listen.and_then(weakened_by_metrics));
         weakened
     }
 }

@@ -25,7 +25,7 @@ use super::stored::Stored;
 use crate::proto::host::accept::Gate;
 use crate::proto::host::clock;
 use crate::proto::host::socket::SocketFile;
-use crate::proto::host::{limits, random, signals};
+use crate::proto::host::{limits, metrics, random, signals};
 use crate::proto::session::CONTROLLER_PORT;
 
 /// How many connections agents may have at most, where as many files may be open: each takes up to 64 KiB.
@@ -54,6 +54,10 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     for address in &config.listen {
         listeners.push(bind(*address).await?);
     }
+    let scraped = match config.metrics_listen {
+        Some(address) => Some(metrics::bind(address).await?),
+        None => None,
+    };
     let socket = SocketFile::bind(&config.socket)?;
     for words in config.weakened() {
         tracing::warn!("{words}");
@@ -64,6 +68,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let (controller, requests) = runtime::channel();
     let mut services = JoinSet::new();
     let listening = facts.listen.join(", ");
+    if let Some(listener) = scraped {
+        let (controller, stop) = (controller.clone(), stop.clone());
+        let served = metrics::serve(listener, move || super::metrics::read(controller.clone()), stop);
+        services.spawn(async move { served.await.context("metrics cannot be served any more") });
+    }
     let admin =
         Admin::new(controller.clone(), facts, Arc::clone(&credentials), Arc::clone(&store), stop.clone());
     let (health, operators) = listen::local(admin.clone(), controller.clone(), socket, stop.clone()).await?;

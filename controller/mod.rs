@@ -7,6 +7,7 @@ pub mod config;
 pub mod credentials;
 pub mod daemon;
 pub mod mesh;
+pub mod metrics;
 pub mod pki;
 pub mod plan;
 pub mod registry;

@@ -5,11 +5,13 @@
 mod lab;
 
 use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::time::Duration;
 
 use lab::{
-    Agent, Capture, Controller, Host, Probed, SOON, Segment, Way, grpcurl, ping_ok, since, tunnel_status,
-    wait_until,
+    Agent, Capture, Controller, Host, Lab, Probed, SOON, Segment, Way, grpcurl, ping_ok, since,
+    tunnel_status, wait_live, wait_until,
 };
 use serde_json::{Value, json};
 use tunmesh::proto::host::clock::since_epoch;
@@ -141,6 +143,12 @@ fn links(controller: &Controller) -> BTreeMap<String, Value> {
     links.into_iter().map(|link| (pair(&link), link)).collect()
 }
 
+/// Whether a controller has so many links, and all are up.
+fn are_up(controller: &Controller, count: usize) -> bool {
+    let links = links(controller);
+    links.len() == count && links.values().all(|link| link["state"] == "UP")
+}
+
 /// What comes from `source` to the ports of tunnels is lost on a host from now on.
 fn deafen(host: &Host, source: &str) {
     host.run(["nft", "add", "table", "ip", "deaf"]);
@@ -161,10 +169,7 @@ fn the_controller_knows_every_link_and_names_the_direction_that_is_cut() {
     let controller = &segment.controller;
     let mesh = "mesh: m\noverlay: 10.9.0.0/24\nnodes: {n1: {}, n2: {}, n3: {}}\n";
     controller.apply_with(mesh, &["--wait"]).unwrap();
-    let all_up = || {
-        let links = links(controller);
-        links.len() == 3 && links.values().all(|link| link["state"] == "UP")
-    };
+    let all_up = || are_up(controller, 3);
     wait_until(SOON, "all are up", all_up);
     wait_until(Duration::from_secs(20), "one end of each has told figures", || {
         links(controller).values().all(|link| {
@@ -230,7 +235,7 @@ fn who_is_away_from_the_controller_is_not_taken_to_be_cut_off() {
     let _agents = segment.agents(3);
     let mesh = "mesh: m\noverlay: 10.9.0.0/24\nsecurity: plain\nnodes: {n1: {}, n2: {}, n3: {}}\n";
     segment.controller.apply_with(mesh, &["--wait"]).unwrap();
-    wait_until(SOON, "all are up", || links(&segment.controller).values().all(|link| link["state"] == "UP"));
+    wait_until(SOON, "all are up", || are_up(&segment.controller, 3));
     for n in [1, 2] {
         let host = segment.host(n);
         host.run(["nft", "add", "table", "ip", "away"]);
@@ -251,8 +256,65 @@ fn who_is_away_from_the_controller_is_not_taken_to_be_cut_off() {
     // A controller that knows nothing yet says that, and is told.
     segment.controller.kill9();
     segment.controller.restart();
-    wait_until(stale, "all is told again", || {
-        let links = links(&segment.controller);
-        links.len() == 3 && links.values().all(|link| link["state"] == "UP")
+    wait_until(stale, "all is told again", || are_up(&segment.controller, 3));
+}
+
+/// What a program tells as metrics on its host.
+fn metrics(host: &Host, port: u16, name: &str) -> String {
+    let request = format!("GET /metrics HTTP/1.1\r\nHost: {name}\r\nConnection: close\r\n\r\n");
+    host.enter(|| {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        stream.set_read_timeout(Some(SOON)).unwrap();
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    })
+}
+
+/// A value of the metrics; `None`: there is none with these labels.
+fn value(metrics: &str, metric: &str) -> Option<f64> {
+    let line = metrics.lines().find_map(|line| line.strip_prefix(metric)?.strip_prefix(' '));
+    line.map(|value| value.parse().unwrap())
+}
+
+#[test]
+fn metrics_tell_the_same() {
+    let lab = Lab::new();
+    let (a, b) = (lab.host("a"), lab.host("b"));
+    lab.link(&a, "172.100.1.1/24", &b, "172.100.1.2/24");
+    let controller = Controller::start(&a, &["--metrics-listen", "127.0.0.1:7480"]);
+    let listening = ["--metrics-listen", "127.0.0.1:7481"];
+    let _agents = [
+        Agent::join(&a, "172.100.1.1:7443", "n1", &listening),
+        Agent::join(&b, "172.100.1.1:7443", "n2", &listening),
+    ];
+    wait_live(&controller, &["n1".to_owned(), "n2".to_owned()]);
+    controller.apply_with("mesh: m\noverlay: 10.9.0.0/24\nnodes: {n1: {}, n2: {}}\n", &["--wait"]).unwrap();
+    wait_until(SOON, "the link is up", || are_up(&controller, 1));
+    let tunnel = "{tunnel=\"m.n2\",device=\"m\"}";
+    let of_agent =
+        |name: &str| value(&metrics(&a, 7481, "localhost:7481"), &format!("tunmesh_agent_{name}{tunnel}"));
+    wait_until(SOON, "this end has heard that it is heard", || of_agent("link_up") == Some(1.0));
+    assert!(of_agent("link_round_trip_seconds").unwrap() < 1.0);
+    assert!(of_agent("link_last_heard_age_seconds").unwrap() < 1.0);
+    assert_eq!(of_agent("tunnel_failed"), Some(0.0));
+    let of_controller =
+        |name: &str| value(&metrics(&a, 7480, "127.0.0.1"), &format!("tunmesh_controller_{name}"));
+    let way = "{mesh=\"m\",from=\"n1\",to=\"n2\"}";
+    assert_eq!(of_controller(&format!("link_open{way}")), Some(1.0));
+    assert_eq!(of_controller("converged_nodes"), Some(2.0));
+    assert_eq!(of_controller("nodes{health=\"live\"}"), Some(2.0));
+    wait_until(Duration::from_secs(20), "figures are told with their age", || {
+        of_controller(&format!("link_figures_age_seconds{way}")).is_some_and(|age| age < 16.0)
     });
+    deafen(&b, "172.100.1.1");
+    wait_until(SOON, "the cut is told", || {
+        of_controller(&format!("link_open{way}")) == Some(0.0) && of_agent("link_up") == Some(0.0)
+    });
+    // A page whose name was made to lead here.
+    let refused = metrics(&a, 7480, "evil.example");
+    assert!(refused.starts_with("HTTP/1.1 403") && !refused.contains("tunmesh_"), "{refused}");
+    let shown = controller.run(&["status"]).unwrap();
+    assert!(!shown.contains("--metrics-listen"), "loopback weakens nothing: {shown}");
 }

@@ -106,7 +106,7 @@ impl World {
                 let n = self.random(HOSTS);
                 self.agents[n].kill9();
                 self.agents[n].restart();
-                (format!("restart {}", n + 1), SOON)
+                (format!("restart {}", n + 1), SOON + keys)
             }
             5 => {
                 self.segment.controller.kill9();

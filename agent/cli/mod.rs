@@ -80,6 +80,9 @@ struct RunArgs {
     /// show a certificate
     #[arg(long, env = "TUNMESH_GRPC_LISTEN", value_name = "ADDR")]
     grpc_listen: Option<SocketAddr>,
+    /// Address for metrics over HTTP at /metrics, as 127.0.0.1:7480; on another than loopback whoever reaches it reads them
+    #[arg(long, env = "TUNMESH_METRICS_LISTEN", value_name = "ADDR")]
+    metrics_listen: Option<SocketAddr>,
     /// Where the wanted tunnels are kept
     #[arg(long, env = "TUNMESH_STATE_DIR", value_name = "DIR", default_value = "/var/lib/tunmesh-agent")]
     state_dir: PathBuf,
@@ -262,6 +265,7 @@ impl RunArgs {
             without: self.without,
             socket: self.socket.socket,
             grpc_listen: self.grpc_listen,
+            metrics_listen: self.metrics_listen,
             state_dir: self.state_dir,
             controller,
         };

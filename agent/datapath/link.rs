@@ -16,6 +16,8 @@ use crate::proto::session::{LinkFigures, LinkReport};
 /// For how long a link that has failed is up until it is preferred again.
 const HEALTH: Duration = Duration::from_secs(10);
 
+/// How often new keys are asked for while the other end is not heard.
+const RENEWAL: Duration = Duration::from_secs(5);
 /// How long an answer is waited for: at least, which is also what is added to how long it usually takes, and at most.
 const HURRY: Duration = Duration::from_millis(150);
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -48,6 +50,8 @@ struct Inner {
     unsent: Option<DropReason>,
     /// What the path carries, once the route to the peer is known, and whether it is IPv4.
     path: Option<(PathMtu, bool)>,
+    /// When keys were last to be agreed on anew, since the other end is not heard.
+    renewed_at: Option<Duration>,
     /// How many packets had been sent when this was last looked at.
     sent: u64,
 }
@@ -61,6 +65,8 @@ pub struct Due {
     pub probe: Option<Probe>,
     /// What is to be asked.
     pub question: Option<Question>,
+    /// Whether new keys are to be agreed on: the other end is not heard, and may know none.
+    pub renews: bool,
     /// When it is to be looked at again, as time since boot.
     pub next: Duration,
 }
@@ -69,7 +75,7 @@ impl LinkEnd {
     /// One of which nothing has been heard, as [`Link::new`].
     pub fn new(number: NonZeroU32, timing: Timing, seed: u64, now: Duration) -> Self {
         let link = Link::new(number, timing, seed, now);
-        let inner = Inner { link, has_failed: false, unsent: None, path: None, sent: 0 };
+        let inner = Inner { link, has_failed: false, unsent: None, path: None, renewed_at: None, sent: 0 };
         Self { inner: Mutex::new(inner), fitness: AtomicU8::new(Fitness::Cut as u8) }
     }
 
@@ -137,7 +143,8 @@ impl LinkEnd {
             next = path.poll_at();
         }
         let has_changed = transition.is_some() || change.is_some();
-        Due { has_changed, probe, question, next: next.min(inner.link.poll_at()) }
+        let renews = inner.renews(now);
+        Due { has_changed, probe, question, renews, next: next.min(inner.link.poll_at()) }
     }
 
     /// This end goes. Returns what is to be sent.
@@ -219,6 +226,17 @@ impl LinkEnd {
 }
 
 impl Inner {
+    /// Whoever was restarted knows no keys any more, and what it sends to agree on some may be lost.
+    fn renews(&mut self, now: Duration) -> bool {
+        let (state, since, why) = self.link.state();
+        let is_silent = state == LinkState::Down && matches!(why, Why::Silent | Why::Wordless);
+        let is_due = is_silent && self.renewed_at.is_none_or(|at| at < since || now >= at + RENEWAL);
+        if is_due {
+            self.renewed_at = Some(now);
+        }
+        is_due
+    }
+
     fn conditions(&self) -> Conditions {
         let figures = self.link.figures();
         let patience = figures.round_trip().map_or(PATIENCE, |trip| trip.mean + trip.deviation * 4 + HURRY);

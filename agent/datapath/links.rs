@@ -48,6 +48,12 @@ impl Links {
                 if due.has_changed {
                     self.shared.tell_links();
                 }
+                if due.renews
+                    && let Some(peer) = tunnel.addressee()
+                {
+                    let initiation = peer.sessions().renew();
+                    initiation.iter().for_each(|initiation| self.handshakes.ask(tunnel, initiation));
+                }
                 if let Some(probe) = due.probe {
                     let sent = self.send(tunnel, &probe.encode());
                     end.note_sent(sent);

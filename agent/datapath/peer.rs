@@ -282,6 +282,14 @@ impl Sessions {
         self.initiate()
     }
 
+    /// As [`Tunnel::renew`].
+    pub fn renew(&mut self) -> Option<Vec<u8>> {
+        let initiation = self.tunnel.renew();
+        wipe_stack::<HANDSHAKE>();
+        self.note(initiation.as_deref());
+        initiation
+    }
+
     /// What begins a handshake with a peer whose own initiation is older than one that has been here. Somebody may have sent
     /// that again; but where the clock of a restarted peer was set back there is no other way to it.
     pub fn revive(&mut self, since_boot: Duration) -> Option<Vec<u8>> {

@@ -86,6 +86,9 @@ pub trait Tunnel: Send {
     /// Begins a handshake, also where one is under way. Returns what is to be sent.
     fn initiate(&mut self) -> Option<Vec<u8>>;
 
+    /// Begins a handshake where none is under way. Returns what is to be sent.
+    fn renew(&mut self) -> Option<Vec<u8>>;
+
     /// Looks at the clock. It is to be called every 250 ms or so.
     fn tick(&mut self) -> Ticked;
 
@@ -245,6 +248,10 @@ impl Tunnel for Noise {
 
     fn initiate(&mut self) -> Option<Vec<u8>> {
         self.begin(true)
+    }
+
+    fn renew(&mut self) -> Option<Vec<u8>> {
+        self.begin(false)
     }
 
     fn tick(&mut self) -> Ticked {

@@ -33,6 +33,9 @@ pub(super) struct Args {
         default_value = "/var/lib/tunmesh-controller"
     )]
     state_dir: PathBuf,
+    /// Address for metrics over HTTP at /metrics, as 127.0.0.1:7480; on another than loopback whoever reaches it reads them
+    #[arg(long, env = "TUNMESH_CONTROLLER_METRICS_LISTEN", value_name = "ADDR")]
+    metrics_listen: Option<SocketAddr>,
     /// Networks from which agents may come in plain text, unauthenticated; may be repeated
     #[arg(long, env = "TUNMESH_CONTROLLER_INSECURE", value_name = "CIDR", value_delimiter = ',', value_parser = parse_prefix)]
     insecure: Vec<IpNet>,
@@ -52,6 +55,7 @@ impl Args {
             listen: self.listen,
             socket: self.socket.socket,
             state_dir: self.state_dir,
+            metrics_listen: self.metrics_listen,
             insecure: self.insecure,
             approve_any: self.approve_any,
         };

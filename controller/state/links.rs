@@ -1,5 +1,6 @@
 //! What both ends of each link have told, put together: whether it carries packets, and in which direction not.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::ControllerState;
@@ -91,6 +92,19 @@ impl ControllerState {
     /// The nodes that have an agent and are in a mesh, or were, by name.
     pub fn agents(&self) -> impl Iterator<Item = &NodeName> {
         self.views.keys()
+    }
+
+    /// How many ends of links there are in each state, by its name.
+    pub fn link_ends(&self, now: Instant) -> BTreeMap<&'static str, usize> {
+        let mut counts = BTreeMap::new();
+        for (_, node) in self.registry.nodes() {
+            let is_live = node.health(now) == Health::Live;
+            for (_, link) in node.links.iter() {
+                let state = if is_live { link.report.state.name() } else { "unknown" };
+                *counts.entry(state).or_default() += 1;
+            }
+        }
+        counts
     }
 
     /// The links of the tunnels of a node that come first there: each link of a mesh is one of exactly one node.

@@ -11,6 +11,7 @@ pub mod limits;
 pub mod local_user;
 pub mod lock;
 pub mod log;
+pub mod metrics;
 pub mod output;
 pub mod random;
 pub mod signals;
