@@ -1,6 +1,8 @@
 //! The one task that owns the agent's state: it reads the clock, performs operations, and answers.
 
+mod changes;
 mod handle;
+mod shown;
 mod uplink;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,39 +15,29 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+use self::changes::{Changed, LinkTold};
 pub use self::handle::{AgentHandle, ControllerStatus, Overview, SessionStatus};
 use self::handle::{Asked, Request, Requests};
+use self::shown::BootTime;
 pub use self::uplink::Uplink;
 use crate::agent::check;
 use crate::agent::credentials::Credentials;
 use crate::agent::datapath::DatapathEvent;
 use crate::agent::os::clock;
-use crate::agent::os::netlink::watch::{Change, Watch};
+use crate::agent::os::netlink::watch::Watch;
 use crate::agent::platform::Platform;
 use crate::agent::reconcile::Op;
 use crate::agent::session::Base;
-use crate::agent::state::{AgentState, OpResult, Repair, Wanted};
+use crate::agent::state::{AgentState, OpResult, Wanted};
 use crate::agent::store::Store;
 use crate::proto::command::{Command, CommandError, ErrorKind, Field, Outcome};
-use crate::proto::host::clock::{now, since_epoch};
+use crate::proto::host::clock::now;
 use crate::proto::host::credential::CredentialError;
-use crate::proto::model::{DeviceName, Framing, Invalid, Owner, TunnelName, TunnelState, TunnelStatus};
-use crate::proto::rate::{Bucket, Rate};
-use crate::proto::session::{ItemId, TunnelReport};
+use crate::proto::model::{DeviceName, Invalid, Owner, TunnelName, TunnelState};
+use crate::proto::session::ItemId;
 
 /// How often it is looked whether a controller is to be told of tunnels.
 const LOOK: Duration = Duration::from_secs(1);
-
-/// How long after a change of the host it is looked at, and how long after a look at the earliest.
-const SETTLED: Duration = Duration::from_millis(50);
-const BETWEEN_LOOKS: Duration = Duration::from_millis(500);
-
-/// How often it is logged of one link that it has changed.
-const LINK_NEWS: Rate = Rate { burst: 6, every: Duration::from_secs(60) };
-
-/// What an encrypted tunnel waits for.
-const NO_HANDSHAKE: &str = "the peer has not agreed on keys yet: its agent must run, reach this host, and have this host's \
-                            public key";
 
 type Resolved = (String, Result<Vec<IpAddr>, String>);
 
@@ -66,51 +58,6 @@ pub struct Runtime {
     links: BTreeMap<TunnelName, LinkTold>,
     /// The devices of which it was logged that their tunnels are not encrypted, or, with `true`, that they take what is not.
     plain: BTreeSet<(DeviceName, bool)>,
-}
-
-/// What is known of changes of the host.
-struct Changed {
-    /// When they are looked at; absent: there was none.
-    due: Option<Instant>,
-    /// Whether all of them are of this agent's own devices and routes.
-    is_ours: bool,
-    looked_at: Option<Instant>,
-}
-
-impl Default for Changed {
-    fn default() -> Self {
-        Self { due: None, is_ours: true, looked_at: None }
-    }
-}
-
-/// What was logged of a link.
-#[derive(Default)]
-struct LinkTold {
-    /// How often it had changed.
-    changes: u32,
-    news: Bucket,
-}
-
-/// When the host was started, as time since the Unix epoch. Read once: two readings of two clocks are never the same,
-/// and a time that was told must not change.
-struct BootTime(Duration);
-
-impl BootTime {
-    /// The wall clock may be set: then the boot was at another time.
-    const STEP: Duration = Duration::from_secs(1);
-
-    fn read() -> Self {
-        Self(since_epoch().saturating_sub(clock::since_boot()))
-    }
-
-    /// A time since boot as time since the Unix epoch.
-    fn since_epoch(&mut self, since_boot: Duration) -> Duration {
-        let Self(now) = Self::read();
-        if now.abs_diff(self.0) > Self::STEP {
-            self.0 = now;
-        }
-        self.0 + since_boot
-    }
 }
 
 impl Runtime {
@@ -215,30 +162,6 @@ impl Runtime {
         let session = self.uplink.as_ref().and_then(Uplink::poll_timeout);
         let due = [look, session, self.changed.due].into_iter().flatten();
         due.fold(self.state.poll_timeout(), Instant::min)
-    }
-
-    /// Takes in that something of the host has changed, and all else that has by now. It is looked at a little later: changes
-    /// seldom come alone.
-    fn note_change(&mut self, first: Change) {
-        for change in std::iter::once(first).chain(std::iter::from_fn(|| self.watch.waiting())) {
-            self.changed.is_ours &= match change {
-                Change::Interface(index) => self.platform.is_own(index),
-                Change::OwnRoute => true,
-                Change::Other => false,
-            };
-        }
-        let now = now();
-        let earliest = self.changed.looked_at.map_or(now, |at| at + BETWEEN_LOOKS);
-        self.changed.due.get_or_insert(earliest.max(now + SETTLED));
-    }
-
-    /// Looks at the host where that is due.
-    fn look_at_host(&mut self) {
-        let now = now();
-        if self.changed.due.is_some_and(|due| due <= now) {
-            self.state.handle_host_changed(self.changed.is_ours, now);
-            self.changed = Changed { looked_at: Some(now), ..Changed::default() };
-        }
     }
 
     async fn answer(&mut self, request: Request) {
@@ -348,16 +271,6 @@ impl Runtime {
         self.log_plain();
     }
 
-    /// Says what others have done that is put right.
-    fn tell_repairs(&mut self) {
-        while let Some(Repair { device, what }) = self.state.poll_repair() {
-            tracing::warn!(%device, "others {what}; it is put right");
-            if let Some(uplink) = &mut self.uplink {
-                uplink.handle_repair(device, what, now());
-            }
-        }
-    }
-
     /// Logs of each device once that it has tunnels that are not encrypted, or take what is not.
     fn log_plain(&mut self) {
         let tunnels = self.state.desired().tunnels.values();
@@ -373,24 +286,6 @@ impl Runtime {
             }
         }
         self.plain = plain;
-    }
-
-    /// Logs how links have changed; of one that changes all the time now and then how often.
-    fn log_links(&mut self) {
-        let now = now();
-        for (tunnel, link) in self.platform.links() {
-            let told = self.links.entry(tunnel.clone()).or_default();
-            if told.changes == link.changes || told.news.take(LINK_NEWS, now).is_err() {
-                continue;
-            }
-            let times = link.changes.wrapping_sub(told.changes);
-            told.changes = link.changes;
-            let (state, why) = (link.state.name(), link.why);
-            match times {
-                1 => tracing::info!(%tunnel, state, "the link has changed: {why}"),
-                _ => tracing::info!(%tunnel, state, "the link has changed {times} times: {why}"),
-            }
-        }
     }
 
     /// Takes in what a controller has said so far, and says what is due.
@@ -474,37 +369,6 @@ impl Runtime {
         Ok(before - self.state.desired().tunnels.len())
     }
 
-    /// What of the controller's cannot be had, or is not as it is to be, and why.
-    fn failures(&self) -> BTreeMap<ItemId, String> {
-        self.state.unmet().into_iter().chain(self.state.failures()).collect()
-    }
-
-    fn controller(&self) -> Option<ControllerStatus> {
-        let base = self.state.base();
-        if self.uplink.is_none() && base.is_none() {
-            return None;
-        }
-        let held = base.iter().flat_map(|base| base.held.iter()).map(|item| item.id.clone()).collect();
-        Some(ControllerStatus {
-            session: self.uplink.as_ref().map(|uplink| uplink.status(now(), since_epoch())),
-            store_id: base.map(|base| base.store_id.clone()),
-            generation: base.map(|base| base.generation),
-            held,
-            failures: self.failures(),
-        })
-    }
-
-    /// All tunnels as a controller is told of them.
-    fn reports(&mut self) -> BTreeMap<TunnelName, TunnelReport> {
-        let now = since_epoch();
-        let tunnels = self.tunnels().into_iter();
-        let reports = tunnels.map(|status| {
-            let keyed = self.platform.is_keyed(&status.name);
-            (status.name.clone(), TunnelReport { keyed, ..report(status, now) })
-        });
-        reports.collect()
-    }
-
     fn resolve(&mut self, host: String) {
         self.lookups.spawn(async move {
             // The port is not looked at; the resolver wants one.
@@ -514,48 +378,6 @@ impl Runtime {
                 .map_err(|error| error.to_string());
             (host, answer)
         });
-    }
-
-    fn tunnels(&mut self) -> Vec<TunnelStatus> {
-        let statuses: Vec<TunnelStatus> = self.state.statuses().collect();
-        statuses.into_iter().map(|status| self.with_counters(status)).collect()
-    }
-
-    fn status(&mut self, name: &TunnelName) -> Option<TunnelStatus> {
-        let status = self.state.status(name)?;
-        Some(self.with_counters(status))
-    }
-
-    fn with_counters(&mut self, mut status: TunnelStatus) -> TunnelStatus {
-        let since_boot = clock::since_boot();
-        self.platform.note_refusals(&mut status, since_boot);
-        if let Framing::Wireguard(_) = status.tunnel.framing {
-            let handshake = self.platform.last_handshake(&status.name, since_boot);
-            status.last_handshake = handshake.map(|handshake| self.boot.since_epoch(handshake));
-            status.endpoint = self.platform.roamed_to(&status.name).or(status.endpoint);
-        }
-        let boot = &mut self.boot;
-        status.link = self.platform.link(&status.name, |since_boot| boot.since_epoch(since_boot));
-        if let Some((loses, carries)) = status.link.as_ref().and_then(|link| link.loses.zip(link.carries)) {
-            status.notes.push(format!(
-                "packets of {loses} bytes and more are lost on the way to the peer, and nobody says so: no more than \
-                 {carries} are sent; whoever runs that path is to let ICMP \"fragmentation needed\" pass"
-            ));
-        }
-        let Some(stats) = self.platform.stats(&status.name) else { return status };
-        status.sent = stats.sent.read();
-        status.received = stats.received.read();
-        if let Some(received) = stats.last_received() {
-            status.last_received = Some(self.boot.since_epoch(received));
-            if status.state == TunnelState::Waiting(None) {
-                status.state = TunnelState::Passing;
-            }
-        }
-        let is_encrypted = status.tunnel.is_encrypted();
-        if is_encrypted && status.last_handshake.is_none() && status.state == TunnelState::Waiting(None) {
-            status.state = TunnelState::Waiting(Some(NO_HANDSHAKE.to_owned()));
-        }
-        status
     }
 
     /// Removes what the agent made; what is wanted stays on disk.
@@ -572,19 +394,6 @@ impl Runtime {
         if let Some(uplink) = self.uplink {
             uplink.drain().await;
         }
-    }
-}
-
-/// A tunnel as a controller is told of it; `now` is since the Unix epoch.
-fn report(status: TunnelStatus, now: Duration) -> TunnelReport {
-    let age = status.last_received.map(|last| now.saturating_sub(last).as_millis());
-    TunnelReport {
-        device: status.tunnel.device,
-        owner: status.tunnel.owner,
-        state: status.state,
-        endpoint: status.endpoint.map(|endpoint| endpoint.to_string()).unwrap_or_default(),
-        last_received_ms: age.map(|age| u64::try_from(age).unwrap_or(u64::MAX)),
-        keyed: false,
     }
 }
 
