@@ -7,7 +7,7 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::agent::datapath::link::{Fitness, LinkEnd};
+use crate::agent::datapath::link::LinkEnd;
 use crate::agent::datapath::peer::{OwnKey, Peer, Receivers};
 use crate::agent::datapath::stats::{DropReason, TunnelStats};
 use crate::agent::datapath::table::{Kept, OpenDevice, Table};
@@ -157,6 +157,11 @@ impl Platform {
         Some(kept.link.as_ref()?.status(since_epoch))
     }
 
+    /// From now on it is told again that links have changed.
+    pub fn look_at_links(&self) {
+        self.datapath.look_at_links();
+    }
+
     /// All probed tunnels, with the states of their links and how often these have changed.
     pub fn links(&self) -> impl Iterator<Item = (&TunnelName, LinkStatus)> {
         let links = self.kept.iter().filter_map(|(name, (_, kept))| Some((name, kept.link.as_ref()?)));
@@ -169,10 +174,10 @@ impl Platform {
         links.filter_map(|(name, link)| Some((name.clone(), link.carries()?))).collect()
     }
 
-    /// The probed tunnels whose peers are not heard, or do not hear this host.
+    /// The probed tunnels whose peers are not heard.
     pub fn silent(&self) -> BTreeSet<TunnelName> {
         let links = self.kept.iter().filter_map(|(name, (_, kept))| Some((name, kept.link.as_ref()?)));
-        links.filter(|(_, link)| link.fitness() == Fitness::Cut).map(|(name, _)| name.clone()).collect()
+        links.filter(|(_, link)| !link.hears()).map(|(name, _)| name.clone()).collect()
     }
 
     /// The same as a controller is told of them; `since_boot` is now.

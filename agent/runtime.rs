@@ -138,7 +138,7 @@ impl Runtime {
                     DatapathEvent::PathNarrowed(address) => self.state.handle_path_narrowed(address, now()),
                     // It is looked at whatever happens.
                     DatapathEvent::PeerMoved => {}
-                    DatapathEvent::LinkChanged => self.log_links(),
+                    DatapathEvent::LinkChanged => self.note_links(),
                 },
                 Some(resolved) = self.lookups.join_next() => {
                     if let Ok((host, answer)) = resolved {
@@ -150,6 +150,7 @@ impl Runtime {
                 () = tokio::time::sleep_until(timeout) => self.state.handle_timeout(now()),
             }
             self.look_at_host();
+            self.look_at_links();
             self.settle().await;
             self.keep_in_step().await;
         };
@@ -160,7 +161,7 @@ impl Runtime {
     fn poll_timeout(&self, now: Instant) -> Instant {
         let look = self.uplink.as_ref().filter(|uplink| uplink.wants_tunnels()).map(|_| now + LOOK);
         let session = self.uplink.as_ref().and_then(Uplink::poll_timeout);
-        let due = [look, session, self.changed.due].into_iter().flatten();
+        let due = [look, session, self.changed.due, self.changed.links_due].into_iter().flatten();
         due.fold(self.state.poll_timeout(), Instant::min)
     }
 

@@ -46,6 +46,9 @@ const BACKOFF_MOST: Duration = Duration::from_secs(6);
 const GOOD: Duration = Duration::from_secs(10);
 /// How soon a controller is asked again to which this agent does not belong.
 const REFUSED: Duration = Duration::from_secs(30);
+/// How many repairs wait to be told, and how many are told at once: a connection takes only so much.
+const REPAIRS: usize = 1_000;
+const AT_ONCE: usize = 8;
 /// The longest time that a controller can ask for.
 const ASKED_MOST: Duration = Duration::from_secs(300);
 
@@ -168,6 +171,8 @@ struct Open {
     acked: Option<Ack>,
     reports: Reports,
     links: Links,
+    /// What others have done to devices, and is to be told.
+    repairs: VecDeque<(DeviceName, String)>,
 }
 
 impl Session {
@@ -236,6 +241,7 @@ impl Session {
                 acked: None,
                 reports: Reports::default(),
                 links: Links::default(),
+                repairs: VecDeque::new(),
             }),
             now,
         );
@@ -351,14 +357,17 @@ impl Session {
         let Phase::Open(open) = &mut self.phase else { return };
         if wanted {
             let messages = open.links.next(links, now).into_iter();
-            self.effects.extend(messages.map(Effect::Send));
+            let repairs = open.repairs.drain(..open.repairs.len().min(AT_ONCE));
+            let repairs = repairs.map(|(device, what)| AgentMessage::Repaired { device, what });
+            self.effects.extend(messages.chain(repairs).map(Effect::Send));
         }
     }
 
     /// Takes in what others have done to a device, which is put right: the controller is told, if it is there.
     pub fn handle_repair(&mut self, device: DeviceName, what: String) {
-        if self.wants_links() {
-            self.send(AgentMessage::Repaired { device, what });
+        let Phase::Open(open) = &mut self.phase else { return };
+        if open.repairs.len() < REPAIRS {
+            open.repairs.push_back((device, what));
         }
     }
 

@@ -74,7 +74,7 @@ pub struct AgentState {
     target: Target,
     published: Forwarding,
     lookups: BTreeMap<String, Lookup>,
-    /// The tunnels whose peers are not heard, or do not hear this host.
+    /// The probed tunnels whose peers are not heard.
     silent: BTreeSet<TunnelName>,
     /// The endpoints that were measured since the last audit, and why one has no path.
     paths: BTreeMap<IpAddr, Option<String>>,
@@ -86,6 +86,8 @@ pub struct AgentState {
     repairs: VecDeque<Repair>,
     /// When all paths were last to be measured anew.
     stale_at: Instant,
+    /// When they are to be again, since something has changed.
+    stale_due: Option<Instant>,
     queue: VecDeque<Op>,
     observe: bool,
     audited_at: Instant,
@@ -113,6 +115,7 @@ impl AgentState {
             meddling: BTreeMap::new(),
             repairs: VecDeque::new(),
             stale_at: now,
+            stale_due: None,
             queue: VecDeque::new(),
             observe: true,
             audited_at: now,
@@ -304,16 +307,21 @@ impl AgentState {
         self.observe = true;
     }
 
-    /// Takes in that something of the host has changed; where it is not of a device of ours, paths may be others now.
-    pub fn handle_host_changed(&mut self, is_ours: bool, now: Instant) {
+    /// Takes in that interfaces or routes of the host have changed that are not ours: paths may be others now. They are measured
+    /// anew; not at once where that was done a moment ago, for a thousand take a while, and on some hosts something changes
+    /// all the time.
+    pub fn handle_paths_changed(&mut self, now: Instant) {
         self.now = now;
-        self.observe = true;
-        // To measure a thousand paths takes a while, and on some hosts interfaces come and go all the time.
         let pause = MEASUREMENT * u32::try_from(self.paths.len()).unwrap_or(u32::MAX);
-        if !is_ours && now >= self.stale_at + pause {
-            self.stale_at = now;
-            self.paths.clear();
+        let due = *self.stale_due.get_or_insert((self.stale_at + pause).max(now));
+        if due <= now {
+            self.measure_anew();
         }
+    }
+
+    fn measure_anew(&mut self) {
+        (self.stale_at, self.stale_due) = (self.now, None);
+        self.paths.clear();
     }
 
     /// What others have done to a device of ours and is put right: each is told once.
@@ -367,6 +375,7 @@ impl AgentState {
         failures
             .map(|failure| failure.retry_at)
             .chain(lookups.map(|lookup| lookup.due))
+            .chain(self.stale_due)
             .fold(self.audit_at(), Instant::min)
     }
 
@@ -383,8 +392,11 @@ impl AgentState {
         if now >= self.audit_at() {
             self.audited_at = now;
             self.observe = true;
-            self.paths.clear();
+            self.measure_anew();
             self.retry_keys();
+        }
+        if self.stale_due.is_some_and(|due| due <= now) {
+            self.measure_anew();
         }
         // What was held may have been held up by something of the host that is gone.
         let is_due = |failure: &Failure| failure.retry_at <= now;

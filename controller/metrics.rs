@@ -20,14 +20,13 @@ fn of(state: &ControllerState, now: Instant) -> Metrics {
     let status = state.status(now);
     of_nodes(&mut metrics, &status);
     let ends = state.link_ends(now);
-    let total: usize = ends.values().sum();
     metrics.gauge(
         "link_ends",
         "Ends of links by state; unknown where the node is not heard of.",
         ends.into_iter().map(|(state, count)| (vec![("state", state.to_owned())], count as f64)),
     );
-    if total <= 2 * LINKS {
-        let links: Vec<NodeLink> = state.agents().flat_map(|node| state.links_of(node, now)).collect();
+    if state.wanted_tunnels() <= 2 * LINKS {
+        let links: Vec<NodeLink> = state.agents().flat_map(|node| state.links_of(node, None, now)).collect();
         of_links(&mut metrics, &links);
     }
     metrics

@@ -21,6 +21,8 @@ use tunmesh::proto::host::clock::now;
 const HOSTS: usize = 3;
 /// From which host to which, by number.
 type Way = (usize, usize);
+/// The detection time where the other end hears nothing: it sends once a second then, and it may be about to begin with that.
+const SLOW: Duration = Duration::from_secs(4);
 /// How much later than the detection time, which is shown, it may be shown that a way is cut or is not.
 const LATER: Duration = Duration::from_millis(1_700);
 /// How much later again where keys are to be agreed on first: that is tried every five seconds.
@@ -82,7 +84,7 @@ impl World {
     fn step(&mut self) -> Duration {
         self.cut.values_mut().for_each(|events| *events += 1);
         let keys = if self.is_encrypted { KEYS } else { Duration::ZERO };
-        let shown = self.detection() + LATER + keys;
+        let shown = self.detection().max(SLOW) + LATER + keys;
         let mut healed = self.cut.clone();
         healed.retain(|_, events| *events > LONGEST);
         self.cut.retain(|way, _| !healed.contains_key(way));
@@ -161,7 +163,7 @@ impl World {
     fn check(&mut self, soon: Duration) {
         let ways = (1..=HOSTS).flat_map(|from| (1..=HOSTS).map(move |to| (from, to)));
         let ways: Vec<Way> = ways.filter(|(from, to)| from != to).collect();
-        let (mut shown, mut found) = (None, BTreeMap::new());
+        let (mut shown, mut found, mut in_a_row) = (None, BTreeMap::new(), 0);
         let can_be = |found: &BTreeMap<Way, bool>| {
             found.iter().all(|(way, is_open)| match self.cut.contains_key(way) {
                 true => !is_open,
@@ -172,11 +174,11 @@ impl World {
         let is_true = holds_within(soon, || {
             shown = self.shown();
             found = ways.iter().map(|way| (*way, self.passes(*way))).collect();
-            shown.as_ref() == Some(&found) && can_be(&found)
+            in_a_row = if shown.as_ref() == Some(&found) && can_be(&found) { in_a_row + 1 } else { 0 };
+            in_a_row == 2
         });
         let done = self.done.join("\n");
         assert!(is_true, "within {soon:?}: {shown:?} is shown, packets find {found:?}\n{done}");
-        assert_eq!(self.shown().as_ref(), Some(&found), "it stays so\n{done}");
     }
 
     /// The longest detection time of all links, as it is shown.

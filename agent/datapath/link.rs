@@ -18,9 +18,11 @@ const HEALTH: Duration = Duration::from_secs(10);
 
 /// How often new keys are asked for while the other end is not heard.
 const RENEWAL: Duration = Duration::from_secs(5);
-/// How long an answer is waited for: at least, which is also what is added to how long it usually takes, and at most.
+/// How long an answer is waited for: at least, which is also what is added to how long it usually takes, where that is not
+/// known, and at most.
 const HURRY: Duration = Duration::from_millis(150);
-const PATIENCE: Duration = Duration::from_secs(1);
+const USUAL: Duration = Duration::from_secs(1);
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Whether a link is to carry packets that another one could carry, too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -88,6 +90,11 @@ impl LinkEnd {
         }
     }
 
+    /// Whether the other end is heard.
+    pub fn hears(&self) -> bool {
+        matches!(self.inner().link.state().0, LinkState::Init | LinkState::Up)
+    }
+
     /// As [`Link::set_timing`].
     pub fn set_timing(&self, timing: Timing) {
         self.inner().link.set_timing(timing);
@@ -131,17 +138,15 @@ impl LinkEnd {
         }
         let (transition, probe) = inner.link.poll(now);
         self.judge(&mut inner, transition, now);
-        let conditions = inner.conditions();
-        let Inner { path, sent, .. } = &mut *inner;
-        let (mut change, mut question, mut next) = (None, None, Duration::MAX);
-        if let Some((path, _)) = path {
-            if now >= path.poll_at() {
-                let before = std::mem::replace(sent, stats.sent.packets());
-                let conditions = Conditions { is_used: *sent != before, ..conditions };
+        let (mut change, mut question) = (None, None);
+        if inner.path.as_ref().is_some_and(|(path, _)| now >= path.poll_at()) {
+            let before = std::mem::replace(&mut inner.sent, stats.sent.packets());
+            let conditions = Conditions { is_used: inner.sent != before, ..inner.conditions() };
+            if let Some((path, _)) = &mut inner.path {
                 (change, question) = path.poll(conditions, now);
             }
-            next = path.poll_at();
         }
+        let next = inner.path.as_ref().map_or(Duration::MAX, |(path, _)| path.poll_at());
         let has_changed = transition.is_some() || change.is_some();
         let renews = inner.renews(now);
         Due { has_changed, probe, question, renews, next: next.min(inner.link.poll_at()) }
@@ -239,15 +244,15 @@ impl Inner {
 
     fn conditions(&self) -> Conditions {
         let figures = self.link.figures();
-        let patience = figures.round_trip().map_or(PATIENCE, |trip| trip.mean + trip.deviation * 4 + HURRY);
+        let usual = figures.round_trip().map_or(USUAL, |trip| trip.mean + trip.deviation * 4 + HURRY);
         // A question and its answer go both ways.
         let ways = [Some(figures.hearing()), figures.heard()].into_iter().flatten();
         let comes = ways.map(|way| 1.0 - f64::from(way.lost) / f64::from(way.known.max(1))).product::<f64>();
         Conditions {
             is_up: self.link.state().0 == LinkState::Up,
             is_used: false,
-            patience: patience.clamp(HURRY, PATIENCE),
-            loss: 1.0 - comes,
+            patience: usual.clamp(HURRY, PATIENCE),
+            loss: (1.0 - comes).max(figures.recent_loss()),
         }
     }
 }

@@ -79,6 +79,8 @@ struct Shared {
     wished: [AtomicUsize; 2],
     /// When the links are to be looked at.
     links_due: DueTime,
+    /// Whether the runtime was told that links have changed, and has not looked yet.
+    links_told: AtomicBool,
     waker: Waker,
     stop: AtomicBool,
     events: mpsc::Sender<DatapathEvent>,
@@ -93,9 +95,11 @@ impl Shared {
         }
     }
 
-    /// Tells the runtime that a link is in another state. A full channel has news enough, as above.
+    /// Tells the runtime that a link is in another state; once, until it looks.
     fn tell_links(&self) {
-        let _ = self.events.try_send(DatapathEvent::LinkChanged);
+        if !self.links_told.swap(true, Ordering::AcqRel) {
+            let _ = self.events.try_send(DatapathEvent::LinkChanged);
+        }
     }
 
     fn limits(&self) -> MutexGuard<'_, Limits> {
@@ -187,6 +191,7 @@ impl Datapath {
             limits: Mutex::default(),
             wished: Default::default(),
             links_due: DueTime::default(),
+            links_told: AtomicBool::new(false),
             waker: Waker::new()?,
             stop: AtomicBool::new(false),
             events: events.clone(),
@@ -200,6 +205,11 @@ impl Datapath {
         }
         datapath.workers.push(Worker::start("tunmesh-data", &events, move || main.drive())?);
         Ok(datapath)
+    }
+
+    /// From now on it is told again that links have changed: they are looked at now.
+    pub fn look_at_links(&self) {
+        self.shared.links_told.store(false, Ordering::Release);
     }
 
     /// Replaces the table. Packets that are under way still see the old one.

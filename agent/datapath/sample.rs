@@ -65,6 +65,7 @@ pub(super) fn shared(table: Table) -> (Arc<Shared>, mpsc::Receiver<DatapathEvent
         limits: Mutex::default(),
         wished: Default::default(),
         links_due: DueTime::default(),
+        links_told: AtomicBool::new(false),
         waker: Waker::new().unwrap(),
         stop: AtomicBool::new(false),
         events: sender,

@@ -8,6 +8,9 @@ use crate::proto::model::Hearing;
 /// Of how many of the last probes it is kept what became of them.
 const WINDOW: usize = 256;
 
+/// How many of them are the last few.
+const RECENT: usize = 32;
+
 /// An answer that is said to have taken longer is none to a probe of this end's.
 const LONGEST: Duration = Duration::from_secs(60);
 
@@ -72,6 +75,13 @@ impl Window {
         }
         self.set(sequence, Fate::Late);
         Arrival::Late
+    }
+
+    fn recent_loss(&self) -> f64 {
+        let known = self.known.min(RECENT) as u32;
+        let last = (0..known).map(|behind| self.highest.wrapping_sub(behind));
+        let fates = last.filter_map(|sequence| self.fates.get(sequence as usize % WINDOW));
+        fates.filter(|fate| **fate == Fate::Lost).count() as f64 / f64::from(known.max(1))
     }
 
     fn count(&self, fate: Fate) -> u16 {
@@ -159,6 +169,11 @@ impl Figures {
             reordered: window.count(Fate::Late),
             jitter: self.jitter,
         }
+    }
+
+    /// The share of the last few probes that was lost, 0 to 1: what has only begun counts for little in the others.
+    pub fn recent_loss(&self) -> f64 {
+        self.window.as_ref().map_or(0.0, Window::recent_loss)
     }
 
     /// How well the other end hears, as it last said.

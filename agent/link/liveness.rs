@@ -244,13 +244,16 @@ impl Link {
             return (LinkState::Down, Why::Never);
         };
         match other.state {
-            LinkState::AdminDown => (LinkState::Down, Why::Left),
-            LinkState::Down | LinkState::Init | LinkState::Up if now >= self.silent_at(other) => {
+            // Nobody else knows this end's number.
+            LinkState::AdminDown if other.knows => (LinkState::Down, Why::Left),
+            _ if now >= self.silent_at(other) => {
                 let is_wordless = now < other.heard_at + self.detection(other);
                 (LinkState::Down, if is_wordless { Why::Wordless } else { Why::Silent })
             }
             LinkState::Init | LinkState::Up if other.knows => (LinkState::Up, Why::Heard),
-            LinkState::Down | LinkState::Init | LinkState::Up => (LinkState::Init, Why::NotHeard),
+            LinkState::AdminDown | LinkState::Down | LinkState::Init | LinkState::Up => {
+                (LinkState::Init, Why::NotHeard)
+            }
         }
     }
 

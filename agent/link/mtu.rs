@@ -82,7 +82,9 @@ pub struct PathMtu {
     is_verified: bool,
     phase: Phase,
     number: u32,
+    /// The last question, and the number of the first of those about its size: an answer to any of them will do.
     asked: Option<Question>,
+    first: u32,
     tries: u8,
     due: Duration,
     /// When what is in use last came through, or began to be used.
@@ -105,6 +107,7 @@ impl PathMtu {
             phase: Phase::Holding,
             number: 0,
             asked: None,
+            first: 0,
             tries: 0,
             due: now,
             held_at: now,
@@ -192,6 +195,9 @@ impl PathMtu {
             Phase::Searching { low, high } => candidate(low, high),
         };
         self.number = self.number.wrapping_add(1);
+        if self.tries == 0 {
+            self.first = self.number;
+        }
         let question = Question { number: self.number, size };
         self.asked = Some(question);
         self.tries += 1;
@@ -201,7 +207,9 @@ impl PathMtu {
 
     /// An answer has come.
     pub fn handle_answer(&mut self, number: u32, now: Duration) -> Option<Change> {
-        let question = self.asked.take_if(|asked| asked.number == number)?;
+        let first = self.first;
+        let is_one = |asked: &mut Question| number.wrapping_sub(first) <= asked.number.wrapping_sub(first);
+        let question = self.asked.take_if(is_one)?;
         self.tries = 0;
         self.lost = self.lost.filter(|lost| *lost > question.size);
         match self.phase {

@@ -42,8 +42,8 @@ fn of_device(was: &Link, is: &Link, device: &TargetDevice) -> Vec<String> {
 
 fn of_routes(before: &Actual, after: &Actual, target: &Target, name: &DeviceName) -> Vec<String> {
     let routes = target.routes.iter().filter(|route| route.device == *name);
-    let was_there = routes.filter(|route| before.routes.iter().any(|there| route.matches(there)));
-    let lost = was_there.filter(|route| !after.routes.iter().any(|there| route.matches(there)));
+    let was_there = routes.filter(|route| before.routes.contains(&route.as_actual()));
+    let lost = was_there.filter(|route| !after.routes.contains(&route.as_actual()));
     lost.map(|route| format!("removed or changed its route to {}", route.prefix)).collect()
 }
 

@@ -12,6 +12,9 @@ use crate::proto::rate::{Bucket, Rate};
 const SETTLED: Duration = Duration::from_millis(50);
 const BETWEEN_LOOKS: Duration = Duration::from_millis(500);
 
+/// How long after links were looked at they are looked at again.
+const BETWEEN_LINKS: Duration = Duration::from_millis(50);
+
 /// How often it is logged of one link that it has changed.
 const LINK_NEWS: Rate = Rate { burst: 6, every: Duration::from_secs(60) };
 
@@ -21,12 +24,24 @@ pub(super) struct Changed {
     pub(super) due: Option<Instant>,
     /// Whether all of them are of this agent's own devices and routes.
     is_ours: bool,
+    /// Whether there was one of interfaces or of this agent's routes.
+    is_of_devices: bool,
     looked_at: Option<Instant>,
+    /// When links are looked at that have changed, and when they last were.
+    pub(super) links_due: Option<Instant>,
+    links_at: Option<Instant>,
 }
 
 impl Default for Changed {
     fn default() -> Self {
-        Self { due: None, is_ours: true, looked_at: None }
+        Self {
+            due: None,
+            is_ours: true,
+            is_of_devices: false,
+            looked_at: None,
+            links_due: None,
+            links_at: None,
+        }
     }
 }
 
@@ -43,6 +58,7 @@ impl Runtime {
     /// seldom come alone.
     pub(super) fn note_change(&mut self, first: Change) {
         for change in std::iter::once(first).chain(std::iter::from_fn(|| self.watch.waiting())) {
+            self.changed.is_of_devices |= change != Change::Other;
             self.changed.is_ours &= match change {
                 Change::Interface(index) => self.platform.is_own(index),
                 Change::OwnRoute => true,
@@ -58,8 +74,31 @@ impl Runtime {
     pub(super) fn look_at_host(&mut self) {
         let now = now();
         if self.changed.due.is_some_and(|due| due <= now) {
-            self.state.handle_host_changed(self.changed.is_ours, now);
-            self.changed = Changed { looked_at: Some(now), ..Changed::default() };
+            if self.changed.is_of_devices {
+                self.state.handle_device_event(now);
+            }
+            if !self.changed.is_ours {
+                self.state.handle_paths_changed(now);
+            }
+            let Changed { links_due, links_at, .. } = self.changed;
+            self.changed = Changed { looked_at: Some(now), links_due, links_at, ..Changed::default() };
+        }
+    }
+
+    /// Takes in that links have changed: of those that do so all the time not each change is looked at.
+    pub(super) fn note_links(&mut self) {
+        let now = now();
+        let earliest = self.changed.links_at.map_or(now, |at| at + BETWEEN_LINKS);
+        self.changed.links_due.get_or_insert(earliest.max(now));
+    }
+
+    /// Looks at links where that is due.
+    pub(super) fn look_at_links(&mut self) {
+        let now = now();
+        if self.changed.links_due.is_some_and(|due| due <= now) {
+            (self.changed.links_due, self.changed.links_at) = (None, Some(now));
+            self.platform.look_at_links();
+            self.log_links();
         }
     }
 
@@ -78,6 +117,10 @@ impl Runtime {
         let now = now();
         for (tunnel, link) in self.platform.links() {
             let told = self.links.entry(tunnel.clone()).or_default();
+            if link.changes < told.changes {
+                // It is another one.
+                told.changes = 0;
+            }
             if told.changes == link.changes || told.news.take(LINK_NEWS, now).is_err() {
                 continue;
             }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::AgentState;
 use crate::agent::target;
-use crate::proto::model::{Host, TunnelName, is_underlay_address};
+use crate::proto::model::{Host, Remote, TunnelName, is_underlay_address};
 
 /// How soon a name that did not resolve is asked for again.
 const RESOLVE_RETRY: Duration = Duration::from_secs(5);
@@ -71,7 +71,7 @@ impl AgentState {
         }
     }
 
-    /// Takes in whose peers are not heard, or do not hear this host: where they are is asked for again.
+    /// Takes in whose peers are not heard: where they are is asked for again.
     pub fn handle_silent(&mut self, silent: BTreeSet<TunnelName>, now: Instant) {
         self.now = now;
         if self.silent == silent {
@@ -87,12 +87,11 @@ impl AgentState {
         }
     }
 
-    /// Whether nobody is heard at a host name of whom anything could be.
+    /// Whether nobody is heard at a host name, by any of the tunnels to it. Of one that is not probed nothing is known.
     fn is_silent(&self, host: &str) -> bool {
-        self.silent.iter().any(|name| {
-            let remote = self.wanted.desired.tunnels.get(name).and_then(|tunnel| tunnel.remote.as_ref());
-            matches!(remote.map(|remote| &remote.host), Some(Host::Name(name)) if name == host)
-        })
+        let is_to = |remote: &Option<Remote>| matches!(remote.as_ref().map(|remote| &remote.host), Some(Host::Name(name)) if name == host);
+        let mut tunnels = self.wanted.desired.tunnels.iter().filter(|(_, tunnel)| is_to(&tunnel.remote));
+        tunnels.all(|(name, _)| self.silent.contains(name))
     }
 
     /// A tunnel to elsewhere that works, and would not if `host` had `address`: whoever answers for a name must not

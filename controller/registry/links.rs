@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
-use crate::proto::model::{LinkState, TunnelName};
+use crate::proto::model::{LinkState, TunnelName, Why};
 use crate::proto::rate::{Bucket, Rate};
 use crate::proto::session::{LinkFigures, LinkReport, LinkStates};
 
@@ -64,6 +64,9 @@ impl Links {
                 None => (LinkState::Up, Bucket::default()),
             };
             let figures = self.by_tunnel.get(&tunnel).and_then(|known| known.figures);
+            if let Some(before) = self.by_tunnel.get(&tunnel) {
+                self.by_number.remove(&before.number);
+            }
             self.by_number.insert(number, tunnel.clone());
             let link = KnownLink { report, at: now, figures, number, told, events };
             self.is_withheld |= link.is_news();
@@ -100,8 +103,12 @@ impl Links {
 }
 
 impl KnownLink {
-    /// Whether it was up and is not, or is up again, and there was no event of that.
+    /// Whether it was up and is not, or is up again, and there was no event of that. That the other end has gone is an event of
+    /// its node, and not of all others.
     fn is_news(&self) -> bool {
+        if self.report.why == Why::Left {
+            return false;
+        }
         let state = self.report.state;
         // One that has never been up has not failed.
         let has_been_up = self.report.changes > 1;

@@ -94,6 +94,11 @@ impl ControllerState {
         self.views.keys()
     }
 
+    /// How many tunnels all nodes are to have.
+    pub fn wanted_tunnels(&self) -> usize {
+        self.views.values().map(|view| view.items.len()).sum()
+    }
+
     /// How many ends of links there are in each state, by its name.
     pub fn link_ends(&self, now: Instant) -> BTreeMap<&'static str, usize> {
         let mut counts = BTreeMap::new();
@@ -107,9 +112,15 @@ impl ControllerState {
         counts
     }
 
-    /// The links of the tunnels of a node that come first there: each link of a mesh is one of exactly one node.
-    pub fn links_of<'a>(&'a self, node: &'a NodeName, now: Instant) -> impl Iterator<Item = NodeLink> + 'a {
+    /// The links of the tunnels of a node that come first there, in a mesh or in all: each link is one of exactly one node.
+    pub fn links_of<'a>(
+        &'a self,
+        node: &'a NodeName,
+        mesh: Option<&'a MeshName>,
+        now: Instant,
+    ) -> impl Iterator<Item = NodeLink> + 'a {
         let meshes = self.stored.wanted.meshes.values();
+        let meshes = meshes.filter(move |one| mesh.is_none_or(|mesh| *mesh == one.name));
         meshes.flat_map(move |mesh| self.links_in(mesh, node, now))
     }
 

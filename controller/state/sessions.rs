@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::{ControllerState, Effect, EventKind, Refusal};
 use crate::controller::plan::NodeRecord;
+use crate::controller::registry::links::Links;
 use crate::controller::registry::{Challenger, Connection, FENCE, Origin, Path, Session, WATCHDOG};
 use crate::controller::trust::Operator;
 use crate::proto::model::{Host, NodeName, Remote, is_underlay_address};
@@ -205,6 +206,10 @@ impl ControllerState {
         node.session = Some(session);
         node.observed = None;
         node.version = hello.version;
+        if !hello.capabilities.contains(PROBES) {
+            // It tells of none, and so that there are none.
+            node.links = Links::default();
+        }
         let off = hello.clock.map(|clock| (clock.abs_diff(wall), clock > wall));
         let was_off = std::mem::replace(&mut node.clock_off, off.filter(|(off, _)| *off >= CLOCK_OFF));
         let is_news = node.clock_off.is_some() && was_off.is_none();

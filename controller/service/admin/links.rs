@@ -22,8 +22,7 @@ pub(super) fn list(
     let mut answer = v1::ListLinksResponse::default();
     let mut room = MESSAGE;
     while let Some(node) = nodes.next() {
-        let links = state.links_of(node, now).filter(|link| mesh.is_none_or(|mesh| *mesh == link.mesh));
-        let links: Vec<_> = links.map(wire).collect();
+        let links: Vec<_> = state.links_of(node, mesh, now).map(wire).collect();
         room = room.saturating_sub(links.iter().map(|link| link.encoded_len() + FIELD).sum());
         answer.links.extend(links);
         // As much again as the largest node has in a mesh of thousands still fits.
