@@ -2,7 +2,7 @@
 //!
 //! | first byte | frame |
 //! |---|---|
-//! | 0x81 | a probe, see [`probe`](super::probe) |
+//! | 0x81 | a probe, see [`super::probe`] |
 //! | 0x82 | a question whether a datagram of this length comes through: three bytes of zero, its number in four, padding |
 //! | 0x83 | the answer: three bytes of zero, the question's number in four |
 //!
