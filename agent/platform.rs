@@ -164,26 +164,22 @@ impl Platform {
 
     /// All probed tunnels, with the states of their links and how often these have changed.
     pub fn links(&self) -> impl Iterator<Item = (&TunnelName, LinkStatus)> {
-        let links = self.kept.iter().filter_map(|(name, (_, kept))| Some((name, kept.link.as_ref()?)));
-        links.map(|(name, link)| (name, link.status(|since_boot| since_boot)))
+        self.ends().map(|(name, link)| (name, link.status(|since_boot| since_boot)))
     }
 
     /// The largest packet of the underlay that was found to come through to the peers of probed tunnels, in bytes.
     pub fn carried(&self) -> BTreeMap<TunnelName, u16> {
-        let links = self.kept.iter().filter_map(|(name, (_, kept))| Some((name, kept.link.as_ref()?)));
-        links.filter_map(|(name, link)| Some((name.clone(), link.carries()?))).collect()
+        self.ends().filter_map(|(name, link)| Some((name.clone(), link.carries()?))).collect()
     }
 
     /// The probed tunnels whose peers are not heard.
     pub fn silent(&self) -> BTreeSet<TunnelName> {
-        let links = self.kept.iter().filter_map(|(name, (_, kept))| Some((name, kept.link.as_ref()?)));
-        links.filter(|(_, link)| !link.hears()).map(|(name, _)| name.clone()).collect()
+        self.ends().filter(|(_, link)| !link.hears()).map(|(name, _)| name.clone()).collect()
     }
 
     /// The same as a controller is told of them; `since_boot` is now.
     pub fn link_views(&self, since_boot: Duration) -> BTreeMap<TunnelName, LinkView> {
-        let links = self.kept.iter().filter_map(|(name, (_, kept))| Some((name, kept.link.as_ref()?)));
-        links.map(|(name, link)| (name.clone(), link.view(since_boot))).collect()
+        self.ends().map(|(name, link)| (name.clone(), link.view(since_boot))).collect()
     }
 
     /// What is wrong with the keys of meshes.
@@ -276,6 +272,11 @@ impl Platform {
             Ok(()) => OpResult::Done,
             Err(error) => OpResult::Failed(in_words(op, &error)),
         }
+    }
+
+    /// This end of all links.
+    fn ends(&self) -> impl Iterator<Item = (&TunnelName, &LinkEnd)> {
+        self.kept.iter().filter_map(|(name, (_, kept))| Some((name, kept.link.as_deref()?)))
     }
 
     /// Whether the interface of a number is a device of this agent's.

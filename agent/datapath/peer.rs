@@ -285,9 +285,7 @@ impl Sessions {
     /// As [`Tunnel::renew`].
     pub fn renew(&mut self) -> Option<Vec<u8>> {
         let initiation = self.tunnel.renew();
-        wipe_stack::<HANDSHAKE>();
-        self.note(initiation.as_deref());
-        initiation
+        self.begun(initiation)
     }
 
     /// What begins a handshake with a peer whose own initiation is older than one that has been here. Somebody may have sent
@@ -334,6 +332,10 @@ impl Sessions {
 
     fn initiate(&mut self) -> Option<Vec<u8>> {
         let initiation = self.tunnel.initiate();
+        self.begun(initiation)
+    }
+
+    fn begun(&mut self, initiation: Option<Vec<u8>>) -> Option<Vec<u8>> {
         wipe_stack::<HANDSHAKE>();
         self.note(initiation.as_deref());
         initiation

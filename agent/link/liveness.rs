@@ -9,7 +9,7 @@ use crate::proto::model::{Hearing, LinkState, Why};
 
 /// How often probes are sent where there are few links.
 const INTERVAL: Duration = Duration::from_millis(200);
-/// How many probes an agent sends in a second at most, all links together.
+/// How many probes an agent sends in a second, all links together, where each goes when it must; they go a tenth sooner.
 const A_SECOND: u32 = 500;
 /// How many intervals may pass in silence.
 const MULTIPLIER: NonZeroU8 = NonZeroU8::new(4).unwrap();

@@ -294,6 +294,7 @@ mod tests {
         /// Of 1,000 so many are lost.
         loss: u32,
         is_used: bool,
+        trip: Duration,
         random: u32,
     }
 
@@ -310,6 +311,7 @@ mod tests {
                 asked: 0,
                 loss: 0,
                 is_used: true,
+                trip: TRIP,
                 random: 1,
             }
         }
@@ -335,7 +337,7 @@ mod tests {
                         self.asked += 1;
                         self.random = self.random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
                         if size <= self.carries && (self.random >> 16) % 1_000 >= self.loss {
-                            self.answers.push((next + TRIP, number));
+                            self.answers.push((next + self.trip, number));
                         }
                     }
                     change
@@ -413,6 +415,14 @@ mod tests {
             world.run(SECOND * 300, true);
             assert!(world.changes.is_empty(), "{loss} {seed}: {:?}", world.changes);
         }
+    }
+
+    #[test]
+    fn an_answer_that_comes_when_it_was_asked_again_is_one() {
+        let mut world = World::new(true, 1_500, 1_500);
+        world.trip = PATIENCE * 5 / 2;
+        world.run(SECOND * 60, true);
+        assert!(world.changes.is_empty() && world.mtu.is_verified(), "{:?}", world.changes);
     }
 
     #[test]

@@ -557,6 +557,32 @@ fn a_name_is_asked_for_again_and_a_known_address_is_kept() {
 }
 
 #[test]
+fn another_address_of_a_name_is_tried_once_nobody_is_heard_at_it() {
+    let mut state = AgentState::new(policy(), Wanted::default(), start());
+    let to = |name: &str, number: u8, port: u16| {
+        spec(name, &format!("d{number}"), &[&format!("10.31.{number}.1/24")], &format!("h1:{port}"))
+    };
+    for tunnel in [to("a", 1, 5000), to("b", 2, 5001)] {
+        let change = state.handle_command(&add(tunnel), Owner::Local).unwrap();
+        state.commit(change, start());
+    }
+    let names =
+        |names: &[&str]| names.iter().map(|name| name.parse().unwrap()).collect::<BTreeSet<TunnelName>>();
+    let mut at = |silent: &[&str]| {
+        state.handle_silent(names(silent), start());
+        let both = ["10.20.0.5", "10.20.0.6"].map(|address| address.parse().unwrap());
+        state.handle_resolved("h1", Ok(both.into()), start());
+        state.target().endpoints.values().map(|endpoint| endpoint.ip().to_string()).collect::<BTreeSet<_>>()
+    };
+    let one = |address: &str| BTreeSet::from([address.to_owned()]);
+    assert_eq!(at(&[]), one("10.20.0.5"));
+    assert_eq!(at(&["a"]), one("10.20.0.5"), "the other tunnel works");
+    assert_eq!(at(&["a", "b"]), one("10.20.0.6"));
+    assert_eq!(at(&["a", "b"]), one("10.20.0.5"), "in turn");
+    assert_eq!(at(&["b"]), one("10.20.0.5"));
+}
+
+#[test]
 fn a_name_takes_nothing_from_a_tunnel_that_works() {
     let mut state = AgentState::new(policy(), Wanted::default(), start());
     let named = spec("named", "d0", &["10.31.0.1/24"], "h1");

@@ -120,3 +120,66 @@ impl KnownLink {
         self.report.since + now.saturating_duration_since(self.at)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::host::clock::now;
+
+    fn states(number: u32, state: LinkState, why: Why, changes: u32) -> LinkStates {
+        let report = LinkReport {
+            state,
+            why,
+            since: Duration::ZERO,
+            last_heard: None,
+            detection_time: None,
+            changes,
+            unsent: String::new(),
+            carries: None,
+            loses: None,
+        };
+        let number = NonZeroU32::new(number).unwrap();
+        LinkStates { links: [("t".parse().unwrap(), (number, report))].into(), ..LinkStates::default() }
+    }
+
+    #[test]
+    fn numbers_that_are_given_anew_are_not_kept() {
+        let (mut links, now) = (Links::default(), now());
+        for number in 1..1_000 {
+            links.handle_states(states(number, LinkState::Up, Why::Heard, 1), now);
+        }
+        assert_eq!((links.by_tunnel.len(), links.by_number.len()), (1, 1));
+        links.handle_figures([(NonZeroU32::MIN, LinkFigures::default())].into(), now);
+        assert!(links.by_tunnel.values().all(|link| link.figures.is_none()), "it is nobody's any more");
+    }
+
+    #[test]
+    fn an_event_is_told_of_what_failed_and_healed_and_not_of_who_went() {
+        let (mut links, now) = (Links::default(), now());
+        let mut told = |state, why, changes| links.handle_states(states(1, state, why, changes), now).len();
+        assert_eq!(told(LinkState::Down, Why::Never, 0), 0, "it has never been up");
+        assert_eq!(told(LinkState::Up, Why::Heard, 2), 0, "nothing was told of it");
+        assert_eq!(told(LinkState::Down, Why::Silent, 3), 1);
+        assert_eq!(told(LinkState::Up, Why::Heard, 5), 1);
+        assert_eq!(told(LinkState::AdminDown, Why::Left, 6), 0);
+        assert_eq!(told(LinkState::Up, Why::Heard, 8), 0);
+    }
+
+    #[test]
+    fn of_a_link_that_flaps_some_events_are_told_and_at_last_how_it_is() {
+        let (mut links, now) = (Links::default(), now());
+        let mut count = 0;
+        for changes in 1..=41 {
+            let (state, why) = match changes % 2 {
+                0 => (LinkState::Up, Why::Heard),
+                _ => (LinkState::Down, Why::Silent),
+            };
+            count += links.handle_states(states(1, state, why, changes + 2), now).len();
+        }
+        assert_eq!(count, 6);
+        // The last event was of its being up again.
+        let later = links.news(now + EVENTS.every * 2);
+        assert_eq!(later.iter().map(|(_, report)| report.state).collect::<Vec<_>>(), [LinkState::Down]);
+        assert!(links.news(now + EVENTS.every * 4).is_empty());
+    }
+}

@@ -262,6 +262,23 @@ fn pair() -> (World, Duration) {
 }
 
 #[test]
+fn whoever_does_not_know_the_number_of_an_end_silences_it_not() {
+    let (mut world, now) = pair();
+    let (_, genuine) = world.ends[0].poll(now + millis(300));
+    let genuine = genuine.unwrap();
+    for (other, at) in [(None, 400), (NonZeroU32::new(77), 800)] {
+        let at = now + millis(at);
+        let forged = Probe { state: LinkState::AdminDown, other, sequence: genuine.sequence + 1, ..genuine };
+        world.ends[1].handle_probe(&forged, at);
+        assert_ne!(world.ends[1].state().2, Why::Left);
+        assert!(world.ends[1].poll(at).1.is_some(), "it goes on");
+    }
+    world.now = now + millis(900);
+    world.run(HEALED);
+    assert_eq!(world.states(), [LinkState::Up; 2]);
+}
+
+#[test]
 fn packets_keep_a_link_alive_but_not_for_ever() {
     let (mut world, start) = pair();
     let link = &mut world.ends[0];

@@ -88,8 +88,8 @@ fn wire_why(why: Why) -> WireWhy {
         Why::Silent => WireWhy::Silent,
         Why::Wordless => WireWhy::Wordless,
         Why::NotHeard => WireWhy::NotHeard,
-        Why::Left => WireWhy::Left,
-        Why::Leaving => WireWhy::Unspecified,
+        // Whichever of both ends it is that goes.
+        Why::Left | Why::Leaving => WireWhy::Left,
     }
 }
 
