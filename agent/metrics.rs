@@ -32,33 +32,33 @@ fn of(
             .collect::<Vec<_>>()
     };
     let none = Labels::new;
-    metrics.counter("datagrams_received", "Datagrams at the data port.", [(none(), overview.datagrams)]);
+    metrics.counter("datagrams_received", "Datagrams at the data port", [(none(), overview.datagrams)]);
     metrics.counter(
         "session_messages",
-        "Datagrams that carried no packet and were taken in: probes and handshakes.",
+        "Datagrams that carried no packet and were taken in: probes and handshakes",
         [(none(), overview.session_messages)],
     );
     metrics.counter(
         "datagrams_dropped",
-        "Datagrams that belong to no tunnel.",
+        "Datagrams that belong to no tunnel",
         reasons(&overview.datagrams_dropped),
     );
     metrics.counter(
         "packets_dropped",
-        "Packets from devices that belong to no tunnel.",
+        "Packets from devices that belong to no tunnel",
         reasons(&overview.packets_dropped),
     );
     let session = controller.and_then(|controller| controller.session.as_ref());
     let is_synced = session.map(|session| f64::from(u8::from(session.state == SessionState::Synced)));
     metrics.gauge(
         "controller_in_step",
-        "Whether the agent has what its controller wants.",
+        "Whether the agent has what its controller wants",
         is_synced.map(|value| (none(), value)),
     );
     let heard = session.and_then(|session| session.last_heard);
     metrics.gauge(
         "controller_last_heard_age_seconds",
-        "How long ago a controller was heard.",
+        "How long ago a controller was heard",
         heard.map(|heard| (none(), seconds(now.saturating_sub(heard)))),
     );
     metrics
@@ -81,8 +81,8 @@ fn of_tunnels(metrics: &mut Metrics, tunnels: &[TunnelStatus], now: Duration) {
         };
         tunnels.iter().flat_map(both).collect::<Vec<_>>()
     };
-    metrics.counter("tunnel_packets", "Packets carried.", directions(|traffic| traffic.packets));
-    metrics.counter("tunnel_bytes", "Their bytes, without any framing.", directions(|traffic| traffic.bytes));
+    metrics.counter("tunnel_packets", "Packets carried", directions(|traffic| traffic.packets));
+    metrics.counter("tunnel_bytes", "Their bytes, without any framing", directions(|traffic| traffic.bytes));
     let drops = tunnels.iter().flat_map(|tunnel| {
         [("sent", &tunnel.sent), ("received", &tunnel.received)].into_iter().flat_map(
             move |(way, traffic)| {
@@ -93,10 +93,10 @@ fn of_tunnels(metrics: &mut Metrics, tunnels: &[TunnelStatus], now: Duration) {
             },
         )
     });
-    metrics.counter("tunnel_drops", "Packets not carried.", drops);
+    metrics.counter("tunnel_drops", "Packets not carried", drops);
     metrics.gauge(
         "tunnel_failed",
-        "Whether something that the tunnel needs cannot be had.",
+        "Whether something that the tunnel needs cannot be had",
         tunnels.iter().map(|tunnel| {
             (labels(tunnel), f64::from(u8::from(matches!(tunnel.state, TunnelState::Failed(_)))))
         }),
@@ -107,18 +107,18 @@ fn of_tunnels(metrics: &mut Metrics, tunnels: &[TunnelStatus], now: Duration) {
     };
     metrics.gauge(
         "tunnel_last_received_age_seconds",
-        "How long ago the last packet was received.",
+        "How long ago the last packet was received",
         ages(|tunnel| tunnel.last_received),
     );
     metrics.gauge(
         "tunnel_keys_age_seconds",
-        "How old the keys are by which packets go.",
+        "How old the keys are by which packets go",
         ages(|tunnel| tunnel.last_handshake),
     );
     let mtu = |tunnel: &TunnelStatus| Some((labels(tunnel), u32::from(tunnel.path_mtu?).into()));
     metrics.gauge(
         "tunnel_path_mtu_bytes",
-        "The largest packet that one datagram carries.",
+        "The largest packet that one datagram carries",
         tunnels.iter().filter_map(mtu),
     );
 }
@@ -131,42 +131,38 @@ fn of_links(metrics: &mut Metrics, tunnels: &[TunnelStatus], now: Duration) {
     };
     metrics.gauge(
         "link_up",
-        "Whether both ends of the link hear each other.",
+        "Whether both ends of the link hear each other",
         of(|link| Some(f64::from(u8::from(link.state == LinkState::Up)))),
     );
     let state = |(tunnel, link): &(&TunnelStatus, &LinkStatus)| {
         (with(labels(tunnel), "state", link.state.name()), 1.0)
     };
-    metrics.gauge("link_state", "The state of the link: 1.", links.iter().map(state));
+    metrics.gauge("link_state", "The state of the link: 1", links.iter().map(state));
     let age = |of: fn(&LinkStatus) -> Option<Duration>| {
         links
             .iter()
             .filter_map(|(tunnel, link)| Some((labels(tunnel), seconds(now.saturating_sub(of(link)?)))))
             .collect::<Vec<_>>()
     };
-    metrics.gauge("link_state_age_seconds", "For how long it has been so.", age(|link| Some(link.since)));
+    metrics.gauge("link_state_age_seconds", "For how long it has been so", age(|link| Some(link.since)));
     metrics.gauge(
         "link_last_heard_age_seconds",
-        "How long ago a probe of the peer was heard: so old is what is told of it.",
+        "How long ago a probe of the peer was heard: so old is what is told of it",
         age(|link| link.last_heard),
     );
     metrics.gauge(
         "link_detection_seconds",
-        "After how long a silence the peer is taken to be out of reach.",
+        "After how long a silence the peer is taken to be out of reach",
         of(|link| link.detection_time.map(seconds)),
     );
-    metrics.gauge(
-        "link_round_trip_seconds",
-        "To the peer and back.",
-        of(|link| link.round_trip.map(seconds)),
-    );
+    metrics.gauge("link_round_trip_seconds", "To the peer and back", of(|link| link.round_trip.map(seconds)));
     metrics.gauge(
         "link_lost_size_bytes",
-        "The size from which on the path loses packets without a word.",
+        "The size from which on the path loses packets without a word",
         of(|link| link.loses.map(f64::from)),
     );
     let changes = links.iter().map(|(tunnel, link)| (labels(tunnel), link.changes.into()));
-    metrics.counter("link_changes", "How often the state has changed.", changes);
+    metrics.counter("link_changes", "How often the state has changed", changes);
     let hearing = |of: fn(&Hearing) -> f64| {
         let both = |(tunnel, link): &(&TunnelStatus, &LinkStatus)| {
             let ways = [("sent", link.sent), ("received", link.received)];
@@ -176,17 +172,17 @@ fn of_links(metrics: &mut Metrics, tunnels: &[TunnelStatus], now: Duration) {
     };
     metrics.gauge(
         "link_lost_ratio",
-        "Of the latest probes the share that was lost.",
+        "Of the latest probes the share that was lost",
         hearing(|hearing| share_of(hearing.lost, hearing.known)),
     );
     metrics.gauge(
         "link_reordered_ratio",
-        "Of the latest probes the share that came after a later one.",
+        "Of the latest probes the share that came after a later one",
         hearing(|hearing| share_of(hearing.reordered, hearing.known)),
     );
     metrics.gauge(
         "link_jitter_seconds",
-        "How unevenly probes come (RFC 3550).",
+        "How unevenly probes come (RFC 3550)",
         hearing(|hearing| seconds(hearing.jitter)),
     );
 }

@@ -22,7 +22,7 @@ fn of(state: &ControllerState, now: Instant) -> Metrics {
     let ends = state.link_ends(now);
     metrics.gauge(
         "link_ends",
-        "Ends of links by state; unknown where the node is not heard of.",
+        "Ends of links by state; unknown where the node is not heard of",
         ends.into_iter().map(|(state, count)| (vec![("state", state.to_owned())], count as f64)),
     );
     if state.wanted_tunnels() <= 2 * LINKS {
@@ -36,15 +36,15 @@ fn of_nodes(metrics: &mut Metrics, status: &ControllerStatus) {
     let health = [("live", status.live), ("stale", status.stale), ("offline", status.offline)];
     metrics.gauge(
         "nodes",
-        "Nodes by health.",
+        "Nodes by health",
         health.map(|(health, count)| (vec![("health", health.to_owned())], count as f64)),
     );
     for (name, help, value) in [
-        ("meshes", "Meshes that are wanted.", status.meshes as f64),
-        ("member_nodes", "Nodes of a mesh that have an agent.", status.members as f64),
-        ("converged_nodes", "Those of them that have all that is wanted.", status.converged as f64),
-        ("problems", "What is wrong, as status has it.", status.problems.len() as f64),
-        ("store_revision", "The store's revision.", status.generation.revision as f64),
+        ("meshes", "Meshes that are wanted", status.meshes as f64),
+        ("member_nodes", "Nodes of a mesh that have an agent", status.members as f64),
+        ("converged_nodes", "Those of them that have all that is wanted", status.converged as f64),
+        ("problems", "What is wrong, as status has it", status.problems.len() as f64),
+        ("store_revision", "The store's revision", status.generation.revision as f64),
     ] {
         metrics.gauge(name, help, [(Labels::new(), value)]);
     }
@@ -69,7 +69,7 @@ fn of_links(metrics: &mut Metrics, links: &[NodeLink]) {
     };
     metrics.gauge(
         "link_open",
-        "Whether what is sent arrives; none where nobody who could say is heard of.",
+        "Whether what is sent arrives; none where nobody who could say is heard of",
         ways.clone().filter_map(passage),
     );
     let hearing = |of: fn(Hearing) -> f64| {
@@ -80,12 +80,12 @@ fn of_links(metrics: &mut Metrics, links: &[NodeLink]) {
     };
     metrics.gauge(
         "link_lost_ratio",
-        "Of the latest probes the share that was lost.",
+        "Of the latest probes the share that was lost",
         hearing(|hearing| f64::from(hearing.lost) / f64::from(hearing.known.max(1))),
     );
     metrics.gauge(
         "link_jitter_seconds",
-        "How unevenly probes come (RFC 3550).",
+        "How unevenly probes come (RFC 3550)",
         hearing(|hearing| seconds(hearing.jitter)),
     );
     let both = |of: fn(&NodeLink) -> Option<f64>| {
@@ -93,17 +93,17 @@ fn of_links(metrics: &mut Metrics, links: &[NodeLink]) {
     };
     metrics.gauge(
         "link_round_trip_seconds",
-        "There and back.",
+        "There and back",
         both(|link| link.verdict.round_trip.map(seconds)),
     );
     metrics.gauge(
         "link_figures_age_seconds",
-        "How old round trip, loss and jitter are.",
+        "How old round trip, loss and jitter are",
         both(|link| link.verdict.figures_age.map(seconds)),
     );
     metrics.gauge(
         "link_told_age_seconds",
-        "How long ago one of the nodes was heard of: so old is what is told of the link.",
+        "How long ago one of the nodes was heard of: so old is what is told of the link",
         both(|link| link.verdict.age.map(seconds)),
     );
 }

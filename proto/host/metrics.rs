@@ -32,7 +32,7 @@ impl Metrics {
         Self(Registry::with_prefix(prefix))
     }
 
-    /// Adds a metric whose values may fall, in the unit that its name ends with.
+    /// Adds a metric whose values may fall, in the unit that its name ends with. `help` is a sentence without its full stop.
     pub fn gauge(&mut self, name: &str, help: &str, values: impl IntoIterator<Item = (Labels, f64)>) {
         let family = Family::<Labels, Gauge<f64, AtomicU64>>::default();
         for (labels, value) in values {
@@ -147,13 +147,14 @@ mod tests {
     fn values_are_told_by_their_labels() {
         let mut metrics = Metrics::new("tunmesh_test");
         let labels = |name: &str| vec![("tunnel", name.to_owned())];
-        metrics.counter("packets", "Packets.", [(labels("a"), 3), (labels("b\"c"), 4)]);
-        metrics.gauge("round_trip_seconds", "There and back.", [(labels("a"), 0.25)]);
+        metrics.counter("packets", "Packets", [(labels("a"), 3), (labels("b\"c"), 4)]);
+        metrics.gauge("round_trip_seconds", "There and back", [(labels("a"), 0.25)]);
         let text = metrics.text().unwrap();
         for line in [
             "tunmesh_test_packets_total{tunnel=\"a\"} 3",
             "tunmesh_test_packets_total{tunnel=\"b\\\"c\"} 4",
             "tunmesh_test_round_trip_seconds{tunnel=\"a\"} 0.25",
+            "# HELP tunmesh_test_packets Packets.",
             "# EOF",
         ] {
             assert!(text.lines().any(|other| other == line), "{line}: {text}");
