@@ -67,8 +67,7 @@ fn joined() -> Pair {
 fn nothing_of_what_is_inside_can_be_read_between_hosts() {
     const TEXT: &[u8] = b"a text that can be told from everything else";
     let Pair { hosts: [a, b], .. } = &joined();
-    let (capture, inside) =
-        (Capture::start(b, &["udp", "port", "5000"]), Capture::start(b, &["udp", "port", "7777"]));
+    let (capture, inside) = (Capture::start(b, "udp port 5000"), Capture::start(b, "udp port 7777"));
     let receiver = b.enter(|| UdpSocket::bind("10.9.0.2:7777").unwrap());
     receiver.set_read_timeout(Some(SOON)).unwrap();
     let sender = a.enter(|| UdpSocket::bind("10.9.0.1:0").unwrap());
@@ -384,7 +383,7 @@ fn a_tunnel_that_is_gone_takes_nothing_more() {
     assert_eq!(counted(), 0);
     grpcurl(&agents[0], DELETE, &json!({"name": "link"})).unwrap();
     a.address("lo", "10.9.0.1/32");
-    let capture = Capture::start(a, &["icmp"]);
+    let capture = Capture::start(a, "icmp");
     assert!(!ping(b, "10.9.0.1", &["-c", "5", "-i", "0.01"]));
     assert!(counted() >= 5);
     assert!(!capture.stop().has(&[10, 9, 0, 2, 10, 9, 0, 1]));
@@ -454,7 +453,7 @@ fn a_plain_tunnel_becomes_encrypted_end_by_end_and_nothing_is_lost() {
     ping_ok(a, "10.9.0.2");
     ping_ok(b, "10.9.0.1");
     // From now on nothing is sent otherwise, whatever arrives.
-    let capture = Capture::start(a, &["udp", "port", "5000"]);
+    let capture = Capture::start(a, "udp port 5000");
     let stray = b.enter(|| UdpSocket::bind("172.100.1.2:0").unwrap());
     let icmp = [0x45, 0, 0, 20, 0, 0, 0, 0, 64, 253, 0x66, 0xdd, 10, 9, 0, 2, 10, 9, 0, 1];
     stray.send_to(&icmp, AGENT).unwrap();

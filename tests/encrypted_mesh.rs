@@ -58,7 +58,7 @@ fn a_mesh_that_says_nothing_of_security_can_be_read_by_nobody() {
     const TEXT: &[u8] = b"a text that can be told from everything else";
     let segment = Segment::new(3);
     let agents = segment.agents(3);
-    let capture = Capture::start(segment.host(2), &["udp", "port", "5000"]);
+    let capture = Capture::start(segment.host(2), "udp port 5000");
     segment.controller.apply_with(&numbered(3), &["--wait"]).unwrap();
     all_meet(&segment, 3);
     let receiver = segment.host(2).enter(|| UdpSocket::bind("10.9.0.2:7777").unwrap());
@@ -124,7 +124,7 @@ fn who_was_removed_sends_nothing_more_into_the_mesh() {
     wait_until(SOON, "nobody has a tunnel to it", || {
         agents[..2].iter().all(|agent| tunnel(agent, "prod.n3").is_null())
     });
-    let inside = Capture::start(segment.host(1), &["-Q", "in", "src", "host", "10.9.0.3"]);
+    let inside = Capture::start(segment.host(1), "inbound and src host 10.9.0.3");
     let dropped =
         |reason: &str| number(&grpcurl(&agents[0], STATUS, &json!({})).unwrap()["datagramsDropped"][reason]);
     let (session, stranger) = (dropped("no_session"), dropped("unknown_sender"));
@@ -145,7 +145,7 @@ fn who_was_removed_sends_nothing_more_into_the_mesh() {
 fn keys_are_wiped_with_what_they_were_for() {
     let segment = Segment::new(3);
     let agents = segment.agents(3);
-    let capture = Capture::start(segment.host(1), &["udp", "port", "5000"]);
+    let capture = Capture::start(segment.host(1), "udp port 5000");
     segment.controller.apply_with(&numbered(3), &["--wait"]).unwrap();
     all_meet(&segment, 3);
     let captured = capture.stop();
@@ -256,7 +256,7 @@ fn hosts_behind_one_address_are_reached_from_outside_and_at_another_address_agai
 /// Packets of known text cross on the way from one host to another, and can be read there or not.
 fn can_be_read(from: &Host, to: &Host, address: &str) -> bool {
     const TEXT: &[u8] = b"a text that can be told from everything else";
-    let capture = Capture::start(to, &["udp", "port", "5000"]);
+    let capture = Capture::start(to, "udp port 5000");
     let receiver = to.enter(|| UdpSocket::bind((address, 7778)).unwrap());
     receiver.set_read_timeout(Some(SOON)).unwrap();
     let sender = from.enter(|| UdpSocket::bind("0.0.0.0:0").unwrap());

@@ -438,7 +438,7 @@ fn a_member_of_the_group_steers_the_controller() {
 #[test]
 fn what_crosses_the_control_channel_cannot_be_read() {
     let site = Site::new(2, &[]);
-    let capture = Capture::start(&site.router, &["tcp", "port", "7443"]);
+    let capture = Capture::start(&site.router, "tcp port 7443");
     let token = site.controller.token(&["--uses", "2"]);
     let agents = site.joined_with(&token, 2);
     site.controller.apply_with(MESH, &["--wait"]).unwrap();

@@ -20,7 +20,7 @@ const ADD: &str = "tunmesh.v1.TunnelService/AddTunnel";
 
 /// Whether datagrams of tunnels come to a host within two seconds.
 fn hears(host: &Host) -> bool {
-    let capture = Capture::start(host, &["inbound", "and", "udp", "port", "5000"]);
+    let capture = Capture::start(host, "inbound and udp port 5000");
     std::thread::sleep(Duration::from_secs(2));
     !capture.stop().is_empty()
 }

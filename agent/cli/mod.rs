@@ -119,7 +119,14 @@ struct ControllerArgs {
     #[arg(long, env = "TUNMESH_TOKEN_FILE", value_name = "PATH")]
     token_file: Option<PathBuf>,
     /// The controller's root, as `controller ca show` prints it, where no token names it
-    #[arg(long, env = "TUNMESH_PIN", value_name = "PIN", conflicts_with_all = ["token", "token_file"])]
+    // One pin in 64 begins with a hyphen.
+    #[arg(
+        long,
+        env = "TUNMESH_PIN",
+        value_name = "PIN",
+        allow_hyphen_values = true,
+        conflicts_with_all = ["token", "token_file"]
+    )]
     pin: Option<KeyId>,
     /// Networks in which whoever answers first is believed to be the controller; may be repeated
     #[arg(long, env = "TUNMESH_APPROVE_ANY", value_name = "CIDR", value_delimiter = ',', value_parser = parse_prefix)]
@@ -306,6 +313,15 @@ mod tests {
             for flag in ["-dp", "--dataPort", "-cp", "--controlPort"] {
                 assert!(help.contains(flag), "{flag} is not in: {help}");
             }
+        }
+    }
+
+    #[test]
+    fn a_pin_may_begin_with_a_hyphen() {
+        for first in ["-", "A"] {
+            let pin = format!("{first}{}", "A".repeat(42));
+            let args = parse(&["--controller", "10.0.0.1", "--pin", &pin]).unwrap();
+            assert_eq!(args.run.controller.pin.map(|pin| pin.to_string()), Some(pin));
         }
     }
 

@@ -1,9 +1,10 @@
 //! What crosses a network, as tcpdump sees it.
 
 use std::fs;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, UdpSocket};
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -14,41 +15,58 @@ use super::{Host, SOON, wait_until};
 /// The length in bytes of the header of a file of tcpdump's.
 const HEADER: usize = 24;
 
+/// The length in bytes of the header of each packet in it.
+const RECORD: usize = 16;
+/// How many captures there were: each has an address of its own that marks its end.
+static CAPTURES: AtomicU16 = AtomicU16::new(0);
+
 /// A running tcpdump. Dropping it ends it.
-pub struct Capture {
+pub struct Capture<'a> {
+    host: &'a Host,
     tcpdump: Child,
     file: PathBuf,
+    /// Where the packet goes that is the last to be captured.
+    end: Ipv4Addr,
     _directory: TempDir,
 }
 
-impl Capture {
-    /// Captures on all interfaces of a host what a filter lets through, as `&["udp", "port", "5000"]`.
-    pub fn start(host: &Host, filter: &[&str]) -> Self {
+impl<'a> Capture<'a> {
+    /// Captures on all interfaces of a host what a filter of pcap lets through, as `udp port 5000`.
+    pub fn start(host: &'a Host, filter: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("capture");
+        let [high, low] = CAPTURES.fetch_add(1, Ordering::Relaxed).to_be_bytes();
+        let end = Ipv4Addr::new(127, 77, high, low);
         let tcpdump = host
             .command("tcpdump")
             .args(["-i", "any", "--immediate-mode", "-U", "-Z", "root", "-w", file.to_str().unwrap()])
-            .args(filter)
+            .arg(format!("({filter}) or dst host {end}"))
             .stdin(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .expect("tcpdump starts: run scripts/test, which installs it");
         let begun = || fs::metadata(&file).is_ok_and(|file| file.len() >= HEADER as u64);
         wait_until(SOON, "tcpdump listens", begun);
-        Self { tcpdump, file, _directory: directory }
+        Self { host, tcpdump, file, end, _directory: directory }
     }
 
-    /// All that was captured, with the headers of the file and of each packet.
+    /// All that was captured until now, with the headers of the file and of each packet.
     pub fn stop(mut self) -> Captured {
-        // Told to end, it writes what it has.
+        let end = self.end;
+        self.host.enter(|| UdpSocket::bind("127.0.0.1:0").unwrap().send_to(&[], (end, 9)).unwrap());
+        // Whoever ends tcpdump at once loses what it has not read yet.
+        let mut captured = Captured(Vec::new());
+        wait_until(SOON, "tcpdump has all", || {
+            captured.0 = fs::read(&self.file).unwrap();
+            captured.cut(end)
+        });
         kill(Pid::from_raw(self.tcpdump.id().try_into().unwrap()), Signal::SIGINT).unwrap();
         self.tcpdump.wait().unwrap();
-        Captured(fs::read(&self.file).unwrap())
+        captured
     }
 }
 
-impl Drop for Capture {
+impl Drop for Capture<'_> {
     fn drop(&mut self) {
         let _ = self.tcpdump.kill();
         let _ = self.tcpdump.wait();
@@ -59,6 +77,22 @@ impl Drop for Capture {
 pub struct Captured(Vec<u8>);
 
 impl Captured {
+    /// Cuts it before the first packet for `end`, and says whether there is one.
+    fn cut(&mut self, end: Ipv4Addr) -> bool {
+        let mut at = HEADER;
+        while let Some(record) = self.0.get(at..at + RECORD) {
+            let length = u32::from_ne_bytes([record[8], record[9], record[10], record[11]]);
+            let next = at + RECORD + usize::try_from(length).unwrap();
+            let is_end = |packet: &[u8]| packet.windows(4).any(|window| window == end.octets());
+            if self.0.get(at + RECORD..next).is_some_and(is_end) {
+                self.0.truncate(at);
+                return true;
+            }
+            at = next;
+        }
+        false
+    }
+
     /// Whether these bytes stand somewhere in it.
     pub fn has(&self, bytes: &[u8]) -> bool {
         self.0.windows(bytes.len()).any(|window| window == bytes)
