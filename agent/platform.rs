@@ -154,7 +154,7 @@ impl Platform {
         since_epoch: impl FnMut(Duration) -> Duration,
     ) -> Option<LinkStatus> {
         let (_, kept) = self.kept.get(tunnel)?;
-        Some(kept.link.as_ref()?.status(since_epoch))
+        kept.link.as_ref()?.status(since_epoch)
     }
 
     /// From now on it is told again that links have changed.
@@ -162,9 +162,9 @@ impl Platform {
         self.datapath.look_at_links();
     }
 
-    /// All probed tunnels, with the states of their links and how often these have changed.
+    /// The links of which something is known, by their tunnels; times are since boot.
     pub fn links(&self) -> impl Iterator<Item = (&TunnelName, LinkStatus)> {
-        self.ends().map(|(name, link)| (name, link.status(|since_boot| since_boot)))
+        self.ends().filter_map(|(name, link)| Some((name, link.status(|since_boot| since_boot)?)))
     }
 
     /// The largest packet of the underlay that was found to come through to the peers of probed tunnels, in bytes.
@@ -172,14 +172,14 @@ impl Platform {
         self.ends().filter_map(|(name, link)| Some((name.clone(), link.carries()?))).collect()
     }
 
-    /// The probed tunnels whose peers are not heard.
+    /// The tunnels whose peers are known not to be heard.
     pub fn silent(&self) -> BTreeSet<TunnelName> {
-        self.ends().filter(|(_, link)| !link.hears()).map(|(name, _)| name.clone()).collect()
+        self.ends().filter(|(_, link)| link.is_silent()).map(|(name, _)| name.clone()).collect()
     }
 
     /// The same as a controller is told of them; `since_boot` is now.
     pub fn link_views(&self, since_boot: Duration) -> BTreeMap<TunnelName, LinkView> {
-        self.ends().map(|(name, link)| (name.clone(), link.view(since_boot))).collect()
+        self.ends().filter_map(|(name, link)| Some((name.clone(), link.view(since_boot)?))).collect()
     }
 
     /// What is wrong with the keys of meshes.
@@ -328,7 +328,14 @@ impl Platform {
                 let (all, receivers, next) = (&mut self.kept, &self.receivers, &mut self.next_peer);
                 table.add(own.open.clone(), device, |tunnel, wanted| {
                     let ForwardingTunnel {
-                        endpoint, framing, keepalive, also_plain, probed, underlay, ..
+                        endpoint,
+                        framing,
+                        keepalive,
+                        also_plain,
+                        probed,
+                        echo,
+                        underlay,
+                        ..
                     } = wanted;
                     stay.insert(tunnel.clone());
                     let new = || (*endpoint, Kept::default());
@@ -372,11 +379,17 @@ impl Platform {
                             Arc::new(Peer::new(*next, own, key, keepalive, receivers))
                         });
                     }
+                    let measures = *probed || echo.is_some();
                     match &kept.link {
-                        Some(link) if *probed && !is_another => link.set_timing(timing),
-                        Some(_) | None => kept.link = probed.then(|| new_link(timing)).flatten(),
+                        Some(link) if measures && !is_another && link.asks() == *echo => {
+                            link.set_timing(timing)
+                        }
+                        Some(_) | None => {
+                            let is_encrypted = kept.peer.is_some();
+                            kept.link = measures.then(|| new_link(timing, *echo, is_encrypted)).flatten();
+                        }
                     }
-                    if let (Some(link), Some(underlay)) = (&kept.link, underlay) {
+                    if let (Some(link), Some(underlay), true) = (&kept.link, underlay, *probed) {
                         link.set_path(underlay.is_v4, underlay.ceiling, clock::since_boot());
                     }
                     kept.clone()
@@ -422,9 +435,12 @@ impl Platform {
     }
 }
 
-/// An end of a link of which nothing is known; `None`: the kernel has no random bits, and it is tried with the next table.
-fn new_link(timing: Timing) -> Option<Arc<LinkEnd>> {
+/// An end of a link of which nothing is known, which asks by ICMP echoes if it is said from where and whom; `None`: the kernel has no random bits, and it is tried with the next table.
+fn new_link(timing: Timing, echo: Option<(IpAddr, IpAddr)>, is_encrypted: bool) -> Option<Arc<LinkEnd>> {
     let bits = random::bits().ok()?;
+    if let Some(ends) = echo {
+        return Some(Arc::new(LinkEnd::asking(ends, is_encrypted, bits.to_be_bytes(), clock::since_boot())));
+    }
     let number = NonZeroU32::new((bits >> 64) as u32).unwrap_or(NonZeroU32::MIN);
     Some(Arc::new(LinkEnd::new(number, timing, bits as u64, clock::since_boot())))
 }

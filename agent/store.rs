@@ -125,6 +125,7 @@ mod tests {
             keepalive: None,
             also_plain: false,
             probed: false,
+            echo: None,
             allowed_prefixes: Vec::new(),
             without: Offloads::new(),
             routes: vec!["192.168.2.0/24".parse().unwrap()],

@@ -121,6 +121,8 @@ pub struct ForwardingTunnel {
     pub also_plain: bool,
     /// Whether both ends send each other probes.
     pub probed: bool,
+    /// Who is asked by an ICMP echo, if that is done: an address of the device, and one of the peer.
+    pub echo: Option<(IpAddr, IpAddr)>,
     /// The way to the peer, where it is known.
     pub underlay: Option<Underlay>,
     /// The largest packet that is sent whole.
@@ -312,6 +314,7 @@ fn place(target: &mut Target, facts: &Facts, policy: &Policy, wish: &Wish<'_>) {
             keepalive: tunnel.keepalive,
             also_plain: tunnel.also_plain,
             probed: tunnel.probed,
+            echo: tunnel.echo.and_then(|peer| Some((asker(device, peer)?, peer))),
             underlay,
             mtu: wanted.min(path),
             tcp_mtu,
@@ -319,6 +322,13 @@ fn place(target: &mut Target, facts: &Facts, policy: &Policy, wish: &Wish<'_>) {
             allowed_prefixes: tunnel.allowed_prefixes.clone(),
         },
     );
+}
+
+/// The address of a device from which a peer is asked.
+fn asker(device: &Device, peer: IpAddr) -> Option<IpAddr> {
+    let of_family = || device.addresses.iter().filter(|own| own.addr().is_ipv4() == peer.is_ipv4());
+    let own = of_family().find(|own| own.contains(&peer)).or_else(|| of_family().next())?;
+    Some(own.addr())
 }
 
 /// Adds the routes of the tunnels that have their place. A route into a tunnel that carries less than its device

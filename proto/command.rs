@@ -1,6 +1,7 @@
 //! What can be asked of an agent, whatever the wire: gRPC and the legacy port both become these values.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::num::NonZeroU16;
 
 use ipnet::IpNet;
@@ -60,6 +61,8 @@ pub struct TunnelSpec {
     pub also_plain: bool,
     /// Whether both ends send each other probes.
     pub probed: bool,
+    /// An overlay address of a peer that sends no probes, which is asked by an ICMP echo now and then.
+    pub echo: Option<IpAddr>,
     /// What may be sent and received; empty: all.
     pub allowed_prefixes: Vec<AllowedPrefix>,
     /// Kernel routes for the device.
@@ -79,6 +82,7 @@ impl TunnelSpec {
             keepalive: self.keepalive,
             also_plain: self.also_plain,
             probed: self.probed,
+            echo: self.echo,
             allowed_prefixes: self.allowed_prefixes.clone(),
             routes: self.routes.clone(),
             without: self.without.clone(),
@@ -132,6 +136,8 @@ pub enum Field {
     AlsoPlain,
     /// Whether both ends send each other probes.
     Probed,
+    /// Who is asked by an ICMP echo.
+    Echo,
     /// The allowed prefixes as a whole.
     AllowedPrefixes,
     /// An allowed prefix, by position.
@@ -161,6 +167,7 @@ impl Field {
             Self::Keepalive => "keepalive",
             Self::AlsoPlain => "also_plain",
             Self::Probed => "probed",
+            Self::Echo => "echo",
             Self::AllowedPrefixes | Self::AllowedPrefix(_) => "allowed prefix",
             Self::Route(_) => "route",
             Self::Without(_) => "without",

@@ -165,6 +165,7 @@ fn spec(object: &Map<String, Value>) -> Result<TunnelSpec, CommandError> {
         keepalive: None,
         also_plain: false,
         probed: false,
+        echo: None,
         allowed_prefixes: Vec::new(),
         routes: Vec::new(),
         without: Offloads::new(),
@@ -307,6 +308,7 @@ pub fn field_name(field: Field) -> &'static str {
         | Field::Keepalive
         | Field::AlsoPlain
         | Field::Probed
+        | Field::Echo
         | Field::AllowedPrefixes
         | Field::AllowedPrefix(_)
         | Field::Route(_)

@@ -553,6 +553,9 @@ pub struct Tunnel {
     /// Whether both ends send each other probes.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub probed: bool,
+    /// An overlay address of a peer that sends no probes, which is asked by an ICMP echo now and then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub echo: Option<IpAddr>,
     /// What may be sent to the peer and come from it. Empty: all, and the device has no other tunnel.
     pub allowed_prefixes: Vec<AllowedPrefix>,
     /// Kernel routes to install on the device.

@@ -281,6 +281,35 @@ fn what_is_not_the_peers_is_refused_and_counted_and_changes_nothing() {
 }
 
 #[test]
+fn a_peer_that_sends_no_probes_is_sent_nothing_but_ip() {
+    let lab = Lab::new();
+    let (host, other) = (lab.host("a"), lab.host("b"));
+    lab.link(&host, "172.100.1.1/24", &other, "172.100.1.2/24");
+    let agent = Agent::start(&host, &[]);
+    let mut peer = Scripted::new(&other, &agent.public_key());
+    let tunnel = json!({"tunnel": {
+        "name": "link", "addresses": ["10.9.0.1/24"], "remote": "172.100.1.2", "echo": "10.9.0.2",
+        "peerPublicKey": peer.key.public().to_string(), "allowedPrefixes": [{"prefix": "10.9.0.2/32"}],
+    }});
+    grpcurl(&agent, ADD, &tunnel).unwrap();
+    peer.shakes_hands();
+    let mut questions = 0;
+    while questions < 3 {
+        let mut sealed = peer.hears(|message| matches!(message, Message::Data { .. }));
+        let inside = peer.sessions.open(&mut sealed).unwrap();
+        if inside.is_empty() {
+            continue;
+        }
+        let parsed = etherparse::SlicedPacket::from_ip(&sealed[inside]).expect("it is an IP packet");
+        let Some(etherparse::TransportSlice::Icmpv4(icmp)) = parsed.transport else { panic!("{parsed:?}") };
+        assert!(matches!(icmp.icmp_type(), etherparse::Icmpv4Type::EchoRequest(_)), "{icmp:?}");
+        questions += 1;
+    }
+    // It has not answered, and is not gone for that.
+    assert_eq!(link(&agent)["link"]["state"], "UP");
+}
+
+#[test]
 fn nobody_but_the_peer_itself_moves_a_tunnel() {
     let lab = Lab::new();
     let (host, other) = (lab.host("a"), lab.host("b"));

@@ -65,6 +65,7 @@ fn tunnel(host: u8) -> TunnelSpec {
         keepalive: None,
         also_plain: false,
         probed: false,
+        echo: None,
         allowed_prefixes: vec![AllowedPrefix { prefix, preference: 0 }],
         routes: Vec::new(),
         without: BTreeSet::new(),

@@ -4,6 +4,8 @@
 
 mod lab;
 
+use std::time::Duration;
+
 use lab::{Agent, SOON, Segment, WgQuick, all_reach, ping, ping_ok, secrets, transfer, wait_until};
 use tunmesh::proto::host::wireguard::PrivateKey;
 
@@ -59,6 +61,18 @@ fn a_phone_is_a_node_by_what_is_exported_for_it() {
         "{nodes}"
     );
 
+    // It sends no probes, and answers an ICMP echo: the controller knows of its links.
+    let link = |state: &str| {
+        let links = segment.controller.json(&["links"])["links"].as_array().cloned().unwrap_or_default();
+        links
+            .into_iter()
+            .find(|link| link["peer"] == "phone" && link["node"] == "n1" && link["state"] == state)
+    };
+    wait_until(SOON, "its link is up", || link("UP").is_some());
+    wait_until(Duration::from_secs(20), "how long an answer takes is told", || {
+        link("UP").is_some_and(|link| !link["roundTrip"].is_null())
+    });
+
     // It is printed again without its key, which nobody else has.
     let again = segment.controller.run(&["export", "wireguard", "phone"]).unwrap();
     let public = |text: &str| text.lines().skip(3).map(str::to_owned).collect::<Vec<_>>();
@@ -89,6 +103,9 @@ fn a_phone_is_a_node_by_what_is_exported_for_it() {
     assert!(!ping(phone, "10.9.0.2", &[]));
     ping_ok(phone, "10.9.0.1");
     drop(device);
+    wait_until(Duration::from_secs(20), "it is known to be gone", || link("DOWN").is_some());
+    let gone = link("DOWN").unwrap();
+    assert_eq!(gone["reason"], "nothing comes from phone, and phone runs no agent that could say", "{gone}");
 }
 
 #[test]

@@ -190,7 +190,11 @@ fn tunnels_table(answer: &v1::ListTunnelsResponse) -> String {
             framing,
             format!("{}/{}", status.device_mtu, status.path_mtu),
             tunnel_state(status.state(), &status.reason, status.last_received.as_ref().map(age)),
-            status.link.as_ref().map_or_else(|| "not probed".to_owned(), link),
+            match &status.link {
+                Some(measured) => link(measured),
+                None if tunnel.echo.is_empty() => "not probed".to_owned(),
+                None => "no answer yet".to_owned(),
+            },
             format!("{} / {}", sent.packets, reasons(&sent.drops)),
             format!("{} / {}", received.packets, reasons(&received.drops)),
         ]

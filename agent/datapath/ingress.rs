@@ -376,8 +376,7 @@ impl Ingress {
             return Heard::Nobody;
         };
         let Some(datagram) = buffer.get_mut(place.clone()) else { return Heard::Nobody };
-        if let Some(link) = tunnel.link.as_deref().filter(|_| tunnel.takes_plain() && frame::is_own(datagram))
-        {
+        if let Some(link) = tunnel.prober().filter(|_| tunnel.takes_plain() && frame::is_own(datagram)) {
             before.goes_on = false;
             let frame = Own::parse(datagram);
             return self.take_own((tunnel, link), frame, None, now);
@@ -390,6 +389,7 @@ impl Ingress {
         });
         before.goes_on = unwrapped == Ok(0);
         match unwrapped {
+            Ok(start) if self.takes_answer(tunnel, place.start + start..place.end, now) => Heard::Peer,
             Ok(start) => {
                 self.push(device, before.sender, place.start + start..place.end);
                 Heard::Packet
@@ -459,7 +459,7 @@ impl Ingress {
             self.shared.stats.count_session_message();
             return Heard::Peer;
         }
-        if let Some(link) = &tunnel.link
+        if let Some(link) = tunnel.prober()
             && let Some(frame) = datagram.get(inner.clone()).filter(|inner| frame::is_own(inner))
         {
             known.goes_on = false;
@@ -478,6 +478,7 @@ impl Ingress {
         let admitted = admit(device, tunnel, packet, Some(way.2), &mut known.admitted);
         known.goes_on = admitted.is_ok();
         match admitted {
+            Ok(()) if self.takes_answer(tunnel, at..end, now) => Heard::Peer,
             Ok(()) => {
                 self.push(device, known.sender, at..end);
                 Heard::Packet
@@ -518,6 +519,18 @@ impl Ingress {
             self.shared.waker.wake();
         }
         Heard::Peer
+    }
+
+    /// Takes in a packet if it answers a question of this host's own.
+    fn takes_answer(&mut self, tunnel: &Tunnel, place: Range<usize>, now: Duration) -> bool {
+        let Some(link) = &tunnel.link else { return false };
+        let packet = self.receiver.buffer_mut().get(place).unwrap_or_default();
+        let Some(has_changed) = link.handle_packet(packet, now) else { return false };
+        self.shared.stats.count_session_message();
+        if has_changed {
+            self.shared.tell_links();
+        }
+        true
     }
 
     /// Takes in a packet that a device may have.

@@ -13,6 +13,7 @@ use super::table::{Table, Tunnel};
 use super::{DatapathEvent, Shared};
 use crate::agent::link::frame::{self, SHORT};
 use crate::agent::link::mtu::Question;
+use crate::agent::packet::frame::packet_information;
 
 /// How close together looks at the links are at most, but for what is hurried: what is due a little later is seen to with the
 /// next.
@@ -44,7 +45,10 @@ impl Links {
             self.shared.links_due.set(Duration::MAX);
             let mut next = Duration::MAX;
             for (tunnel, end) in table.links() {
-                let due = end.poll(&tunnel.stats, now);
+                // Not while the end is held: whoever receives holds the sessions first.
+                let peer = end.asks().and(tunnel.peer.as_deref());
+                let keyed_at = peer.and_then(|peer| peer.sessions().established(now));
+                let due = end.poll(&tunnel.stats, keyed_at, now);
                 if due.has_changed {
                     self.shared.tell_links();
                 }
@@ -56,6 +60,10 @@ impl Links {
                 }
                 if let Some(probe) = due.probe {
                     let sent = self.send(tunnel, &probe.encode());
+                    end.note_sent(sent);
+                }
+                if let Some(packet) = due.echo {
+                    let sent = self.send_packet(tunnel, &packet);
                     end.note_sent(sent);
                 }
                 if let Some(question) = due.question {
@@ -97,6 +105,15 @@ impl Links {
             let _ = self.shared.events.try_send(DatapathEvent::PathNarrowed(to.address.ip()));
         }
         self.question = frame;
+    }
+
+    /// Sends a packet of this host's own into a tunnel.
+    fn send_packet(&mut self, tunnel: &Tunnel, packet: &[u8]) -> Result<(), DropReason> {
+        if !tunnel.packet_information || tunnel.addressee().is_some() {
+            return self.send(tunnel, packet);
+        }
+        let is_v4 = packet.first().is_some_and(|first| first >> 4 == 4);
+        self.send(tunnel, &[&packet_information(is_v4), packet].concat())
     }
 
     fn send(&mut self, tunnel: &Tunnel, frame: &[u8]) -> Result<(), DropReason> {

@@ -28,6 +28,7 @@ pub(super) fn table(endpoints: &[SocketAddr], without: &[Offload]) -> Table {
         keepalive: None,
         also_plain: false,
         probed: false,
+        echo: None,
         underlay: None,
         mtu: Mtu::ETHERNET,
         tcp_mtu: Mtu::ETHERNET,

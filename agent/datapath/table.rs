@@ -38,8 +38,8 @@ pub struct Table {
     by_peer: HashMap<PeerId, Place>,
     /// All encrypted tunnels.
     encrypted: Vec<Place>,
-    /// All probed tunnels.
-    probed: Vec<Place>,
+    /// All tunnels whose links are measured.
+    measured: Vec<Place>,
     /// A tunnel for which datagrams must not arrive merged.
     is_without_gro: bool,
 }
@@ -103,7 +103,7 @@ pub struct Kept {
     pub path: Arc<Path>,
     /// The sessions with its peer, if it is encrypted.
     pub peer: Option<Arc<Peer>>,
-    /// This end of its link, if it is probed.
+    /// This end of its link, if that is measured.
     pub link: Option<Arc<LinkEnd>>,
 }
 
@@ -130,7 +130,7 @@ pub struct Tunnel {
     pub stats: Arc<TunnelStats>,
     /// What is learnt of the way to its peer.
     pub path: Arc<Path>,
-    /// This end of its link, if it is probed.
+    /// This end of its link, if that is measured.
     pub link: Option<Arc<LinkEnd>>,
     /// `None`: every source may come from the peer.
     allowed: Option<JointPrefixSet<IpNet>>,
@@ -156,7 +156,7 @@ impl Table {
                 self.add_peer(peer, place);
             }
             if kept.link.is_some() {
-                self.probed.push(place);
+                self.measured.push(place);
             }
             if let Some(endpoint) = endpoint {
                 let at = (endpoint.ip(), endpoint.port());
@@ -244,9 +244,9 @@ impl Table {
         Some((tunnel, tunnel.peer.as_deref()?))
     }
 
-    /// All probed tunnels, with this end of their links.
+    /// All tunnels whose links are measured, with this end of them.
     pub fn links(&self) -> impl Iterator<Item = (&Tunnel, &LinkEnd)> {
-        let tunnels = self.probed.iter().filter_map(|place| self.tunnel(*place));
+        let tunnels = self.measured.iter().filter_map(|place| self.tunnel(*place));
         tunnels.filter_map(|tunnel| Some((tunnel, tunnel.link.as_deref()?)))
     }
 
@@ -310,6 +310,11 @@ impl Tunnel {
     /// Whether an unencrypted packet is taken.
     pub fn takes_plain(&self) -> bool {
         self.peer.is_none() || self.also_plain
+    }
+
+    /// This end of its link, if the other one sends probes, too.
+    pub fn prober(&self) -> Option<&LinkEnd> {
+        self.link.as_deref().filter(|link| link.asks().is_none())
     }
 
     /// How long a frame of tunmesh's own is that makes a packet of so many bytes on the underlay; `None`: that is too little, or

@@ -103,7 +103,8 @@ pub struct RoundTrip {
 }
 
 impl RoundTrip {
-    fn next(before: Option<Self>, last: Duration) -> Self {
+    /// With one more that took `last`.
+    pub(super) fn next(before: Option<Self>, last: Duration) -> Self {
         let Some(Self { mean, deviation, .. }) = before else {
             return Self { mean: last, deviation: last / 2, last };
         };

@@ -3,7 +3,10 @@
 //! Both ends send probes, each in the tunnel's own datagrams. A probe says what its sender hears, so that each end knows of
 //! both directions, and carries back what the other needs to measure: no clock but one's own is relied on. The states are
 //! those of BFD (RFC 5880), the form of a probe is our own.
+//!
+//! A peer that sends no probes is asked by an ICMP echo instead ([`echo`]), which tells of both directions together.
 
+pub mod echo;
 pub mod figures;
 pub mod frame;
 pub mod liveness;

@@ -9,7 +9,8 @@ use super::parse::{DONT_FRAGMENT, Packet};
 use super::{checksum, header, protocol};
 
 const HOP_LIMIT: u8 = 64;
-const ICMP_HEADER: usize = 8;
+/// The length in bytes of a message's header.
+pub(super) const ICMP_HEADER: usize = 8;
 /// The most of a packet that is quoted: the answer is then 576 bytes (RFC 1812 section 4.3.2.3).
 const V4_QUOTE: usize = 576 - header::V4 - ICMP_HEADER;
 /// The most of a packet that is quoted: the answer is then the least IPv6 MTU, 1280 bytes (RFC 4443 section 2.4 c).
@@ -41,14 +42,15 @@ fn answer(packet: &Packet<'_>, message: [u8; ICMP_HEADER]) -> Option<Vec<u8>> {
         return None;
     }
     match (packet.destination(), packet.source()) {
-        (IpAddr::V4(from), IpAddr::V4(to)) => Some(answer_v4(packet.bytes(), message, from, to)),
-        (IpAddr::V6(from), IpAddr::V6(to)) => Some(answer_v6(packet.bytes(), message, from, to)),
+        (IpAddr::V4(from), IpAddr::V4(to)) => Some(message_v4(packet.bytes(), message, from, to)),
+        (IpAddr::V6(from), IpAddr::V6(to)) => Some(message_v6(packet.bytes(), message, from, to)),
         (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => None,
     }
 }
 
-fn answer_v4(refused: &[u8], message: [u8; ICMP_HEADER], from: Ipv4Addr, to: Ipv4Addr) -> Vec<u8> {
-    let quote = &refused[..refused.len().min(V4_QUOTE)];
+/// A message with as much of `body` as it may quote; `message` is its header without the checksum.
+pub(super) fn message_v4(body: &[u8], message: [u8; ICMP_HEADER], from: Ipv4Addr, to: Ipv4Addr) -> Vec<u8> {
+    let quote = &body[..body.len().min(V4_QUOTE)];
     let length = ((header::V4 + ICMP_HEADER + quote.len()) as u16).to_be_bytes();
     let mut header = [0; header::V4];
     header[0] = 0x45;
@@ -64,8 +66,9 @@ fn answer_v4(refused: &[u8], message: [u8; ICMP_HEADER], from: Ipv4Addr, to: Ipv
     assemble(&header, message, quote, 0)
 }
 
-fn answer_v6(refused: &[u8], message: [u8; ICMP_HEADER], from: Ipv6Addr, to: Ipv6Addr) -> Vec<u8> {
-    let quote = &refused[..refused.len().min(V6_QUOTE)];
+/// The same of IPv6.
+pub(super) fn message_v6(body: &[u8], message: [u8; ICMP_HEADER], from: Ipv6Addr, to: Ipv6Addr) -> Vec<u8> {
+    let quote = &body[..body.len().min(V6_QUOTE)];
     let length = (ICMP_HEADER + quote.len()) as u16;
     let mut header = [0; header::V6];
     header[0] = 0x60;

@@ -2,10 +2,11 @@
 //!
 //! [`frame`] tells what a datagram of the data port carries and [`parse`] checks the header of an IP packet, once;
 //! what follows takes a [`parse::Packet`] and need not check again. Nothing here panics, whatever the bytes are, and
-//! only what makes new packets ([`icmp`], [`fragment`]) allocates.
+//! only what makes new packets ([`icmp`], [`echo`], [`fragment`]) allocates.
 
 pub mod checksum;
 pub mod coalesce;
+pub mod echo;
 pub mod ecn;
 pub mod fragment;
 pub mod frame;

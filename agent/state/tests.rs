@@ -45,6 +45,7 @@ fn spec(name: &str, device: &str, addresses: &[&str], remote: &str) -> TunnelSpe
         keepalive: None,
         also_plain: false,
         probed: false,
+        echo: None,
         allowed_prefixes: Vec::new(),
         routes: Vec::new(),
         without: BTreeSet::new(),

@@ -28,6 +28,7 @@ fn tunnel(device: &str, remote: &str) -> Tunnel {
         keepalive: None,
         also_plain: false,
         probed: false,
+        echo: None,
         allowed_prefixes: Vec::new(),
         routes: Vec::new(),
         without: Offloads::new(),

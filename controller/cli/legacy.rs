@@ -110,6 +110,7 @@ fn flag(field: Field) -> &'static str {
         | Field::Keepalive
         | Field::AlsoPlain
         | Field::Probed
+        | Field::Echo
         | Field::AllowedPrefixes
         | Field::AllowedPrefix(_)
         | Field::Route(_)

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::num::NonZeroU16;
 use std::sync::Arc;
 
+use ipnet::IpNet;
+
 use super::underlay::Underlay;
 use super::{KEEPALIVE, Member, Wanted};
 use crate::controller::alloc::FromPlain;
@@ -220,6 +222,7 @@ fn tunnel_to(
         keepalive,
         also_plain,
         probed,
+        echo: member.wireguard.and_then(|_| member.addresses.first()).map(IpNet::addr),
         allowed_prefixes: member.prefixes().map(|prefix| AllowedPrefix { prefix, preference: 0 }).collect(),
         routes: member.routes.to_vec(),
         without: mesh.without.clone(),

@@ -70,6 +70,8 @@ struct End<'a> {
     link: Option<&'a KnownLink>,
     /// How long ago it was heard of, and whether that is recent; absent: never.
     heard: Option<(Duration, bool)>,
+    /// Whether it has an agent that can tell anything.
+    has_agent: bool,
 }
 
 impl<'a> End<'a> {
@@ -81,6 +83,7 @@ impl<'a> End<'a> {
     /// Why it says nothing, in words.
     fn absence(&self) -> String {
         match self.heard {
+            _ if !self.has_agent => format!("{} runs no agent that could say", self.name),
             None => format!("{} has not been heard of since the controller started", self.name),
             Some((age, false)) => format!("{} was last heard of {} ago", self.name, span(age)),
             Some((_, true)) => format!("{} has told nothing of it yet", self.name),
@@ -151,7 +154,7 @@ impl ControllerState {
         let link = node.and_then(|node| node.links.get(&tunnel_name(mesh, peer)?));
         let heard = node.and_then(|node| Some((node.last_heard?, node.health(now) == Health::Live)));
         let heard = heard.map(|(at, is_recent)| (now.saturating_duration_since(at), is_recent));
-        End { name, link, heard }
+        End { name, link, heard, has_agent: !mesh.is_wireguard(name) }
     }
 }
 
@@ -159,6 +162,10 @@ impl ControllerState {
 fn passage(from: Option<&KnownLink>, to: Option<&KnownLink>) -> Passage {
     match (to.map(|to| to.report.state), from.map(|from| from.report.state)) {
         (Some(LinkState::Init | LinkState::Up), _) => Passage::Heard,
+        // Who answers no ICMP echo may hear it.
+        (None, Some(LinkState::Init)) if from.is_some_and(|from| from.report.why == Why::Unanswered) => {
+            Passage::Unknown
+        }
         (Some(LinkState::Down | LinkState::AdminDown), _) | (None, Some(LinkState::Init)) => Passage::Cut,
         (None, Some(LinkState::Up)) => Passage::Heard,
         (None, Some(LinkState::Down | LinkState::AdminDown) | None) => Passage::Unknown,
@@ -181,7 +188,7 @@ fn judge(ends: [End<'_>; 2], now: Instant) -> Verdict {
         since: told().map(|link| link.since(now)).min(),
         age: ages.map(|(age, _)| age).min(),
         round_trip: figures.and_then(|(figures, _)| figures.round_trip),
-        hearing: hearing.map_or([None; 2], |hearing| hearing.map(Some)),
+        hearing: hearing.map_or([None; 2], |ways| ways.map(|way| Some(way).filter(|way| way.known > 0))),
         figures_age: figures.map(|(_, at)| now.saturating_duration_since(at)),
         detection_time: told().filter_map(|link| link.report.detection_time).max(),
         ..Verdict::default()
@@ -205,7 +212,10 @@ fn reason(ends: [End<'_>; 2], passages: [Passage; 2]) -> String {
     let one_way = |from: usize| format!("what {} sends does not reach {}", names[from], names[1 - from]);
     let left = |end: End<'_>| end.says().is_some_and(|link| link.report.why == Why::Left);
     let never = [a, b].iter().all(|end| end.says().is_none_or(|link| link.report.why == Why::Never));
+    let without = [a, b].into_iter().find(|end| !end.has_agent);
     let mut words = match passages {
+        [Passage::Unknown, Passage::Unknown] => format!("{}, and {}", a.absence(), b.absence()),
+        _ if let Some(end) = without => alone([a, b].into_iter().find_map(|end| end.says()), end),
         _ if left(b) => format!("the agent of {} has said that it ends", a.name),
         _ if left(a) => format!("the agent of {} has said that it ends", b.name),
         [Passage::Heard, Passage::Heard] => String::new(),
@@ -215,7 +225,6 @@ fn reason(ends: [End<'_>; 2], passages: [Passage; 2]) -> String {
         [Passage::Cut, Passage::Cut] => "nothing comes through in either direction".to_owned(),
         [Passage::Cut, Passage::Heard] => one_way(0),
         [Passage::Heard, Passage::Cut] => one_way(1),
-        [Passage::Unknown, Passage::Unknown] => format!("{}, and {}", a.absence(), b.absence()),
         [Passage::Cut, Passage::Unknown] => format!("{}, and {}", one_way(0), a.absence()),
         [Passage::Unknown, Passage::Cut] => format!("{}, and {}", one_way(1), b.absence()),
         [Passage::Heard, Passage::Unknown] => b.absence(),
@@ -227,6 +236,18 @@ fn reason(ends: [End<'_>; 2], passages: [Passage; 2]) -> String {
         }
     }
     words
+}
+
+/// Why a link to an end without an agent is not up, by what the other end says; empty: it is.
+fn alone(says: Option<&KnownLink>, peer: End<'_>) -> String {
+    match says.map(|link| (link.report.state, link.report.why)) {
+        Some((LinkState::Up, _)) => String::new(),
+        Some((_, Why::Unanswered)) => {
+            format!("{} sends packets, but answers no ICMP echo any more", peer.name)
+        }
+        Some((_, Why::Never)) => format!("nothing has come from {} yet, and {}", peer.name, peer.absence()),
+        Some(_) | None => format!("nothing comes from {}, and {}", peer.name, peer.absence()),
+    }
 }
 
 #[cfg(test)]
@@ -265,6 +286,7 @@ mod tests {
             name: &names[n],
             link: links[n].as_ref().and_then(|links| links.get(&"t".parse().unwrap())),
             heard: Some((Duration::from_secs(if recent[n] { 1 } else { 90 }), recent[n])),
+            has_agent: true,
         };
         judge([end(0), end(1)], now)
     }
@@ -322,6 +344,37 @@ mod tests {
     }
 
     #[test]
+    fn of_who_runs_no_agent_the_other_end_alone_says() {
+        for (says, passages, words) in [
+            ((LinkState::Up, Why::Keyed), [Passage::Heard, Passage::Heard], ""),
+            (
+                (LinkState::Down, Why::Silent),
+                [Passage::Unknown, Passage::Cut],
+                "nothing comes from b, and b runs no agent that could say",
+            ),
+            (
+                (LinkState::Down, Why::Never),
+                [Passage::Unknown, Passage::Cut],
+                "nothing has come from b yet, and b runs no agent that could say",
+            ),
+            (
+                (LinkState::Init, Why::Unanswered),
+                [Passage::Unknown, Passage::Heard],
+                "b sends packets, but answers no ICMP echo any more",
+            ),
+        ] {
+            let now = now();
+            let names: [NodeName; 2] = ["a", "b"].map(|name| name.parse().unwrap());
+            let links = told(says.0, says.1, now);
+            let link = links.get(&"t".parse().unwrap());
+            let a = End { name: &names[0], link, heard: Some((Duration::ZERO, true)), has_agent: true };
+            let b = End { name: &names[1], link: None, heard: None, has_agent: false };
+            let verdict = judge([a, b], now);
+            assert_eq!((verdict.state, &*verdict.reason), (Some(LinkStanding { passages }), words));
+        }
+    }
+
+    #[test]
     fn figures_are_told_from_the_first_end_to_the_second_whoever_told_them() {
         let now = now();
         let names: [NodeName; 2] = ["a", "b"].map(|name| name.parse().unwrap());
@@ -334,6 +387,7 @@ mod tests {
                 name: &names[n],
                 link: links[n].get(&"t".parse().unwrap()),
                 heard: Some((Duration::ZERO, true)),
+                has_agent: true,
             };
             let verdict = judge([end(0), end(1)], now + Duration::from_secs(3));
             let expected = if teller == 0 { [1, 2] } else { [2, 1] };

@@ -3,14 +3,15 @@
 pub mod room;
 pub mod session;
 
+use std::net::IpAddr;
 use std::num::NonZeroU16;
 use std::str::FromStr;
 
 use super::command::{Command, CommandError, Field, TunnelSpec};
 use super::model::{
     AllowedPrefix, DeviceName, Framing, Hearing, Invalid, LinkState, LinkStatus, Mtu, OffloadState, Owner,
-    PublicKey, Remote, Traffic, TunnelName, TunnelState, TunnelStatus, parse_interface_address,
-    parse_network,
+    PublicKey, Remote, Traffic, TunnelName, TunnelState, TunnelStatus, is_host_address,
+    parse_interface_address, parse_network,
 };
 use super::v1;
 
@@ -29,6 +30,7 @@ pub fn field_name(field: Field) -> String {
         Field::Keepalive => "tunnel.keepalive".to_owned(),
         Field::AlsoPlain => "tunnel.also_plain".to_owned(),
         Field::Probed => "tunnel.probed".to_owned(),
+        Field::Echo => "tunnel.echo".to_owned(),
         Field::AllowedPrefixes => "tunnel.allowed_prefixes".to_owned(),
         Field::AllowedPrefix(position) => format!("tunnel.allowed_prefixes[{position}].prefix"),
         Field::Route(position) => format!("tunnel.routes[{position}]"),
@@ -81,6 +83,7 @@ fn tunnel_spec(tunnel: &v1::Tunnel) -> Result<TunnelSpec, CommandError> {
         keepalive: keepalive(tunnel.keepalive, is_encrypted)?,
         also_plain: tunnel.also_plain,
         probed: tunnel.probed,
+        echo: echo(&tunnel.echo, tunnel.probed)?,
         allowed_prefixes: allowed_prefixes(&tunnel.allowed_prefixes)?,
         routes: list(&tunnel.routes, Field::Route, parse_network)?,
         without: list(&tunnel.without, Field::Without, str::parse)?.into_iter().collect(),
@@ -230,6 +233,28 @@ fn remote_to_wire(remote: Option<&Remote>) -> String {
     remote.map(Remote::to_string).unwrap_or_default()
 }
 
+/// Who is asked by an ICMP echo.
+fn echo(address: &str, probed: bool) -> Result<Option<IpAddr>, CommandError> {
+    if address.is_empty() {
+        return Ok(None);
+    }
+    let refused =
+        |problem, remedy| Err(CommandError::invalid(Field::Echo, address, Invalid::new(problem, remedy)));
+    match address.parse() {
+        Ok(_) if probed => {
+            refused("is not asked where probes are sent", "leave out one of `probed` and `echo`")
+        }
+        Ok(address) if is_host_address(address) => Ok(Some(address)),
+        Ok(_) | Err(_) => {
+            refused("is no address of a host", "give an overlay address of the peer, as 10.9.0.2")
+        }
+    }
+}
+
+fn echo_to_wire(echo: Option<IpAddr>) -> String {
+    echo.map(|address| address.to_string()).unwrap_or_default()
+}
+
 fn keepalive_to_wire(keepalive: Option<NonZeroU16>) -> u32 {
     keepalive.map_or(0, |seconds| seconds.get().into())
 }
@@ -263,6 +288,7 @@ impl From<TunnelStatus> for v1::TunnelStatus {
                 keepalive: keepalive_to_wire(status.tunnel.keepalive),
                 also_plain: status.tunnel.also_plain,
                 probed: status.tunnel.probed,
+                echo: echo_to_wire(status.tunnel.echo),
                 peer_public_key,
                 allowed_prefixes: allowed.collect(),
                 routes: texts(&status.tunnel.routes),

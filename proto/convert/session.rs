@@ -65,6 +65,7 @@ pub fn tunnel_item(tunnel: &TunnelSpec) -> Item {
         keepalive: keepalive_to_wire(tunnel.keepalive),
         also_plain: tunnel.also_plain,
         probed: tunnel.probed,
+        echo: super::echo_to_wire(tunnel.echo),
         peer_public_key,
         allowed_prefixes: allowed.collect(),
         routes: texts(&tunnel.routes),

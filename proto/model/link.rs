@@ -41,6 +41,10 @@ pub enum Why {
     Wordless,
     /// The other end says that it does not hear this one.
     NotHeard,
+    /// Packets come, and no answer to an ICMP echo any more.
+    Unanswered,
+    /// The other end answers no ICMP echo, and has agreed on keys of late.
+    Keyed,
     /// The other end has said that it goes.
     Left,
     /// This end goes: nobody is told, but the other end.
@@ -54,6 +58,8 @@ impl fmt::Display for Why {
             Self::Never => "nothing has come from the peer yet",
             Self::Silent => "nothing comes from the peer any more",
             Self::Wordless => "packets come from the peer, but no probe",
+            Self::Unanswered => "packets come from the peer, but no answer to an ICMP echo any more",
+            Self::Keyed => "the peer answers no ICMP echo, but has agreed on keys within the last 3 minutes",
             Self::NotHeard => "the peer is heard, and does not hear this host",
             Self::Left => "the peer's agent has said that it ends",
             Self::Leaving => "this host's agent ends",
@@ -85,7 +91,7 @@ pub struct LinkStatus {
     pub unsent: Option<&'static str>,
     /// Since when.
     pub since: Duration,
-    /// When the other end was last heard by a probe.
+    /// When the other end was last heard by a probe, or by its answer to an ICMP echo.
     pub last_heard: Option<Duration>,
     /// After how long a silence the other end is taken to be out of reach.
     pub detection_time: Option<Duration>,

@@ -73,6 +73,11 @@ impl Drop for Capture<'_> {
     }
 }
 
+/// How many bytes of a packet follow its header.
+fn length(record: &[u8]) -> usize {
+    u32::from_ne_bytes([record[8], record[9], record[10], record[11]]).try_into().unwrap()
+}
+
 /// What was captured.
 pub struct Captured(Vec<u8>);
 
@@ -81,8 +86,7 @@ impl Captured {
     fn cut(&mut self, end: Ipv4Addr) -> bool {
         let mut at = HEADER;
         while let Some(record) = self.0.get(at..at + RECORD) {
-            let length = u32::from_ne_bytes([record[8], record[9], record[10], record[11]]);
-            let next = at + RECORD + usize::try_from(length).unwrap();
+            let next = at + RECORD + length(record);
             let is_end = |packet: &[u8]| packet.windows(4).any(|window| window == end.octets());
             if self.0.get(at + RECORD..next).is_some_and(is_end) {
                 self.0.truncate(at);
@@ -96,6 +100,17 @@ impl Captured {
     /// Whether these bytes stand somewhere in it.
     pub fn has(&self, bytes: &[u8]) -> bool {
         self.0.windows(bytes.len()).any(|window| window == bytes)
+    }
+
+    /// How many packets it is.
+    pub fn count(&self) -> usize {
+        let mut rest = self.0.get(HEADER..).unwrap_or_default();
+        let mut count = 0;
+        while let Some((record, behind)) = rest.split_at_checked(RECORD) {
+            rest = behind.get(length(record)..).unwrap_or_default();
+            count += 1;
+        }
+        count
     }
 
     /// The data packets of WireGuard that IPv4 has brought from `source` at port 5000, from the first.

@@ -164,6 +164,7 @@ pub fn some_command(nodes: &[NodeName], random: &mut Random) -> Command {
             keepalive: None,
             also_plain: false,
             probed: false,
+            echo: None,
             allowed_prefixes: vec![AllowedPrefix { prefix, preference: 0 }],
             routes: Vec::new(),
             without: BTreeSet::new(),

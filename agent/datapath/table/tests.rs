@@ -45,6 +45,7 @@ fn wanted(endpoint: SocketAddr, exact_port: bool, allowed_prefixes: Vec<AllowedP
         keepalive: None,
         also_plain: false,
         probed: false,
+        echo: None,
         underlay: None,
         mtu: Mtu::ETHERNET,
         tcp_mtu: Mtu::ETHERNET,

@@ -37,6 +37,8 @@ fn report(wire: v1::LinkReport) -> Result<(TunnelName, (NonZeroU32, LinkReport))
         WireWhy::Wordless => Why::Wordless,
         WireWhy::NotHeard => Why::NotHeard,
         WireWhy::Left => Why::Left,
+        WireWhy::Unanswered => Why::Unanswered,
+        WireWhy::Keyed => Why::Keyed,
         WireWhy::Unspecified => return Err(missing("why")),
     };
     let report = LinkReport {
@@ -90,6 +92,8 @@ fn wire_why(why: Why) -> WireWhy {
         Why::NotHeard => WireWhy::NotHeard,
         // Whichever of both ends it is that goes.
         Why::Left | Why::Leaving => WireWhy::Left,
+        Why::Unanswered => WireWhy::Unanswered,
+        Why::Keyed => WireWhy::Keyed,
     }
 }
 
@@ -176,7 +180,8 @@ mod tests {
             (state, why) in prop_oneof![
                 Just((LinkState::Up, Why::Heard)), Just((LinkState::Down, Why::Never)), Just((LinkState::Down, Why::Silent)),
                 Just((LinkState::Down, Why::Wordless)), Just((LinkState::Init, Why::NotHeard)),
-                Just((LinkState::AdminDown, Why::Left)),
+                Just((LinkState::AdminDown, Why::Left)), Just((LinkState::Init, Why::Unanswered)),
+                Just((LinkState::Up, Why::Keyed)),
             ],
             since in span(), last_heard in prop::option::of(span()), detection in prop::option::of(1..u32::MAX),
             changes in any::<u32>(), sizes in prop::array::uniform2(prop::option::of(1..u16::MAX)), unsent in "[a-z_]{0,10}",

@@ -248,6 +248,7 @@ fn any_tunnel_spec() -> impl Strategy<Value = TunnelSpec> {
             keepalive: remote.2.filter(|_| matches!(framing, Framing::Wireguard(_))),
             also_plain: remote.1 && remote.3 && framing != Framing::Pi,
             probed: remote.3 && framing != Framing::Pi,
+            echo: (!remote.3 && remote.1).then_some([10, 9, 0, 2].into()),
             framing,
             allowed_prefixes,
             routes,
