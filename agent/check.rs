@@ -8,7 +8,7 @@ use std::process::Command;
 use serde::Serialize;
 
 use crate::agent::os::preflight;
-use crate::proto::session::Forwarding;
+use crate::proto::session::{Forwarding, HostFinding, HostSubject};
 
 /// How bad a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -81,6 +81,22 @@ pub fn all() -> Vec<Finding> {
 /// What keeps subnets behind this host from being reached; only what is wrong.
 pub fn forwarding() -> Vec<Finding> {
     look_at_forwarding().into_iter().filter(|finding| finding.severity == Severity::Problem).collect()
+}
+
+/// The same for a controller that asks.
+pub fn faults() -> Vec<HostFinding> {
+    let all = [
+        (HostSubject::Forwarding, ip_forward("forwarding of IPv4", Forwarding::SYSCTL_V4, Severity::Problem)),
+        (HostSubject::ReversePath, rp_filter()),
+        (HostSubject::Firewall, forward_policy()),
+    ];
+    let faults = all.into_iter().filter(|(_, finding)| finding.severity == Severity::Problem);
+    let fault = |(subject, Finding { subject: name, found, remedy, .. })| HostFinding {
+        subject,
+        found: format!("{name} {found}"),
+        remedy,
+    };
+    faults.map(fault).collect()
 }
 
 fn look_at_forwarding() -> Vec<Finding> {

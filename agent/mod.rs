@@ -6,6 +6,7 @@ pub mod config;
 pub mod credentials;
 pub mod daemon;
 pub mod datapath;
+pub mod examine;
 pub mod keys;
 pub mod link;
 pub mod metrics;

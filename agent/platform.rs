@@ -31,6 +31,8 @@ use crate::proto::model::{
 
 /// Words of the stack that making a key or a peer reaches: what the library keeps of a peer has 20 kB, and is moved.
 const KEYS: usize = 32 << 10;
+/// For how long it matters that somebody used another key: handshakes are begun every five seconds.
+const OTHER_KEY: Duration = Duration::from_secs(30);
 
 /// A device that this agent made.
 struct OwnDevice {
@@ -155,6 +157,24 @@ impl Platform {
     ) -> Option<LinkStatus> {
         let (_, kept) = self.kept.get(tunnel)?;
         kept.link.as_ref()?.status(since_epoch)
+    }
+
+    /// Whether somebody at the address of a tunnel's peer has used another key of late; `since_boot` is now.
+    pub fn other_key(&self, tunnel: &TunnelName, since_boot: Duration) -> bool {
+        let stats = self.kept.get(tunnel).map(|(_, kept)| &kept.stats);
+        let marked = stats.and_then(|stats| stats.last_other_key());
+        marked.is_some_and(|marked| since_boot < marked + OTHER_KEY)
+    }
+
+    /// The interface by which packets to an address leave this host.
+    ///
+    /// # Errors
+    /// What the kernel says; `NotFound` where they leave by none.
+    pub async fn route_of(&self, address: IpAddr) -> io::Result<String> {
+        let interfaces = self.netlink.interfaces().await?;
+        let (index, _) = self.netlink.route_of(address).await?;
+        let named = interfaces.into_iter().find(|(_, interface)| Some(interface.index) == index);
+        named.map(|(name, _)| name).ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
     /// From now on it is told again that links have changed.
@@ -435,7 +455,8 @@ impl Platform {
     }
 }
 
-/// An end of a link of which nothing is known, which asks by ICMP echoes if it is said from where and whom; `None`: the kernel has no random bits, and it is tried with the next table.
+/// An end of a link of which nothing is known, which asks by ICMP echoes if it is said from where and whom; `None`: the kernel
+/// has no random bits, and it is tried with the next table.
 fn new_link(timing: Timing, echo: Option<(IpAddr, IpAddr)>, is_encrypted: bool) -> Option<Arc<LinkEnd>> {
     let bits = random::bits().ok()?;
     if let Some(ends) = echo {

@@ -23,6 +23,7 @@ pub use self::uplink::Uplink;
 use crate::agent::check;
 use crate::agent::credentials::Credentials;
 use crate::agent::datapath::DatapathEvent;
+use crate::agent::examine::{Subject, examine};
 use crate::agent::os::clock;
 use crate::agent::os::netlink::watch::Watch;
 use crate::agent::platform::Platform;
@@ -33,11 +34,15 @@ use crate::agent::store::Store;
 use crate::proto::command::{Command, CommandError, ErrorKind, Field, Outcome};
 use crate::proto::host::clock::now;
 use crate::proto::host::credential::CredentialError;
-use crate::proto::model::{DeviceName, Invalid, Owner, TunnelName, TunnelState};
-use crate::proto::session::ItemId;
+use crate::proto::model::{DeviceName, Framing, Invalid, Owner, TunnelName, TunnelState};
+use crate::proto::session::{Findings, ItemId};
 
 /// How often it is looked whether a controller is to be told of tunnels.
 const LOOK: Duration = Duration::from_secs(1);
+/// How many examinations are under way at most.
+const EXAMINATIONS: usize = 4;
+/// Of how many prefixes of a tunnel it is looked where their packets go.
+const PREFIXES: usize = 8;
 
 type Resolved = (String, Result<Vec<IpAddr>, String>);
 
@@ -50,6 +55,7 @@ pub struct Runtime {
     requests: Requests,
     events: mpsc::Receiver<DatapathEvent>,
     lookups: JoinSet<Resolved>,
+    examinations: JoinSet<Findings>,
     uplink: Option<Uplink>,
     boot: BootTime,
     watch: Watch,
@@ -79,6 +85,7 @@ impl Runtime {
             requests,
             events,
             lookups: JoinSet::new(),
+            examinations: JoinSet::new(),
             uplink: None,
             boot: BootTime::read(),
             watch,
@@ -143,6 +150,11 @@ impl Runtime {
                 Some(resolved) = self.lookups.join_next() => {
                     if let Ok((host, answer)) = resolved {
                         self.state.handle_resolved(&host, answer, now());
+                    }
+                }
+                Some(findings) = self.examinations.join_next() => {
+                    if let (Ok(findings), Some(uplink)) = (findings, &mut self.uplink) {
+                        uplink.handle_findings(findings, now());
                     }
                 }
                 change = self.watch.changed() => self.note_change(change),
@@ -301,6 +313,7 @@ impl Runtime {
     /// Makes real what a controller wants, and tells it how the tunnels are.
     async fn keep_in_step(&mut self) {
         self.tell_keys();
+        self.examine().await;
         while let Some(base) = self.uplink.as_mut().and_then(Uplink::take_base) {
             let outcome = self.keep(base).await;
             self.tell_keys();
@@ -318,6 +331,43 @@ impl Runtime {
                 uplink.handle_tunnels(reports, failures, check::ip_forwarding(), now());
             }
         }
+    }
+
+    /// Begins what a controller wants tried. Where that is too much at once, it hears nothing.
+    async fn examine(&mut self) {
+        let Some(asked) = self.uplink.as_mut().and_then(Uplink::take_examination) else { return };
+        if self.examinations.len() >= EXAMINATIONS {
+            return;
+        }
+        let mut subjects = Vec::new();
+        for tunnel in asked.tunnels {
+            subjects.extend(self.subject(tunnel).await);
+        }
+        self.examinations.spawn(examine(asked.request, subjects));
+    }
+
+    /// What is known of the way to the peer of a tunnel.
+    async fn subject(&mut self, tunnel: TunnelName) -> Option<Subject> {
+        let status = self.status(&tunnel)?;
+        let wanted = &status.tunnel;
+        let mut strayed = None;
+        for prefix in wanted.allowed_prefixes.iter().map(|allowed| allowed.prefix).take(PREFIXES) {
+            let Some(address) = prefix.hosts().next() else { continue };
+            let taken = match self.platform.route_of(address).await {
+                Ok(device) if device == wanted.device.as_str() => continue,
+                Ok(device) => format!("device {device}"),
+                Err(error) => format!("nowhere ({error})"),
+            };
+            strayed = Some((address, taken));
+            break;
+        }
+        Some(Subject {
+            endpoint: status.endpoint,
+            is_tolerant: wanted.framing != Framing::Pi,
+            strayed,
+            other_key: self.platform.other_key(&tunnel, clock::since_boot()),
+            tunnel,
+        })
     }
 
     /// Has a controller told of the keys by which this host is known.
@@ -384,6 +434,7 @@ impl Runtime {
     /// Removes what the agent made; what is wanted stays on disk.
     async fn clear(mut self) {
         self.lookups.abort_all();
+        self.examinations.abort_all();
         if let Some(uplink) = &mut self.uplink {
             uplink.end(now());
         }

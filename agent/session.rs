@@ -27,8 +27,8 @@ use self::reports::Reports;
 pub use self::trouble::{Told, Trouble, TroubleKind};
 use crate::proto::model::{DeviceName, MeshName, NodeName, OperatorName, PublicKey, TunnelName};
 use crate::proto::session::{
-    Ack, AgentMessage, ControllerMessage, Forwarding, Generation, Heartbeat, Hello, ItemId, PROBES,
-    PROTOCOL_VERSION, Reach, RunId, TunnelReport, Welcome,
+    Ack, AgentMessage, ControllerMessage, Examination, Findings, Forwarding, Generation, Heartbeat, Hello,
+    ItemId, PROBES, PROTOCOL_VERSION, Reach, RunId, TunnelReport, Welcome,
 };
 use crate::proto::trust::Rights;
 
@@ -83,6 +83,8 @@ pub enum Effect {
     Keep(Base),
     /// From now on these may steer this agent from elsewhere, and nobody else.
     Operators(Arc<BTreeMap<OperatorName, Rights>>),
+    /// Try how this host reaches peers; then say [`Session::handle_findings`].
+    Examine(Examination),
 }
 
 /// How far a session is.
@@ -297,6 +299,7 @@ impl Session {
             | ControllerMessage::Delta(_)
             | ControllerMessage::ReportRequest(_)
             | ControllerMessage::Operators(_)
+            | ControllerMessage::Examination(_)
                 if !welcomed =>
             {
                 self.misunderstand("the controller began without a welcome", now);
@@ -305,6 +308,7 @@ impl Session {
             ControllerMessage::Snapshot(chunk) => self.handle_chunk(chunk, now),
             ControllerMessage::Delta(delta) => self.handle_delta(delta, now),
             ControllerMessage::Operators(operators) => self.effects.push_back(Effect::Operators(operators)),
+            ControllerMessage::Examination(asked) => self.effects.push_back(Effect::Examine(asked)),
             ControllerMessage::ReportRequest(request) => {
                 open.reports.handle_request(request);
             }
@@ -368,6 +372,13 @@ impl Session {
         let Phase::Open(open) = &mut self.phase else { return };
         if open.repairs.len() < REPAIRS {
             open.repairs.push_back((device, what));
+        }
+    }
+
+    /// Takes in what was found, for the controller that is there: one that did not ask does not know the number.
+    pub fn handle_findings(&mut self, findings: Findings) {
+        if self.wants_links() {
+            self.send(AgentMessage::Findings(findings));
         }
     }
 

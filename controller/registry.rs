@@ -8,7 +8,7 @@ use self::links::Links;
 use crate::proto::model::{NodeName, TunnelName};
 use crate::proto::rate::Bucket;
 use crate::proto::session::{
-    Digest, Forwarding, Generation, Hello, ItemId, Items, Report, RunId, TunnelReport,
+    Digest, Findings, Forwarding, Generation, Hello, ItemId, Items, Report, RunId, TunnelReport,
 };
 use crate::proto::trust::KeyId;
 
@@ -183,6 +183,8 @@ pub struct Node {
     pub tunnels: BTreeMap<TunnelName, (TunnelReport, Instant)>,
     /// Its links as last told.
     pub links: Links,
+    /// What it found when it was last asked to try something.
+    pub findings: Option<Findings>,
     /// When it last reported.
     pub reported_at: Option<Instant>,
     /// The last request for a whole report that it answered; 0: none.
@@ -212,6 +214,7 @@ impl Node {
             told: Health::Offline,
             refusal: None,
             clock_off: None,
+            findings: None,
             obstacle: None,
             rival: None,
             observed: None,
@@ -290,6 +293,11 @@ impl Node {
             self.answered = self.answered.max(request);
         }
         told
+    }
+
+    /// Whether what it has told last is so now: it has a session, and has been heard of late.
+    pub fn speaks(&self, now: Instant) -> bool {
+        self.session.is_some() && self.health(now) == Health::Live
     }
 
     /// That its clock is off, in words.

@@ -17,20 +17,22 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::controller::audit::Deed;
+use crate::controller::diagnosis::Evidence;
 use crate::controller::mesh::Mesh;
 use crate::controller::plan::{Plan, PlanHash};
 use crate::controller::registry::Origin;
 use crate::controller::registry::petitions::TooMany;
 use crate::controller::state::{
-    Connection, ControllerState, Convergence, Effect, Event, NodeTunnels, Refusal, Snapshot,
+    Connection, ControllerState, Convergence, Effect, Event, Inquiry, NoInquiry, NodeTunnels, Refusal,
+    Snapshot,
 };
 use crate::controller::store::{Change, Store, StoreError};
 use crate::controller::stored::Stored;
 use crate::controller::trust::{Denial, Draft, Proof, Trust};
 use crate::proto::host::clock::{now, since_epoch};
-use crate::proto::model::{MeshName, NodeName, PublicKey};
+use crate::proto::model::{MeshName, NodeName, PublicKey, TunnelName};
 use crate::proto::rate::{Bucket, Rate};
-use crate::proto::session::{AgentMessage, ControllerMessage, Hello};
+use crate::proto::session::{AgentMessage, ControllerMessage, Findings, Hello};
 use crate::proto::trust::Asker;
 use crate::proto::trust::{Code, CodeHead, KeyId};
 
@@ -47,6 +49,8 @@ const BATCH: usize = 64;
 pub const BEHIND: usize = 64;
 /// How long a node may take to report its tunnels before its last report has to do.
 const REPORT: Duration = Duration::from_secs(1);
+/// How long a node may take to try how it reaches others: it waits a second and a half for pings, and three seconds for a port.
+const EXAMINATION: Duration = Duration::from_secs(6);
 /// How often it is logged that somebody was refused.
 const REFUSALS: Rate = Rate { burst: 50, every: Duration::from_secs(1) };
 /// How many events are told at once.
@@ -89,6 +93,7 @@ enum Request {
     Petition(Box<Asking>, oneshot::Sender<Result<Duration, TooMany>>),
     Refused(Option<NodeName>, String),
     Report(NodeName, oneshot::Sender<()>),
+    Examine(NodeName, Vec<TunnelName>, oneshot::Sender<Findings>),
 }
 
 /// A host that asks to join.
@@ -302,6 +307,40 @@ impl ControllerHandle {
         self.look(move |state, now, _| state.node_tunnels(&node, now)).await
     }
 
+    /// What is wrong between two nodes, in a mesh or in the first that joins them: both are asked, and a third one.
+    ///
+    /// # Errors
+    /// Where nothing joins them.
+    pub async fn diagnose(
+        &self,
+        ends: [NodeName; 2],
+        mesh: Option<MeshName>,
+    ) -> Result<Result<(Inquiry, Evidence), NoInquiry>, Stopping> {
+        let inquiry = match self.look(move |state, now, _| state.inquiry(ends, mesh.as_ref(), now)).await? {
+            Ok(inquiry) => inquiry,
+            Err(error) => return Ok(Err(error)),
+        };
+        let asked =
+            inquiry.examinations.iter().map(|(node, tunnels)| self.examine(node.clone(), tunnels.clone()));
+        let answers = futures_util::future::join_all(asked).await;
+        let nodes = inquiry.examinations.iter().map(|(node, _)| node.clone());
+        let found = nodes.zip(answers).filter_map(|(node, found)| Some((node, found?))).collect();
+        let apart = NoInquiry::Apart(inquiry.ends[0].clone(), inquiry.ends[1].clone());
+        self.look(move |state, now, _| {
+            let evidence = state.evidence(&inquiry, &found, now);
+            // The mesh may have been deleted meanwhile.
+            evidence.map(|evidence| (inquiry, evidence)).ok_or(apart)
+        })
+        .await
+    }
+
+    /// What a node finds when it tries how it reaches the peers of tunnels; `None`: it does not answer.
+    async fn examine(&self, node: NodeName, tunnels: Vec<TunnelName>) -> Option<Findings> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Request::Examine(node, tunnels, reply)).await.ok()?;
+        tokio::time::timeout(EXAMINATION, answer).await.ok()?.ok()
+    }
+
     /// How far the nodes are. [`Self::progress`] says when to look again.
     pub async fn convergence(&self) -> Result<Convergence, Stopping> {
         self.look(|state, now, _| state.convergence(now)).await
@@ -364,6 +403,8 @@ pub struct Runtime {
     trust_changes: Changes,
     /// Who waits for a report with this number, or a later one.
     reports: Vec<(NodeName, u64, oneshot::Sender<()>)>,
+    /// Who waits for the answer to an examination.
+    examinations: Vec<(NodeName, u64, oneshot::Sender<Findings>)>,
 }
 
 impl Runtime {
@@ -382,6 +423,7 @@ impl Runtime {
             rereads: JoinSet::new(),
             commits: JoinSet::new(),
             reports: Vec::new(),
+            examinations: Vec::new(),
         }
     }
 
@@ -453,6 +495,11 @@ impl Runtime {
                     self.reports.push((node, request, reply));
                 }
             }
+            Request::Examine(node, tunnels, reply) => {
+                if let Some(request) = self.state.request_examination(&node, tunnels) {
+                    self.examinations.push((node, request, reply));
+                }
+            }
         }
         // What one request brings about is not held up by those behind it.
         self.perform();
@@ -487,6 +534,15 @@ impl Runtime {
         self.trust_changes.handle_state(&self.state, since_epoch());
         let state = &self.state;
         self.reports.retain(|(node, request, reply)| !reply.is_closed() && state.answered(node) < *request);
+        for (node, request, reply) in std::mem::take(&mut self.examinations) {
+            match self.state.findings(&node).filter(|found| found.request == request) {
+                // Whoever asked may have gone away meanwhile.
+                Some(found) => _ = reply.send(found.clone()),
+                None if reply.is_closed() => {}
+                None => self.examinations.push((node, request, reply)),
+            }
+        }
+        let state = &self.state;
         let progress = Progress { convergence: state.progress(), last_event: state.last_event() };
         self.requests.progress.send_if_modified(|told| std::mem::replace(told, progress) != progress);
     }

@@ -21,6 +21,7 @@ use crate::proto::session::{ControllerMessage, Digest, Generation, Items};
 mod access;
 mod changes;
 mod events;
+mod examinations;
 mod leaving;
 mod links;
 mod messages;
@@ -33,6 +34,7 @@ mod tell;
 
 pub use super::registry::{Connection, Health};
 pub use events::{Event, EventKind};
+pub use examinations::{Inquiry, NoInquiry};
 pub use links::{LinkStanding, NodeLink, Passage, Verdict};
 pub use plans::{ApplyError, Basis};
 pub use status::{ControllerStatus, Convergence, NodeStatus, NodeTunnels, Problem};

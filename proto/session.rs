@@ -1,5 +1,6 @@
 //! What agents and controllers say to each other on their session.
 
+mod examination;
 mod link;
 
 use std::cmp::Ordering;
@@ -19,6 +20,7 @@ use super::model::{
 };
 use super::trust::Rights;
 
+pub use examination::{EXAMINED, Examination, Findings, HostFinding, HostSubject, PeerFinding, Ping, Port};
 pub use link::{LinkFigures, LinkReport, LinkStates};
 
 /// Where controllers listen, TCP, unless their address says otherwise.
@@ -402,6 +404,8 @@ pub enum AgentMessage {
     },
     /// How well the ends of links hear each other, by the links' numbers.
     LinkFigures(BTreeMap<NonZeroU32, LinkFigures>),
+    /// What it has found when it was asked to try.
+    Findings(Findings),
 }
 
 /// What a controller says.
@@ -419,6 +423,8 @@ pub enum ControllerMessage {
     Heartbeat(Heartbeat),
     /// Asks for a whole report, by this number.
     ReportRequest(u64),
+    /// Asks it to try how it reaches peers.
+    Examination(Examination),
     /// Who may steer agents from elsewhere.
     Operators(Arc<BTreeMap<OperatorName, Rights>>),
     /// It ends the session.

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Modules whose code takes time as an argument and returns values.
-const PURE: [&str; 17] = [
+const PURE: [&str; 18] = [
     "proto",
     "agent/link",
     "agent/packet",
@@ -17,6 +17,7 @@ const PURE: [&str; 17] = [
     "agent/wireguard/message",
     "controller/alloc",
     "controller/audit",
+    "controller/diagnosis",
     "controller/mesh",
     "controller/plan",
     "controller/registry",

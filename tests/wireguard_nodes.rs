@@ -6,7 +6,9 @@ mod lab;
 
 use std::time::Duration;
 
-use lab::{Agent, SOON, Segment, WgQuick, all_reach, ping, ping_ok, secrets, transfer, wait_until};
+use lab::{
+    Agent, SOON, Segment, WgQuick, all_reach, ping, ping_ok, secrets, transfer, tunnel_status, wait_until,
+};
 use tunmesh::proto::host::wireguard::PrivateKey;
 
 const BULK: u64 = 20_000_000;
@@ -102,6 +104,9 @@ fn a_phone_is_a_node_by_what_is_exported_for_it() {
     assert!(has_phone(&agents[0]) && !has_phone(&agents[1]));
     assert!(!ping(phone, "10.9.0.2", &[]));
     ping_ok(phone, "10.9.0.1");
+    wait_until(SOON, "it answers with its new key", || {
+        !tunnel_status(&agents[0], "prod.phone")["link"]["lastHeard"].is_null()
+    });
     drop(device);
     wait_until(Duration::from_secs(20), "it is known to be gone", || link("DOWN").is_some());
     let gone = link("DOWN").unwrap();

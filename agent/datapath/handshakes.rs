@@ -17,6 +17,9 @@ use crate::agent::wireguard::cookie::Verdict;
 use crate::agent::wireguard::message::Message;
 use crate::agent::wireguard::tunnel::initiator;
 
+/// When keys that are being agreed on can be used: whoever was asked for some hears a packet by them first.
+const SETTLED: Duration = Duration::from_millis(200);
+
 /// Takes in messages of handshakes and sends what is to be sent. Each data thread has one.
 pub(super) struct Handshakes {
     shared: Arc<Shared>,
@@ -40,6 +43,13 @@ impl Handshakes {
         match self.judge(table, kind, message, source) {
             Err(refused) => {
                 self.shared.stats.datagrams_dropped.count(refused, 1);
+                let is_of_keys = matches!(refused, DropReason::Forged | DropReason::UnknownSender);
+                if is_of_keys
+                    && kind == Message::Initiation
+                    && let Some(tunnel) = table.sender(source).and_then(|place| table.tunnel(place))
+                {
+                    tunnel.stats.mark_other_key(now);
+                }
             }
             Ok(Judged::Cookie(cookie)) => {
                 self.shared.stats.datagrams_dropped.count(DropReason::TooMany, 1);
@@ -62,6 +72,10 @@ impl Handshakes {
                             let _ = self.post.send_to(&Destination::from(source), local, &answer);
                         }
                         self.release(tunnel, &mut sessions);
+                        let is_asked = tunnel.link.as_ref().is_some_and(|link| link.asks().is_some());
+                        if is_asked && self.shared.links_due.bring_forward(now + SETTLED) {
+                            self.shared.waker.wake();
+                        }
                     }
                     Err(refused) => {
                         tunnel.stats.received.drops.count(refused.into(), 1);

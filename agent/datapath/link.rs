@@ -206,7 +206,7 @@ impl LinkEnd {
                 (transition, probe, None)
             }
             Measure::Echo(echo) => {
-                echo.handle_signs(heard_at, keyed_at);
+                echo.handle_signs(heard_at, keyed_at, now);
                 let (transition, sequence) = echo.poll(now);
                 (transition, None, sequence)
             }
@@ -376,6 +376,7 @@ impl Inner {
             is_up: self.state().0 == LinkState::Up,
             is_used: false,
             patience: usual.clamp(HURRY, PATIENCE),
+            passed_at: figures.and_then(Figures::passed_at),
             loss: (1.0 - comes).max(figures.map_or(0.0, Figures::recent_loss)),
         }
     }

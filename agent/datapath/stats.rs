@@ -170,13 +170,25 @@ pub struct TunnelStats {
     pub received: Direction,
     /// Milliseconds since boot; 0 is never.
     last_received: AtomicU64,
+    /// The same of handshakes with other keys.
+    last_other_key: AtomicU64,
 }
 
 impl TunnelStats {
+    /// Notes that somebody at the peer's address began a handshake with another key than the peer's, or for another than
+    /// this host's, at a time since boot.
+    pub fn mark_other_key(&self, since_boot: Duration) {
+        self.last_other_key.store(millis(since_boot), Ordering::Relaxed);
+    }
+
+    /// When that was last.
+    pub fn last_other_key(&self) -> Option<Duration> {
+        marked(&self.last_other_key)
+    }
+
     /// Notes that a packet was received `since_boot`.
     pub fn mark_received(&self, since_boot: Duration) {
-        let millis = u64::try_from(since_boot.as_millis()).unwrap_or(u64::MAX).max(1);
-        self.last_received.store(millis, Ordering::Relaxed);
+        self.last_received.store(millis(since_boot), Ordering::Relaxed);
     }
 
     /// Notes that nothing was received from whoever the peer is now.
@@ -186,10 +198,19 @@ impl TunnelStats {
 
     /// When the last packet was received, as time since boot.
     pub fn last_received(&self) -> Option<Duration> {
-        match self.last_received.load(Ordering::Relaxed) {
-            0 => None,
-            millis => Some(Duration::from_millis(millis)),
-        }
+        marked(&self.last_received)
+    }
+}
+
+/// A time since boot as it is kept, which is never 0.
+fn millis(since_boot: Duration) -> u64 {
+    u64::try_from(since_boot.as_millis()).unwrap_or(u64::MAX).max(1)
+}
+
+fn marked(at: &AtomicU64) -> Option<Duration> {
+    match at.load(Ordering::Relaxed) {
+        0 => None,
+        millis => Some(Duration::from_millis(millis)),
     }
 }
 

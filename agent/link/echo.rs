@@ -71,9 +71,13 @@ impl Echo {
         self.look(now)
     }
 
-    /// A packet of the peer came at a time that may have passed, and these are the keys by which packets go.
-    pub fn handle_signs(&mut self, heard_at: Option<Duration>, keyed_at: Option<Duration>) {
+    /// A packet of the peer came at a time that may have passed, and the keys by which packets go are from `keyed_at`. With new
+    /// ones it is asked at once: what was asked before may have found none.
+    pub fn handle_signs(&mut self, heard_at: Option<Duration>, keyed_at: Option<Duration>, now: Duration) {
         self.heard_at = self.heard_at.max(heard_at);
+        if keyed_at.is_some() && keyed_at > self.keyed_at && self.answered_at < keyed_at {
+            self.due = self.due.min(now);
+        }
         self.keyed_at = keyed_at.or(self.keyed_at);
     }
 
@@ -210,7 +214,7 @@ mod tests {
         let mut echo = Echo::new(false, 0, seconds(0));
         run(&mut echo, seconds(0), seconds(10), |_| true);
         for second in 10..60 {
-            echo.handle_signs(Some(seconds(second)), None);
+            echo.handle_signs(Some(seconds(second)), None, seconds(second));
             run(&mut echo, seconds(second), seconds(second + 1), |_| false);
         }
         assert_eq!((echo.state().0, echo.state().2), (LinkState::Init, Why::Unanswered));
@@ -224,7 +228,7 @@ mod tests {
         let mut sealed = Echo::new(true, 0, seconds(0));
         run(&mut sealed, seconds(0), seconds(10), |_| false);
         assert_eq!((sealed.is_known(), sealed.state().2), (true, Why::Never));
-        sealed.handle_signs(None, Some(seconds(10)));
+        sealed.handle_signs(None, Some(seconds(10)), seconds(10));
         run(&mut sealed, seconds(10), seconds(189), |_| false);
         assert_eq!(
             (sealed.state().0, sealed.state().2, sealed.detection_time()),
@@ -235,13 +239,24 @@ mod tests {
     }
 
     #[test]
+    fn with_new_keys_it_is_asked_at_once() {
+        let mut echo = Echo::new(true, 0, seconds(0));
+        assert!(echo.poll(seconds(0)).1.is_some());
+        echo.handle_signs(None, Some(seconds(1)), seconds(1));
+        let (_, asked) = echo.poll(seconds(1));
+        echo.handle_answer(asked.expect("it is asked"), seconds(1));
+        echo.handle_signs(None, Some(seconds(1)), seconds(2));
+        assert_eq!(echo.poll(seconds(2)).1, None, "they are new no more");
+    }
+
+    #[test]
     fn keys_that_are_older_than_the_last_answer_are_no_sign() {
         let mut echo = Echo::new(true, 0, seconds(0));
         run(&mut echo, seconds(0), seconds(100), |_| true);
-        echo.handle_signs(None, Some(seconds(99)));
+        echo.handle_signs(None, Some(seconds(99)), seconds(100));
         run(&mut echo, seconds(100), seconds(117), |_| false);
         assert_eq!(echo.state().0, LinkState::Down);
-        echo.handle_signs(None, Some(seconds(130)));
+        echo.handle_signs(None, Some(seconds(130)), seconds(130));
         run(&mut echo, seconds(130), seconds(131), |_| false);
         assert_eq!(echo.state().2, Why::Keyed, "it has begun to answer none");
     }

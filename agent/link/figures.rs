@@ -42,38 +42,57 @@ struct Window {
     /// How many of them there are: those before the first that was heard count for nothing.
     known: usize,
     highest: u32,
+    /// How many of those that are known are lost, heard, and late: it is asked with every probe.
+    counts: [u16; 3],
 }
 
 impl Window {
     fn new(first: u32) -> Self {
-        let mut window = Self { fates: [Fate::Lost; WINDOW], known: 1, highest: first };
-        window.set(first, Fate::Heard);
+        let (fates, counts) = ([Fate::Lost; WINDOW], [0; 3]);
+        let mut window = Self { fates, known: 0, highest: first.wrapping_sub(1), counts };
+        window.push(Fate::Heard);
         window
     }
 
-    fn set(&mut self, sequence: u32, fate: Fate) {
-        if let Some(room) = self.fates.get_mut(sequence as usize % WINDOW) {
-            *room = fate;
+    /// Takes in what became of the probe behind the highest, which is the highest then.
+    fn push(&mut self, fate: Fate) {
+        self.highest = self.highest.wrapping_add(1);
+        let Some(room) = self.fates.get_mut(self.highest as usize % WINDOW) else { return };
+        let gone = std::mem::replace(room, fate);
+        if self.known == WINDOW {
+            self.tally(gone, u16::wrapping_sub);
+        } else {
+            self.known += 1;
+        }
+        self.tally(fate, u16::wrapping_add);
+    }
+
+    fn tally(&mut self, fate: Fate, by: impl FnOnce(u16, u16) -> u16) {
+        if let Some(count) = self.counts.get_mut(fate as usize) {
+            *count = by(*count, 1);
         }
     }
 
     fn note(&mut self, sequence: u32) -> Arrival {
         let ahead = sequence.wrapping_sub(self.highest);
         if ahead != 0 && ahead <= u32::MAX / 2 {
-            for skipped in 1..ahead.min(WINDOW as u32) {
-                self.set(sequence.wrapping_sub(skipped), Fate::Lost);
+            let pushed = ahead.min(WINDOW as u32);
+            if ahead > pushed {
+                // Nothing of what was known stays, and what is pushed out again need not be pushed in.
+                (self.known, self.counts) = (0, [0; 3]);
             }
-            self.known = self.known.saturating_add(ahead as usize).min(WINDOW);
-            self.highest = sequence;
-            self.set(sequence, Fate::Heard);
+            self.highest = sequence.wrapping_sub(pushed);
+            (1..pushed).for_each(|_| self.push(Fate::Lost));
+            self.push(Fate::Heard);
             return Arrival::InOrder;
         }
         let behind = self.highest.wrapping_sub(sequence) as usize;
-        let fate = self.fates.get(sequence as usize % WINDOW).copied();
-        if behind >= self.known || fate != Some(Fate::Lost) {
-            return Arrival::Again;
+        match self.fates.get_mut(sequence as usize % WINDOW) {
+            Some(fate) if behind < self.known && *fate == Fate::Lost => *fate = Fate::Late,
+            Some(_) | None => return Arrival::Again,
         }
-        self.set(sequence, Fate::Late);
+        self.tally(Fate::Lost, u16::wrapping_sub);
+        self.tally(Fate::Late, u16::wrapping_add);
         Arrival::Late
     }
 
@@ -85,9 +104,7 @@ impl Window {
     }
 
     fn count(&self, fate: Fate) -> u16 {
-        let known = (0..self.known as u32).map(|behind| self.highest.wrapping_sub(behind));
-        let fates = known.filter_map(|sequence| self.fates.get(sequence as usize % WINDOW));
-        fates.filter(|other| **other == fate).count() as u16
+        self.counts.get(fate as usize).copied().unwrap_or_default()
     }
 }
 
@@ -122,6 +139,8 @@ pub struct Figures {
     round_trip: Option<RoundTrip>,
     /// The probe of this end whose echo was taken last.
     echoed: Option<u32>,
+    /// When that one was sent.
+    passed_at: Option<Duration>,
     /// What the other end says of what it hears.
     heard: Option<Hearing>,
 }
@@ -146,8 +165,9 @@ impl Figures {
         self.heard = Some(probe.hearing);
         if let Some(echo) = probe.echo.filter(|echo| self.echoed != Some(echo.sequence)) {
             self.echoed = Some(echo.sequence);
-            let last = Stamp::of(now).since(echo.sent).checked_sub(echo.held);
-            if let Some(last) = last.filter(|last| *last <= LONGEST) {
+            let ago = Stamp::of(now).since(echo.sent);
+            if let Some(last) = ago.checked_sub(echo.held).filter(|last| *last <= LONGEST) {
+                self.passed_at = Some(now.saturating_sub(ago));
                 self.round_trip = Some(RoundTrip::next(self.round_trip, last));
             }
         }
@@ -182,6 +202,11 @@ impl Figures {
         self.heard
     }
 
+    /// When the last probe of this end was sent of which it is known that it arrived.
+    pub fn passed_at(&self) -> Option<Duration> {
+        self.passed_at
+    }
+
     /// How long an answer takes.
     pub fn round_trip(&self) -> Option<RoundTrip> {
         self.round_trip
@@ -190,7 +215,26 @@ impl Figures {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn what_is_counted_is_what_is_kept(first in any::<u32>(), steps in prop::collection::vec(-300_i64..600, 0..600)) {
+            let mut window = Window::new(first);
+            for step in steps {
+                window.note(window.highest.wrapping_add(step as u32));
+                let kept = (0..window.known as u32).map(|behind| {
+                    window.fates[window.highest.wrapping_sub(behind) as usize % WINDOW]
+                });
+                let kept: Vec<Fate> = kept.collect();
+                for fate in [Fate::Lost, Fate::Heard, Fate::Late] {
+                    prop_assert_eq!(usize::from(window.count(fate)), kept.iter().filter(|one| **one == fate).count());
+                }
+            }
+        }
+    }
 
     #[test]
     fn what_is_out_of_the_window_is_not_known() {

@@ -1,7 +1,7 @@
 //! The largest packet that the path between two hosts carries, found by what arrives and not by what routers say (RFC 8899).
 //!
 //! What is in use is asked for again and again: a path that carries less than it did, and says so to nobody, is found by three
-//! answers that fail to come while small packets pass. Then the least that every path should carry is used, and from there
+//! answers that fail to come while small packets pass, of which one was sent after the last question. Then the least that every path should carry is used, and from there
 //! on larger ones are tried.
 
 use std::ops::RangeInclusive;
@@ -45,6 +45,9 @@ pub struct Conditions {
     pub patience: Duration,
     /// Of all small datagrams, the share that is lost, 0 to 1.
     pub loss: f64,
+    /// When the last small datagram was sent of which it is known that it arrived: without one after it a large one may have
+    /// been lost with all others.
+    pub passed_at: Option<Duration>,
 }
 
 impl Conditions {
@@ -84,6 +87,7 @@ pub struct PathMtu {
     number: u32,
     /// The last question, and the number of the first of those about its size: an answer to any of them will do.
     asked: Option<Question>,
+    asked_at: Duration,
     first: u32,
     tries: u8,
     due: Duration,
@@ -107,6 +111,7 @@ impl PathMtu {
             phase: Phase::Holding,
             number: 0,
             asked: None,
+            asked_at: now,
             first: 0,
             tries: 0,
             due: now,
@@ -172,7 +177,13 @@ impl PathMtu {
             return (None, None);
         }
         let change = match self.asked.take() {
-            Some(question) if self.tries >= conditions.tries() => self.fail(question.size, now),
+            Some(question) if self.tries >= conditions.tries() => {
+                if conditions.passed_at.is_none_or(|at| at < self.asked_at) {
+                    (self.asked, self.due) = (Some(question), now + patience);
+                    return (None, None);
+                }
+                self.fail(question.size, now)
+            }
             Some(_) | None => None,
         };
         if now < self.due {
@@ -199,7 +210,7 @@ impl PathMtu {
             self.first = self.number;
         }
         let question = Question { number: self.number, size };
-        self.asked = Some(question);
+        (self.asked, self.asked_at) = (Some(question), now);
         self.tries += 1;
         self.due = now + patience;
         (change, Some(question))
@@ -295,6 +306,8 @@ mod tests {
         loss: u32,
         is_used: bool,
         trip: Duration,
+        /// Whether small datagrams arrive.
+        passes: bool,
         random: u32,
     }
 
@@ -312,6 +325,7 @@ mod tests {
                 loss: 0,
                 is_used: true,
                 trip: TRIP,
+                passes: true,
                 random: 1,
             }
         }
@@ -330,7 +344,9 @@ mod tests {
                     self.mtu.handle_answer(number, next)
                 } else {
                     let loss = f64::from(self.loss) / 1_000.0;
-                    let conditions = Conditions { is_up, is_used: self.is_used, patience: PATIENCE, loss };
+                    let passed_at = self.passes.then_some(next);
+                    let is_used = self.is_used;
+                    let conditions = Conditions { is_up, is_used, patience: PATIENCE, loss, passed_at };
                     let (change, question) = self.mtu.poll(conditions, next);
                     if let Some(Question { number, size }) = question {
                         assert!(self.mtu.range().contains(&size), "{size}");
@@ -446,6 +462,21 @@ mod tests {
         world.carries = 0;
         world.run(SECOND * 60, false);
         assert!(world.changes.is_empty());
+    }
+
+    #[test]
+    fn a_cut_that_is_not_known_yet_is_not_taken_for_a_narrow_path() {
+        for after in 2_000..3_000 {
+            let mut world = World::new(true, 1_500, 1_500);
+            world.run(Duration::from_millis(after), true);
+            (world.carries, world.passes) = (0, false);
+            // It is down when the detection time is over.
+            world.run(SECOND * 4, true);
+            world.run(SECOND * 10, false);
+            (world.carries, world.passes) = (1_500, true);
+            world.run(SECOND * 5, true);
+            assert!(world.changes.is_empty() && world.mtu.lost().is_none(), "{after}: {:?}", world.changes);
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 pub mod clock;
 pub mod epoll;
 pub mod netlink;
+pub mod ping;
 pub mod preflight;
 pub mod probe;
 pub mod tun;

@@ -140,6 +140,20 @@ impl Netlink {
         address: IpAddr,
         interfaces: &BTreeMap<String, Interface>,
     ) -> io::Result<u32> {
+        let (index, mtu) = self.route_of(address).await?;
+        if let Some(mtu) = mtu {
+            return Ok(mtu);
+        }
+        let mut interfaces = interfaces.values();
+        let interface = interfaces.find(|interface| Some(interface.index) == index);
+        interface.map(|interface| interface.mtu).ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    /// The route to an address: the number of its interface, and the MTU that it has of its own.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub async fn route_of(&self, address: IpAddr) -> io::Result<(Option<u32>, Option<u32>)> {
         let host = IpNet::from(address).prefix_len();
         let request = RouteMessageBuilder::<IpAddr>::new()
             .destination_prefix(address, host)
@@ -150,20 +164,16 @@ impl Netlink {
             Some(route) => route.map_err(to_io)?,
             None => return Err(io::ErrorKind::NotFound.into()),
         };
-        let mut index = None;
+        let (mut index, mut mtu) = (None, None);
         for attribute in &route.attributes {
-            if let RouteAttribute::Metrics(metrics) = attribute
-                && let Some(mtu) = own_mtu(metrics)
-            {
-                return Ok(mtu);
+            if let RouteAttribute::Metrics(metrics) = attribute {
+                mtu = own_mtu(metrics);
             }
             if let RouteAttribute::Oif(oif) = attribute {
                 index = Some(*oif);
             }
         }
-        let mut interfaces = interfaces.values();
-        let interface = interfaces.find(|interface| Some(interface.index) == index);
-        interface.map(|interface| interface.mtu).ok_or_else(|| io::ErrorKind::NotFound.into())
+        Ok((index, mtu))
     }
 
     /// The number of the interface called `name`.

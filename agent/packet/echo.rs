@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use super::icmp::{ICMP_HEADER, message_v4, message_v6};
 use super::parse::Packet;
-use super::protocol;
+use super::{checksum, protocol};
 
 /// Tells the questions of one end from all others, those of programs of its host included: an answer repeats it.
 pub type Token = [u8; 16];
@@ -16,30 +16,46 @@ const ANSWER_V6: u8 = 129;
 
 /// The question from one address to another, as a whole IP packet. None where they are of two families.
 pub fn question(from: IpAddr, to: IpAddr, token: &Token, sequence: u16) -> Option<Vec<u8>> {
-    let ([high, low], [first, second, ..]) = (sequence.to_be_bytes(), *token);
-    let header = |kind| [kind, 0, 0, 0, first, second, high, low];
+    let header = header(from.is_ipv4(), token, sequence);
     match (from, to) {
-        (IpAddr::V4(from), IpAddr::V4(to)) => Some(message_v4(token, header(QUESTION_V4), from, to)),
-        (IpAddr::V6(from), IpAddr::V6(to)) => Some(message_v6(token, header(QUESTION_V6), from, to)),
+        (IpAddr::V4(from), IpAddr::V4(to)) => Some(message_v4(token, header, from, to)),
+        (IpAddr::V6(from), IpAddr::V6(to)) => Some(message_v6(token, header, from, to)),
         (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => None,
     }
+}
+
+/// The question as an ICMP message, for a socket that puts the rest around it; the checksum of one of IPv6 is the kernel's.
+pub fn message(is_v4: bool, token: &Token, sequence: u16) -> Vec<u8> {
+    let mut message = [&header(is_v4, token, sequence)[..], token].concat();
+    if is_v4 {
+        let checksum = checksum::finish(checksum::sum(&message, 0)).to_be_bytes();
+        message[2..4].copy_from_slice(&checksum);
+    }
+    message
+}
+
+fn header(is_v4: bool, token: &Token, sequence: u16) -> [u8; ICMP_HEADER] {
+    let ([high, low], [first, second, ..]) = (sequence.to_be_bytes(), *token);
+    [if is_v4 { QUESTION_V4 } else { QUESTION_V6 }, 0, 0, 0, first, second, high, low]
 }
 
 /// The sequence number of the question that a packet answers, if it is one of the end with this token.
 pub fn answered(packet: &Packet<'_>, token: &Token) -> Option<u16> {
     let (protocol, at) = packet.transport()?;
-    let kind = match (packet.is_v4(), protocol) {
-        (true, protocol::ICMPV4) => ANSWER_V4,
-        (false, protocol::ICMPV6) => ANSWER_V6,
-        _ => return None,
-    };
-    let message = packet.bytes().get(at..)?;
+    match (packet.is_v4(), protocol) {
+        (true, protocol::ICMPV4) | (false, protocol::ICMPV6) => {
+            answer(packet.bytes().get(at..)?, packet.is_v4(), token)
+        }
+        _ => None,
+    }
+}
+
+/// The same of an ICMP message. Its identifier may be one of the kernel's choice, where a socket has set it.
+pub fn answer(message: &[u8], is_v4: bool, token: &Token) -> Option<u16> {
     let (header, body) = message.split_first_chunk::<ICMP_HEADER>()?;
-    let [first, second, ..] = *token;
+    let kind = if is_v4 { ANSWER_V4 } else { ANSWER_V6 };
     match *header {
-        [is, 0, _, _, one, other, high, low]
-            if (is, one, other) == (kind, first, second) && body == token =>
-        {
+        [is, 0, _, _, _, _, high, low] if is == kind && body == token => {
             Some(u16::from_be_bytes([high, low]))
         }
         _ => None,
@@ -91,6 +107,14 @@ mod tests {
             let reply = reply(&asked);
             let packet = Packet::parse(&reply).unwrap();
             prop_assert_eq!(answered(&packet, &token), Some(sequence));
+            // A socket of the kernel's has the message alone, or is given it.
+            let at = packet.transport().unwrap().1;
+            prop_assert_eq!(answer(&reply[at..], !v6, &token), Some(sequence));
+            let (mut sent, mut whole) = (message(!v6, &token, sequence), asked[at..].to_vec());
+            if v6 {
+                let _ = [&mut sent, &mut whole].map(|message| message[2..4].fill(0));
+            }
+            prop_assert_eq!(sent, whole);
             prop_assume!(token != other);
             prop_assert_eq!(answered(&packet, &other), None);
         }

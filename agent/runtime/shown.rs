@@ -55,6 +55,12 @@ impl Runtime {
             status.last_handshake = handshake.map(|handshake| self.boot.since_epoch(handshake));
             status.endpoint = self.platform.roamed_to(&status.name).or(status.endpoint);
         }
+        if self.platform.other_key(&status.name, since_boot) {
+            status.notes.push(
+                "somebody at the peer's address uses another key than the tunnel has for the peer or this host: see                  that each end has the other's public key"
+                    .to_owned(),
+            );
+        }
         let boot = &mut self.boot;
         status.link = self.platform.link(&status.name, |since_boot| boot.since_epoch(since_boot));
         if let Some((loses, carries)) = status.link.as_ref().and_then(|link| link.loses.zip(link.carries)) {

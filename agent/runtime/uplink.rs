@@ -12,7 +12,7 @@ use crate::agent::session::{
     Base, Effect, Identity, LinkView, Session, SessionState, Standing, Told, Trouble, TroubleKind,
 };
 use crate::proto::model::{DeviceName, MeshName, NodeName, PublicKey, TunnelName};
-use crate::proto::session::{AgentMessage, Forwarding, ItemId, TunnelReport};
+use crate::proto::session::{AgentMessage, Examination, Findings, Forwarding, ItemId, TunnelReport};
 
 /// A session with what acts for it.
 pub struct Uplink {
@@ -24,6 +24,8 @@ pub struct Uplink {
     arrived: Option<Event>,
     /// What the session wants kept.
     base: Option<Base>,
+    /// What the controller wants tried.
+    examination: Option<Examination>,
     /// Where controllers are, when that has changed.
     addresses: Option<BTreeSet<IpAddr>>,
     node: NodeName,
@@ -51,6 +53,7 @@ impl Uplink {
             connection: None,
             arrived: None,
             base: None,
+            examination: None,
             node,
             shown: (SessionState::Waiting, None),
             told: Told::default(),
@@ -111,6 +114,7 @@ impl Uplink {
                     self.credentials.operators().replace(operators);
                 }
                 Effect::Operators(_) => {}
+                Effect::Examine(asked) => self.examination = Some(asked),
             }
         }
         self.tell();
@@ -156,6 +160,17 @@ impl Uplink {
     /// What is to be kept; then say [`Self::handle_kept`].
     pub(super) fn take_base(&mut self) -> Option<Base> {
         self.base.take()
+    }
+
+    /// What is to be tried; then say [`Self::handle_findings`].
+    pub(super) fn take_examination(&mut self) -> Option<Examination> {
+        self.examination.take()
+    }
+
+    /// Takes in what was found.
+    pub(super) fn handle_findings(&mut self, findings: Findings, now: Instant) {
+        self.session.handle_findings(findings);
+        self.act(now);
     }
 
     pub(super) fn handle_kept(&mut self, outcome: Result<BTreeMap<ItemId, String>, String>, now: Instant) {

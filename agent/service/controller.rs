@@ -293,6 +293,7 @@ fn completed(message: AgentMessage, local: IpAddr) -> AgentMessage {
         | AgentMessage::LinkStates(_)
         | AgentMessage::LinkFigures(_)
         | AgentMessage::Repaired { .. }
+        | AgentMessage::Findings(_)
         | AgentMessage::Goodbye
         | AgentMessage::Refusal(_)) => other,
     }

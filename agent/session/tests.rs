@@ -119,7 +119,9 @@ impl Bench {
     fn sent(&mut self) -> Vec<AgentMessage> {
         let sent = self.effects().into_iter().filter_map(|effect| match effect {
             Effect::Send(message) => Some(message),
-            Effect::Dial(_) | Effect::Close | Effect::Keep(_) | Effect::Operators(_) => None,
+            Effect::Dial(_) | Effect::Close | Effect::Keep(_) | Effect::Operators(_) | Effect::Examine(_) => {
+                None
+            }
         });
         sent.collect()
     }

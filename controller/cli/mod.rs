@@ -18,6 +18,7 @@ mod apply;
 mod audit;
 mod ca;
 mod converge;
+mod diagnose;
 mod error;
 mod events;
 mod export;
@@ -72,6 +73,7 @@ enum Ask {
     Nodes(nodes::NodesArgs),
     Tunnels(nodes::TunnelsArgs),
     Links(links::Args),
+    Diagnose(diagnose::Args),
     Wait(wait::Args),
     Events(events::Args),
     /// Print how something that has no agent is set up
@@ -188,6 +190,7 @@ impl Ask {
             Self::Nodes(args) => args.run().await,
             Self::Tunnels(args) => args.run().await,
             Self::Links(args) => args.run().await,
+            Self::Diagnose(args) => args.run().await,
             Self::Wait(args) => args.run().await,
             Self::Events(args) => args.run().await,
             Self::Export(command) => command.run().await,

@@ -257,6 +257,19 @@ impl MeshAdmin for Admin {
         Ok(Response::new(self.controller.look(look).await?))
     }
 
+    async fn diagnose(
+        &self,
+        request: Request<v1::DiagnoseRequest>,
+    ) -> Result<Response<v1::DiagnoseResponse>, Status> {
+        let v1::DiagnoseRequest { node, peer, mesh } = request.into_inner();
+        let ends = [parsed("node", &node)?, parsed("peer", &peer)?];
+        let mesh: Option<MeshName> = (!mesh.is_empty()).then(|| parsed("mesh", &mesh)).transpose()?;
+        match self.controller.diagnose(ends, mesh).await? {
+            Ok((inquiry, evidence)) => Ok(Response::new(wire::diagnosis(inquiry, &evidence))),
+            Err(error) => Err(wire::refused(Code::NotFound, vec![("node".to_owned(), error.to_string())])),
+        }
+    }
+
     async fn create_token(
         &self,
         request: Request<v1::CreateTokenRequest>,

@@ -166,6 +166,7 @@ async fn first_words(messages: &mut Streaming<v1::AgentMessage>) -> Result<Hello
             | AgentMessage::LinkStates(_)
             | AgentMessage::LinkFigures(_)
             | AgentMessage::Repaired { .. }
+            | AgentMessage::Findings(_)
             | AgentMessage::Goodbye
             | AgentMessage::Refusal(_),
         )

@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 use super::ControllerState;
 use crate::controller::mesh::Mesh;
 use crate::controller::plan::tunnel_name;
-use crate::controller::registry::Health;
 use crate::controller::registry::links::KnownLink;
 use crate::proto::model::{Hearing, LinkState, MeshName, NodeName, Why};
 use crate::proto::session::ItemId;
@@ -80,6 +79,17 @@ impl<'a> End<'a> {
         self.link.filter(|_| self.heard.is_some_and(|(_, is_recent)| is_recent))
     }
 
+    /// What it says of whether it hears the other end now. Where that has ceased to hear it, it may have changed its mind as well,
+    /// and would have told if it could: it counts again once it is heard.
+    fn says_beside(&self, other: &Self, now: Instant) -> Option<&'a KnownLink> {
+        let says = self.says()?;
+        let hears = matches!(says.report.state, LinkState::Init | LinkState::Up);
+        let silent =
+            other.says().filter(|link| link.report.state == LinkState::Down && link.report.why != Why::Left);
+        let is_older = silent.is_some_and(|link| self.heard.is_some_and(|(age, _)| age > link.since(now)));
+        (!hears || !is_older).then_some(says)
+    }
+
     /// Why it says nothing, in words.
     fn absence(&self) -> String {
         match self.heard {
@@ -106,9 +116,9 @@ impl ControllerState {
     pub fn link_ends(&self, now: Instant) -> BTreeMap<&'static str, usize> {
         let mut counts = BTreeMap::new();
         for (_, node) in self.registry.nodes() {
-            let is_live = node.health(now) == Health::Live;
+            let speaks = node.speaks(now);
             for (_, link) in node.links.iter() {
-                let state = if is_live { link.report.state.name() } else { "unknown" };
+                let state = if speaks { link.report.state.name() } else { "unknown" };
                 *counts.entry(state).or_default() += 1;
             }
         }
@@ -139,10 +149,7 @@ impl ControllerState {
                 return None;
             }
             let ends = [node.clone(), peer];
-            let verdict = judge(
-                [self.end(mesh, &ends[0], &ends[1], now), self.end(mesh, &ends[1], &ends[0], now)],
-                now,
-            );
+            let verdict = judge_link(self, mesh, [&ends[0], &ends[1]], now);
             Some(NodeLink { mesh: mesh.name.clone(), ends, verdict })
         };
         let others = self.stored.wanted.members(mesh).into_iter().filter(|peer| peer != node);
@@ -152,10 +159,27 @@ impl ControllerState {
     fn end<'a>(&'a self, mesh: &Mesh, name: &'a NodeName, peer: &NodeName, now: Instant) -> End<'a> {
         let node = self.registry.node(name);
         let link = node.and_then(|node| node.links.get(&tunnel_name(mesh, peer)?));
-        let heard = node.and_then(|node| Some((node.last_heard?, node.health(now) == Health::Live)));
+        let heard = node.and_then(|node| Some((node.last_heard?, node.speaks(now))));
         let heard = heard.map(|(at, is_recent)| (now.saturating_duration_since(at), is_recent));
         End { name, link, heard, has_agent: !mesh.is_wireguard(name) }
     }
+}
+
+impl Verdict {
+    /// Both directions.
+    pub fn passages(&self) -> [Passage; 2] {
+        self.state.map_or([Passage::Unknown; 2], |standing| standing.passages)
+    }
+}
+
+/// What is known of the link of two nodes of a mesh.
+pub(super) fn judge_link(
+    state: &ControllerState,
+    mesh: &Mesh,
+    [a, b]: [&NodeName; 2],
+    now: Instant,
+) -> Verdict {
+    judge([state.end(mesh, a, b, now), state.end(mesh, b, a, now)], now)
 }
 
 /// Whether what `from` sends arrives at `to`, by what both say. Whoever hears knows best.
@@ -201,6 +225,7 @@ fn judge(ends: [End<'_>; 2], now: Instant) -> Verdict {
         };
         return Verdict { reason, ..verdict };
     }
+    let (says_a, says_b) = (a.says_beside(&b, now), b.says_beside(&a, now));
     let passages = [passage(says_a, says_b), passage(says_b, says_a)];
     Verdict { state: Some(LinkStanding { passages }), reason: reason([a, b], passages), ..verdict }
 }
@@ -341,6 +366,25 @@ mod tests {
         }
         let silent = verdict(None, None, both);
         assert_eq!((silent.state, &*silent.reason), (None, "its ends do not probe each other"));
+    }
+
+    #[test]
+    fn who_was_not_heard_since_the_other_end_is_silent_says_nothing_of_it() {
+        let now = now();
+        let names: [NodeName; 2] = ["a", "b"].map(|name| name.parse().unwrap());
+        let links = [told(LinkState::Down, Why::Silent, now), told(LinkState::Up, Why::Heard, now)];
+        let verdict = |heard: u64| {
+            let end = |n: usize, heard: u64| End {
+                name: &names[n],
+                link: links[n].get(&"t".parse().unwrap()),
+                heard: Some((Duration::from_secs(heard), true)),
+                has_agent: true,
+            };
+            // The first end is silent for five seconds.
+            judge([end(0, 0), end(1, heard)], now + Duration::from_secs(4)).passages()
+        };
+        assert_eq!(verdict(4), [Passage::Heard, Passage::Cut], "it has been heard since");
+        assert_eq!(verdict(6), [Passage::Unknown, Passage::Cut]);
     }
 
     #[test]

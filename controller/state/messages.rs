@@ -54,6 +54,11 @@ impl ControllerState {
                     node.links.handle_figures(figures, now);
                 }
             }
+            AgentMessage::Findings(findings) => {
+                if let Some(node) = self.registry.node_mut(&name) {
+                    node.findings = Some(findings);
+                }
+            }
             AgentMessage::Repaired { device, what } => {
                 self.tell(
                     &name,

@@ -1,5 +1,6 @@
 //! The messages of a session to v1 and back.
 
+mod examination;
 mod link;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -231,6 +232,7 @@ pub fn agent_message(wire: v1::AgentMessage) -> Result<Option<AgentMessage>, Mes
         }
         Wire::LinkStates(wire) => AgentMessage::LinkStates(link::states(wire)?),
         Wire::LinkFigures(wire) => AgentMessage::LinkFigures(link::figures(wire)?),
+        Wire::Findings(wire) => AgentMessage::Findings(examination::findings(wire)?),
     }))
 }
 
@@ -356,6 +358,7 @@ pub fn controller_message(wire: v1::ControllerMessage) -> Result<Option<Controll
         }),
         Wire::Heartbeat(wire) => ControllerMessage::Heartbeat(heartbeat(wire)),
         Wire::ReportRequest(wire) => ControllerMessage::ReportRequest(wire.request),
+        Wire::Examination(wire) => ControllerMessage::Examination(examination::examination(wire)?),
         Wire::Operators(wire) => ControllerMessage::Operators(operators(wire)),
         Wire::GoAway(wire) => ControllerMessage::GoAway { reason: wire.reason, after_ms: wire.after_ms },
     }))
@@ -447,6 +450,7 @@ impl From<AgentMessage> for v1::AgentMessage {
             }
             AgentMessage::LinkStates(states) => Wire::LinkStates(link::wire_states(states)),
             AgentMessage::LinkFigures(all) => Wire::LinkFigures(link::wire_figures(all)),
+            AgentMessage::Findings(findings) => Wire::Findings(examination::wire_findings(findings)),
         };
         Self { message: Some(message) }
     }
@@ -554,6 +558,7 @@ impl From<ControllerMessage> for v1::ControllerMessage {
             }),
             ControllerMessage::Heartbeat(heartbeat) => Wire::Heartbeat(heartbeat.into()),
             ControllerMessage::ReportRequest(request) => Wire::ReportRequest(v1::ReportRequest { request }),
+            ControllerMessage::Examination(asked) => Wire::Examination(examination::wire_examination(asked)),
             ControllerMessage::Operators(operators) => Wire::Operators(wire_operators(&operators)),
             ControllerMessage::GoAway { reason, after_ms } => Wire::GoAway(v1::GoAway { reason, after_ms }),
         };

@@ -19,7 +19,7 @@ const OPERATOR: Need = Need::Role(Role::Operator);
 const ADMIN: Need = Need::Role(Role::Admin);
 
 /// All methods that are served. What is not here is refused.
-pub const METHODS: [(&str, Need); 37] = [
+pub const METHODS: [(&str, Need); 38] = [
     ("/tunmesh.v1.AgentControl/Session", Need::Agent),
     ("/tunmesh.v1.Enrolment/Enrol", Need::Nothing),
     ("/tunmesh.v1.Enrolment/Renew", Need::Nothing),
@@ -33,6 +33,7 @@ pub const METHODS: [(&str, Need); 37] = [
     ("/tunmesh.v1.MeshAdmin/ListNodes", VIEWER),
     ("/tunmesh.v1.MeshAdmin/ListNodeTunnels", VIEWER),
     ("/tunmesh.v1.MeshAdmin/ListLinks", VIEWER),
+    ("/tunmesh.v1.MeshAdmin/Diagnose", VIEWER),
     ("/tunmesh.v1.MeshAdmin/WatchEvents", VIEWER),
     ("/tunmesh.v1.MeshAdmin/WatchConvergence", VIEWER),
     ("/tunmesh.v1.MeshAdmin/CreateToken", ADMIN),

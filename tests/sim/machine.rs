@@ -404,7 +404,7 @@ impl Machine {
                     }
                 }
                 Effect::Keep(base) => process.waiting = Some(base),
-                Effect::Operators(_) => {}
+                Effect::Operators(_) | Effect::Examine(_) => {}
             }
         }
     }

@@ -382,6 +382,7 @@ impl Process {
             ControllerMessage::Snapshot(_)
             | ControllerMessage::Heartbeat(_)
             | ControllerMessage::ReportRequest(_)
+            | ControllerMessage::Examination(_)
             | ControllerMessage::Operators(_)
             | ControllerMessage::GoAway { .. } => {}
         }

@@ -137,7 +137,7 @@ impl World {
             match effect {
                 Effect::Dial(_) => assert!(self.keeping.is_none(), "dialled with something under way"),
                 Effect::Close => self.connected = false,
-                Effect::Operators(_) => {}
+                Effect::Operators(_) | Effect::Examine(_) => {}
                 Effect::Keep(base) => {
                     assert!(self.keeping.is_none(), "two at a time");
                     assert_eq!(base.items, view(base.generation.revision));

@@ -346,7 +346,7 @@ fn no_address_of_a_controller_takes_a_working_tunnel_down() {
 #[derive(Debug, Clone)]
 enum Step {
     Follow(Vec<u8>, Vec<u8>),
-    Add(TunnelSpec, bool),
+    Add(Box<TunnelSpec>, bool),
     Delete(u8),
     Leave,
 }
@@ -361,7 +361,7 @@ fn step() -> impl Strategy<Value = Step> {
     };
     prop_oneof![
         3 => (hosts(), hosts()).prop_map(|(hosts, garbled)| Step::Follow(hosts, garbled)),
-        3 => (local(), any::<bool>()).prop_map(|(tunnel, replace)| Step::Add(tunnel, replace)),
+        3 => (local(), any::<bool>()).prop_map(|(tunnel, replace)| Step::Add(Box::new(tunnel), replace)),
         3 => (2..8_u8).prop_map(Step::Delete),
         1 => Just(Step::Leave),
     ]
@@ -395,7 +395,7 @@ proptest! {
                     prop_assert_eq!(state.desired(), &local);
                 }
                 Step::Add(tunnel, replace) => {
-                    if let Ok(change) = state.handle_command(&Command::Add { tunnel: Box::new(tunnel), replace }, Owner::Local) {
+                    if let Ok(change) = state.handle_command(&Command::Add { tunnel, replace }, Owner::Local) {
                         state.commit(change, start());
                     }
                 }

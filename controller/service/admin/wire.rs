@@ -5,11 +5,12 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::controller::audit::{Record, broken};
+use crate::controller::diagnosis::{self, Evidence};
 use crate::controller::mesh::{Fault, Mesh, Security, Topology};
 use crate::controller::pki::{Authority, Root};
 use crate::controller::plan::{Export, Hazard, Unfit};
 use crate::controller::state::{
-    ApplyError, ControllerStatus, Convergence, Event, Health, NodeStatus, NodeTunnels, Problem,
+    ApplyError, ControllerStatus, Convergence, Event, Health, Inquiry, NodeStatus, NodeTunnels, Problem,
 };
 use crate::controller::store::Entry;
 use crate::controller::stored::{AUDIT, Stored};
@@ -366,6 +367,26 @@ pub(super) fn authority(authority: &Authority) -> v1::GetAuthorityResponse {
         roots: authority.root_facts().into_iter().map(root).collect(),
         issuer_expires: Some(timestamp(authority.issuer_expires())),
         root_key_is_here: authority.has_root_key(),
+    }
+}
+
+/// What is wrong between two nodes, by what those have found who were asked.
+pub(super) fn diagnosis(inquiry: Inquiry, evidence: &Evidence) -> v1::DiagnoseResponse {
+    let faults = diagnosis::judge(evidence);
+    let ends = evidence.ends.iter().filter(|end| end.host.is_some()).map(|end| &end.name);
+    let third = evidence.third.iter().filter(|third| third.peers.iter().any(Option::is_some));
+    v1::DiagnoseResponse {
+        mesh: inquiry.mesh.into(),
+        asked: ends.chain(third.map(|third| &third.name)).map(ToString::to_string).collect(),
+        paragraph: diagnosis::paragraph(evidence, &faults),
+        faults: faults
+            .into_iter()
+            .map(|fault| v1::Fault {
+                kind: fault.kind.name().to_owned(),
+                words: fault.words,
+                remedy: fault.remedy,
+            })
+            .collect(),
     }
 }
 

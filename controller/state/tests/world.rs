@@ -178,6 +178,7 @@ impl Agent {
                 ControllerMessage::Welcome(_)
                 | ControllerMessage::Snapshot(_)
                 | ControllerMessage::ReportRequest(_)
+                | ControllerMessage::Examination(_)
                 | ControllerMessage::Operators(_)
                 | ControllerMessage::GoAway { .. },
             ) => return None,
@@ -405,6 +406,7 @@ impl World {
                         ControllerMessage::Heartbeat(_)
                         | ControllerMessage::Snapshot(_)
                         | ControllerMessage::ReportRequest(_)
+                        | ControllerMessage::Examination(_)
                         | ControllerMessage::Operators(_)
                         | ControllerMessage::GoAway { .. } => {}
                     }

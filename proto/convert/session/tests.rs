@@ -9,7 +9,7 @@ use proptest::sample::select;
 use super::*;
 use crate::proto::command::ErrorKind;
 use crate::proto::model::{AllowedPrefix, Framing, Host, Mtu, NodeName, Offload, Offloads, Remote};
-use crate::proto::session::Reach;
+use crate::proto::session::{Examination, Reach};
 use crate::proto::trust::{KeyId, Role};
 
 fn of_agent(bytes: &[u8]) -> Result<Option<AgentMessage>, MessageError> {
@@ -207,6 +207,9 @@ fn any_controller_message() -> impl Strategy<Value = ControllerMessage> {
         delta.prop_map(ControllerMessage::Delta),
         any_heartbeat().prop_map(ControllerMessage::Heartbeat),
         any::<u64>().prop_map(ControllerMessage::ReportRequest),
+        (1..u64::MAX, "[a-z]{1,9}").prop_map(|(request, name)| {
+            ControllerMessage::Examination(Examination { request, tunnels: vec![name.parse().unwrap()] })
+        }),
         any_operators(),
         (any::<String>(), any::<u64>())
             .prop_map(|(reason, after_ms)| ControllerMessage::GoAway { reason, after_ms }),

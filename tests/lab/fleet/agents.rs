@@ -135,7 +135,7 @@ impl Agent {
                         Some(Connection::open(self.controller, Arc::clone(&self.board.bytes)).boxed());
                 }
                 Effect::Send(message) => self.connection.iter().for_each(|open| open.send(message.clone())),
-                Effect::Operators(_) => {}
+                Effect::Operators(_) | Effect::Examine(_) => {}
                 Effect::Close => (self.dial, self.connection) = (None, None),
                 Effect::Keep(_) => self.session.handle_kept(Ok(BTreeMap::new()), now()),
             }

@@ -1,0 +1,147 @@
+//! Who is asked what is wrong between two nodes, and what is known of them.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use super::links::judge_link;
+use super::{ControllerState, Effect};
+use crate::controller::diagnosis::{End, Evidence, Third};
+use crate::controller::mesh::Mesh;
+use crate::controller::plan::tunnel_name;
+use crate::controller::registry::Health;
+use crate::proto::model::{MeshName, NodeName, TunnelName, TunnelState};
+use crate::proto::session::{ControllerMessage, Examination, Findings, ItemId};
+
+/// What somebody wants to know: what is wrong between two nodes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Inquiry {
+    /// The mesh whose tunnel joins them.
+    pub mesh: MeshName,
+    /// Both nodes.
+    pub ends: [NodeName; 2],
+    /// A third one that is asked, too, where there is one with a session.
+    pub third: Option<NodeName>,
+    /// Which of its tunnels each of them is to try.
+    pub examinations: Vec<(NodeName, Vec<TunnelName>)>,
+}
+
+/// Why nothing can be found out of two nodes.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NoInquiry {
+    /// A node is of no mesh.
+    #[error(
+        "node {0} is in no mesh, or not in the one that is asked for; `controller nodes` has their names"
+    )]
+    Unknown(NodeName),
+    /// Nothing joins them.
+    #[error(
+        "nodes {0} and {1} are in no mesh together: no tunnel joins them; `controller links --list` has the pairs"
+    )]
+    Apart(NodeName, NodeName),
+}
+
+impl ControllerState {
+    /// Whom to ask what is wrong between two nodes, in a mesh or in the first that has both.
+    ///
+    /// # Errors
+    /// Where nothing joins them.
+    pub fn inquiry(
+        &self,
+        ends: [NodeName; 2],
+        mesh: Option<&MeshName>,
+        now: Instant,
+    ) -> Result<Inquiry, NoInquiry> {
+        let meshes = || {
+            let all = self.stored.wanted.meshes.values();
+            all.filter(|one| mesh.is_none_or(|mesh| *mesh == one.name))
+                .map(|mesh| (mesh, self.stored.wanted.members(mesh)))
+        };
+        if let Some(stranger) = ends.iter().find(|end| !meshes().any(|(_, members)| members.contains(*end))) {
+            return Err(NoInquiry::Unknown(stranger.clone()));
+        }
+        let [a, b] = &ends;
+        let joins = |mesh: &Mesh| self.has_tunnel(mesh, a, b) || self.has_tunnel(mesh, b, a);
+        let (mesh, members) = meshes()
+            .find(|(mesh, members)| a != b && members.contains(a) && members.contains(b) && joins(mesh))
+            .ok_or_else(|| NoInquiry::Apart(a.clone(), b.clone()))?;
+        let speaks = |node: &NodeName| self.registry.node(node).is_some_and(|node| node.speaks(now));
+        let third = members.into_iter().find(|node| !ends.contains(node) && speaks(node));
+        let tunnels = |node: &NodeName, peers: &[&NodeName]| {
+            let named = peers.iter().filter(|peer| self.has_tunnel(mesh, node, peer));
+            (node.clone(), named.filter_map(|peer| tunnel_name(mesh, peer)).collect::<Vec<_>>())
+        };
+        let mut examinations = vec![tunnels(a, &[b]), tunnels(b, &[a])];
+        examinations.extend(third.as_ref().map(|third| tunnels(third, &[a, b])));
+        Ok(Inquiry { mesh: mesh.name.clone(), third, examinations, ends })
+    }
+
+    /// Asks a node's agent to try how it reaches the peers of tunnels. Returns the number that its answer will carry; `None`: it
+    /// has no session.
+    pub fn request_examination(&mut self, node: &NodeName, tunnels: Vec<TunnelName>) -> Option<u64> {
+        let connection = self.registry.node(node)?.session.as_ref()?.connection;
+        let request = self.next_number();
+        let message = ControllerMessage::Examination(Examination { request, tunnels });
+        self.effects.push_back(Effect::Send(connection, message));
+        Some(request)
+    }
+
+    /// What a node has answered last when it was asked to try something.
+    pub fn findings(&self, node: &NodeName) -> Option<&Findings> {
+        self.registry.node(node)?.findings.as_ref()
+    }
+
+    /// What is known of two nodes when those who were asked have answered this.
+    pub fn evidence(
+        &self,
+        inquiry: &Inquiry,
+        found: &BTreeMap<NodeName, Findings>,
+        now: Instant,
+    ) -> Option<Evidence> {
+        let mesh = self.stored.wanted.meshes.get(&inquiry.mesh)?;
+        let [a, b] = &inquiry.ends;
+        let way =
+            |from: &NodeName, to: &NodeName| found.get(from)?.peers.get(&tunnel_name(mesh, to)?).cloned();
+        let third = inquiry.third.as_ref().map(|third| Third {
+            name: third.clone(),
+            peers: [way(third, a), way(third, b)],
+            arrives: [a, b].map(|end| judge_link(self, mesh, [third, end], now).passages()[0]),
+        });
+        let ends = [(a, b), (b, a)].map(|(name, other)| {
+            let node = self.registry.node(name);
+            let tunnel = tunnel_name(mesh, other);
+            let link = tunnel.as_ref().and_then(|tunnel| node?.links.get(tunnel));
+            End {
+                name: name.clone(),
+                health: (!mesh.is_wireguard(name)).then(|| match node {
+                    Some(node) if node.speaks(now) => Health::Live,
+                    Some(node) => node.health(now).max(Health::Stale),
+                    None => Health::Offline,
+                }),
+                last_heard: node
+                    .and_then(|node| node.last_heard)
+                    .map(|heard| now.saturating_duration_since(heard)),
+                clock: node.and_then(|node| node.clock_words()),
+                offers: mesh.nodes.get(name).is_some_and(|wanted| !wanted.routes.is_empty()),
+                failure: tunnel.and_then(|tunnel| self.failure(name, tunnel)),
+                loses: link.and_then(|link| link.report.loses.zip(link.report.carries)),
+                host: found.get(name).map(|findings| findings.host.clone()),
+                peer: way(name, other),
+            }
+        });
+        Some(Evidence { ends, link: judge_link(self, mesh, [a, b], now), third })
+    }
+
+    fn has_tunnel(&self, mesh: &Mesh, of: &NodeName, to: &NodeName) -> bool {
+        tunnel_name(mesh, to).is_some_and(|tunnel| self.view(of).items.has(&ItemId::Tunnel(tunnel)))
+    }
+
+    /// Why a tunnel of a node cannot be had, as it last said.
+    fn failure(&self, node: &NodeName, tunnel: TunnelName) -> Option<String> {
+        let node = self.registry.node(node)?;
+        let reported = node.tunnels.get(&tunnel).and_then(|(report, _)| match &report.state {
+            TunnelState::Failed(reason) => Some(reason.clone()),
+            TunnelState::Waiting(_) | TunnelState::Passing => None,
+        });
+        reported.or_else(|| node.failures.get(&ItemId::Tunnel(tunnel)).cloned())
+    }
+}
