@@ -14,9 +14,9 @@ use crate::agent::datapath::table::{Kept, OpenDevice, Table};
 use crate::agent::datapath::{Datapath, stats::AgentStats};
 use crate::agent::keys::{Key, Keys};
 use crate::agent::link::liveness::Timing;
-use crate::agent::os::clock;
 use crate::agent::os::netlink::{Interface, Netlink};
 use crate::agent::os::tun::TunDevice;
+use crate::agent::os::{clock, holder, preflight};
 use crate::agent::packet::coalesce::Merges;
 use crate::agent::reconcile::{Actual, ActualRoute, Link, Op, Route};
 use crate::agent::session::LinkView;
@@ -26,7 +26,7 @@ use crate::agent::wireguard::wipe_stack;
 use crate::proto::host::random;
 use crate::proto::model::{
     DeviceName, Framing, LinkStatus, MeshName, Offload, OffloadState, Offloads, PublicKey, TunnelName,
-    TunnelStatus,
+    TunnelState, TunnelStatus,
 };
 
 /// Words of the stack that making a key or a peer reaches: what the library keeps of a peer has 20 kB, and is moved.
@@ -236,6 +236,17 @@ impl Platform {
                     }
                 });
             }
+        }
+    }
+
+    /// Notes in a tunnel's status which other process holds its device.
+    pub fn note_holder(&self, status: &mut TunnelStatus) {
+        let device = &status.tunnel.device;
+        if matches!(status.state, TunnelState::Failed(_))
+            && !self.devices.contains_key(device)
+            && let Some(holder) = holder::of(device)
+        {
+            status.notes.push(format!("device {device} is held by {holder}"));
         }
     }
 
@@ -474,9 +485,15 @@ fn failed(error: io::Error) -> OpResult {
 fn in_words(op: &Op, error: &io::Error) -> String {
     match (op, error.raw_os_error()) {
         (Op::CreateDevice(name), Some(libc::EBUSY)) => {
-            format!("device {name} is held by another process: end it, or choose another device name")
+            let holder = holder::of(name).unwrap_or_else(|| "another process".to_owned());
+            format!("device {name} is held by {holder}: end it, or choose another device name")
         }
-        (Op::CreateDevice(name), _) => format!("device {name} cannot be made: {error}"),
+        (Op::CreateDevice(name), _) => {
+            // What was there when the agent started may be gone.
+            let reason =
+                preflight::check().err().map_or_else(|| error.to_string(), |missing| missing.to_string());
+            format!("device {name} cannot be made: {reason}")
+        }
         (Op::SetMtu(name, mtu), _) => format!("device {name} does not take mtu {mtu}: {error}"),
         (Op::AddAddress(name, address), _) => format!("device {name} does not take {address}: {error}"),
         (Op::RemoveAddress(name, address), _) => format!("device {name} does not lose {address}: {error}"),

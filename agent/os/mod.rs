@@ -2,6 +2,7 @@
 
 pub mod clock;
 pub mod epoll;
+pub mod holder;
 pub mod netlink;
 pub mod ping;
 pub mod preflight;

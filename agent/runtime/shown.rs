@@ -50,6 +50,7 @@ impl Runtime {
     pub(super) fn with_counters(&mut self, mut status: TunnelStatus) -> TunnelStatus {
         let since_boot = clock::since_boot();
         self.platform.note_refusals(&mut status, since_boot);
+        self.platform.note_holder(&mut status);
         if let Framing::Wireguard(_) = status.tunnel.framing {
             let handshake = self.platform.last_handshake(&status.name, since_boot);
             status.last_handshake = handshake.map(|handshake| self.boot.since_epoch(handshake));
