@@ -1,26 +1,19 @@
-//! Who a node is and which store it follows: copies of an agent, and copies of a store, under traffic.
+//! Which store an agent follows: copies of a store, and foreign ones, under traffic.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a fault ends the test")]
-#![allow(clippy::disallowed_methods, reason = "takeovers are timed")]
 
 mod lab;
 
 use std::fmt::Write;
 use std::fs;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use lab::{
-    Agent, Controller, Early, Pinger, SOON, Segment, copy_files, node_name, ping, ping_ok, wait_live,
-    wait_until,
+    Agent, Controller, Early, Pinger, SOON, Segment, copy_files, node_name, ping_ok, wait_live, wait_until,
 };
 
-/// When another agent of the name has the place of one that is dead: it dials at most 6 s after it was refused, and
-/// the dead one has 2 s to show that it is not.
-const TAKEOVER: Duration = Duration::from_secs(8);
 /// Between the requests of a ping.
 const INTERVAL: Duration = Duration::from_millis(50);
-/// Attempts of an agent that is refused again and again.
-const ATTEMPTS: usize = 3;
 
 /// A mesh of these hosts, which have the addresses 10.9.0.N.
 fn mesh(nodes: impl IntoIterator<Item = usize>) -> String {
@@ -63,75 +56,6 @@ fn problem_of(controller: &Controller, node: &str, words: &str) -> bool {
     status["problems"].as_array().into_iter().flatten().any(|problem| {
         problem["node"] == node && problem["message"].as_str().is_some_and(|message| message.contains(words))
     })
-}
-
-/// Waits until an agent has been refused again and again because of its name, and was told what to do.
-fn is_refused_as_a_second_one(agent: &Agent) {
-    let attempts = || agent.log().matches("state=Dialling").count();
-    let before = attempts();
-    wait_until(3 * SOON, "it has come again and again", || attempts() >= before + ATTEMPTS);
-    let words =
-        "another agent with this name is connected and alive: give each host a name of its own with --name";
-    wait_until(SOON, "its status says what to do", || trouble(agent).contains(words));
-    assert!(agent.show("status").contains(words) && agent.log().contains(words), "{}", agent.log());
-}
-
-#[test]
-fn a_copy_of_an_agent_waits_until_the_first_is_dead() {
-    let segment = Segment::new(4);
-    let controller = &segment.controller;
-    let first = Agent::join_verbose(segment.host(1), Segment::CONTROLLER, "n1");
-    let mut second = Agent::join_verbose(segment.host(2), Segment::CONTROLLER, "n2");
-    segment.wait_live(2);
-    controller.apply_with(&mesh([1, 2]), &["--wait"]).unwrap();
-    let flow = traffic(&segment, &[(1, 2)]);
-
-    // One with the first's state, and one that has but its name.
-    let mut copy = second.copy_to(segment.host(3));
-    let namesake = Agent::join_verbose(segment.host(4), Segment::CONTROLLER, "n2");
-    is_refused_as_a_second_one(&copy);
-    is_refused_as_a_second_one(&namesake);
-    assert_eq!((copy.tunnel_names(), namesake.tunnel_names()), (vec!["prod.n1".to_owned()], Vec::new()));
-    assert!(!ping(segment.host(3), &overlay(1), &[]), "the copy has taken the place of the first");
-    assert_eq!(endpoint_of_2(&first), "172.100.1.2:5000");
-    assert_eq!(controller.node("n2")["health"], "LIVE");
-    assert_eq!(controller.events("node-restarted", "n2").len(), 0, "the first lost its session");
-    // Each is told of once, however often it comes.
-    let mut told: Vec<_> = controller
-        .events("identity-cloned", "")
-        .iter()
-        .map(|event| {
-            assert_eq!(event["node"], "n2", "{event}");
-            event["message"].as_str().unwrap().to_owned()
-        })
-        .collect();
-    told.sort();
-    assert_eq!(told.len(), 2, "{told:?}");
-    for (told, source) in told.iter().zip(["172.100.1.3", "172.100.1.4"]) {
-        assert!(told.contains(source) && told.contains("--name"), "{told}");
-        assert!(problem_of(controller, "n2", source), "{:?}", controller.json(&["status"]));
-    }
-    lost_nothing(flow);
-
-    // Its tunnels are as they were while nobody is n2, and then it is.
-    drop(namesake);
-    second.kill9();
-    let dead = Instant::now();
-    wait_until(TAKEOVER, "the copy has its place", || endpoint_of_2(&first) == "172.100.1.3:5000");
-    assert!(dead.elapsed() < TAKEOVER, "{:?}", dead.elapsed());
-    ping_ok(segment.host(1), &overlay(2));
-    assert_eq!(controller.events("node-restarted", "n2").len(), 1);
-    // Whoever comes later is the second one, also if it was the first.
-    second.restart();
-    let flow = [(1, 2), (3, 1)].map(|(from, to)| {
-        (format!("{from} to {to}"), Pinger::start(segment.host(from), &overlay(to), INTERVAL))
-    });
-    is_refused_as_a_second_one(&second);
-    assert_eq!(endpoint_of_2(&first), "172.100.1.3:5000");
-    lost_nothing(flow.into());
-    copy.kill9();
-    wait_until(TAKEOVER, "the first has its place back", || endpoint_of_2(&first) == "172.100.1.2:5000");
-    ping_ok(segment.host(1), &overlay(2));
 }
 
 #[test]

@@ -474,6 +474,19 @@ fn the_socket_is_for_root_and_the_group_whatever_its_mode() {
 }
 
 #[test]
+fn wrong_use_is_exit_code_2() {
+    for arguments in [
+        &["--data-port", "6000", "--control-port", "6000"][..],
+        &["--data-port", "70000"],
+        &["--no-such-flag"],
+        &["--legacy-allow", "x"],
+    ] {
+        let output = Command::new(lab::AGENT).args(arguments).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+    }
+}
+
+#[test]
 fn the_command_line_shows_what_the_service_tells() {
     let Setup { host, other, agent, .. } = &setup(&[]);
     let their = Agent::start(other, &[]);

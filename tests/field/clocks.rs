@@ -1,13 +1,9 @@
 //! Hosts whose clocks are off, and certificates of which time runs out.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a fault ends the test")]
-
-mod lab;
-
 use std::fs;
 use std::time::Duration;
 
-use lab::{
+use crate::lab::{
     AGENT, Agent, CONTROLLER as PROGRAM, DIALLED, Lab, MESH, Pinger, SOON, Site, faked, grpcurl, ping,
     ping_ok, wait_trouble, wait_until,
 };
@@ -23,7 +19,7 @@ fn words(command: &[String]) -> Vec<&str> {
 }
 
 #[test]
-fn a_clock_that_is_off_changes_no_forwarding_and_is_told() {
+fn case_19_a_clock_that_is_off_changes_no_forwarding_and_is_told() {
     let site = Site::new(4, &[]);
     let token = site.controller.token(&["--uses", "4"]);
     let start = |n: usize, off: &str| {
@@ -51,7 +47,7 @@ fn a_clock_that_is_off_changes_no_forwarding_and_is_told() {
 }
 
 #[test]
-fn a_host_that_lives_a_week_ago_says_why_it_does_not_join_and_keeps_what_it_has() {
+fn case_19_a_host_that_lives_a_week_ago_says_why_it_does_not_join_and_keeps_what_it_has() {
     let site = Site::new(3, &[]);
     let mut agents = site.joined(2);
     site.controller.apply_with(MESH, &["--wait"]).unwrap();
@@ -80,7 +76,7 @@ fn a_host_that_lives_a_week_ago_says_why_it_does_not_join_and_keeps_what_it_has(
 
 /// A handshake's time must be later than that of the one before (section 5.4.2 of the WireGuard paper).
 #[test]
-fn an_agent_whose_clock_was_set_back_has_its_encrypted_tunnels_again_soon() {
+fn case_19_an_agent_whose_clock_was_set_back_has_its_encrypted_tunnels_again_soon() {
     let lab = Lab::new();
     let hosts = [lab.host("a"), lab.host("b")];
     lab.link(&hosts[0], "172.100.1.1/24", &hosts[1], "172.100.1.2/24");
@@ -111,7 +107,7 @@ fn an_agent_whose_clock_was_set_back_has_its_encrypted_tunnels_again_soon() {
 
 /// All clocks go on by weeks while the controller is away.
 #[test]
-fn agents_keep_their_mesh_for_29_days_without_a_controller_and_renew_at_its_end() {
+fn case_19_agents_keep_their_mesh_for_29_days_without_a_controller_and_renew_at_its_end() {
     let directory = tempfile::tempdir().unwrap();
     let clock = directory.path().join("clock");
     let set = |days: u32| fs::write(&clock, format!("+{days}d\n")).unwrap();

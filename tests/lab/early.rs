@@ -5,6 +5,7 @@ use std::thread;
 
 use hyper_util::rt::TokioIo;
 use tokio_stream::wrappers::UnboundedReceiverStream;
+use tonic::Status;
 use tonic::transport::Endpoint;
 use tunmesh::proto::v1;
 use tunmesh::proto::v1::agent_control_client::AgentControlClient;
@@ -23,7 +24,7 @@ pub struct Heard {
 
 /// A session with a controller, on a thread of its own. It ends when this is dropped, and with the controller.
 pub struct Early {
-    heard: std::sync::mpsc::Receiver<Heard>,
+    heard: std::sync::mpsc::Receiver<Result<Heard, Status>>,
     _stop: tokio_util::sync::DropGuard,
 }
 
@@ -57,12 +58,21 @@ impl Early {
 
     /// The welcome and the whole of what is wanted, once they are there.
     pub fn heard(&self) -> Heard {
+        self.next().expect("it is not refused")
+    }
+
+    /// Why its session ends.
+    pub fn refusal(&self) -> Status {
+        self.next().err().expect("it is refused")
+    }
+
+    fn next(&self) -> Result<Heard, Status> {
         self.heard.recv_timeout(SOON).expect("the controller says what is wanted")
     }
 }
 
 /// Takes in what is wanted and acknowledges it, and answers heartbeats.
-async fn follow(stream: TcpStream, hello: v1::Hello, heard: std::sync::mpsc::Sender<Heard>) {
+async fn follow(stream: TcpStream, hello: v1::Hello, heard: std::sync::mpsc::Sender<Result<Heard, Status>>) {
     let mut stream = Some(TokioIo::new(tokio::net::TcpStream::from_std(stream).unwrap()));
     let connector = tower::service_fn(move |_| {
         std::future::ready(stream.take().ok_or_else(|| std::io::Error::other("the connection is gone")))
@@ -74,7 +84,13 @@ async fn follow(stream: TcpStream, hello: v1::Hello, heard: std::sync::mpsc::Sen
     let mut client = AgentControlClient::new(channel);
     let mut answers = client.session(UnboundedReceiverStream::new(outgoing)).await.unwrap().into_inner();
     let (mut welcome, mut items) = (None, Vec::new());
-    while let Ok(Some(message)) = answers.message().await {
+    loop {
+        let message = match answers.message().await {
+            Ok(Some(message)) => message,
+            Ok(None) => return,
+            // Whoever waited may have gone.
+            Err(status) => return drop(heard.send(Err(status))),
+        };
         let acknowledge = |generation| {
             say(FromAgent::Ack(v1::Ack { generation, ..v1::Ack::default() }));
         };
@@ -86,7 +102,7 @@ async fn follow(stream: TcpStream, hello: v1::Hello, heard: std::sync::mpsc::Sen
                     acknowledge(chunk.generation);
                     let welcome = welcome.clone().expect("a welcome comes first");
                     // Whoever waited may have heard enough.
-                    let _ = heard.send(Heard { welcome, items: std::mem::take(&mut items) });
+                    let _ = heard.send(Ok(Heard { welcome, items: std::mem::take(&mut items) }));
                 }
             }
             Some(FromController::Delta(delta)) => acknowledge(delta.generation),

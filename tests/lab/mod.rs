@@ -50,7 +50,7 @@ pub use faked::faked;
 pub use flow::Flow;
 pub use hosts::{Failed, Family, Host, Lab, ThreeHosts};
 pub use initiations::{Initiations, SOURCES};
-pub use kernel::refusing_trains_to;
+pub use kernel::{refusing_merged_to, refusing_trains_to};
 pub use memory::Memory;
 pub use names::Names;
 pub use peer2015::Peer2015;

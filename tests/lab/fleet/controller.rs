@@ -126,7 +126,8 @@ impl Controller {
         }
     }
 
-    fn socket(&self) -> PathBuf {
+    /// Where operators reach it.
+    pub fn socket(&self) -> PathBuf {
         self.directory.path().join("controller.sock")
     }
 }

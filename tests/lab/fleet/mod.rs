@@ -11,6 +11,8 @@ mod wire;
 
 use std::fmt::Write;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use self::agents::Agents;
@@ -91,6 +93,47 @@ pub fn run(binary: &Path, options: Options, mut progress: impl FnMut(&str, usize
         measure("synced after a restart", &mut controller, Begin::Start).await;
         measure("one more node", &mut controller, Begin::Apply(options.agents + 1)).await;
         parts
+    })
+}
+
+/// What a herd found.
+#[derive(Debug)]
+pub struct Herd {
+    /// By agent, in order of time: how long after the first of them dialled it had all that is wanted.
+    pub synced: Vec<Duration>,
+    /// How long an operator waited for the list of nodes, each time it was asked for meanwhile.
+    pub lists: Vec<Duration>,
+}
+
+/// Has so many agents dial a running controller at once, while an operator lists them again and again with `list`, which
+/// is told the controller's socket.
+pub fn herd(binary: &Path, agents: usize, list: impl Fn(&Path) + Send + 'static) -> Herd {
+    tunmesh::proto::host::limits::raise_open_files();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let controller = Controller::start(binary).await;
+        let revision = controller.apply(&mesh(agents)).await;
+        let (socket, is_over) = (controller.socket(), Arc::new(AtomicBool::new(false)));
+        let over = Arc::clone(&is_over);
+        let start = Instant::now();
+        let fleet = Agents::start(Options { agents, reports: true }, controller.address());
+        let operator = tokio::task::spawn_blocking(move || {
+            let mut lists = Vec::new();
+            while !over.load(Ordering::Relaxed) {
+                let start = Instant::now();
+                list(&socket);
+                lists.push(start.elapsed());
+            }
+            lists
+        });
+        let mut synced = Vec::new();
+        while synced.len() < agents {
+            synced.resize(fleet.synced(revision).max(synced.len()), start.elapsed());
+            assert!(start.elapsed() < PATIENCE, "{} agents\n{}", synced.len(), controller.log());
+            tokio::time::sleep(LOOK).await;
+        }
+        is_over.store(true, Ordering::Relaxed);
+        Herd { synced, lists: operator.await.expect("the operator does not panic") }
     })
 }
 
