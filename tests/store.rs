@@ -12,8 +12,7 @@ use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::sync::mpsc::channel;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use std::{env, io, thread};
 
 use conformance::{conformance, delete, next, put, when, writes};
@@ -64,28 +63,6 @@ async fn reopened_it_has_everything() {
         drop(store);
         assert_eq!(next(&mut watch).await, None, "a closed store tells nothing more");
     }
-}
-
-#[tokio::test]
-async fn the_database_locked_for_three_seconds_costs_no_write() {
-    const LOCKED: Duration = Duration::from_secs(3);
-    let (directory, store) = empty();
-    let path = database(directory.path());
-    let (is_locked, locked) = channel();
-    let holder = thread::spawn(move || {
-        let connection = Connection::open(path).unwrap();
-        connection.execute_batch("begin exclusive").unwrap();
-        is_locked.send(()).unwrap();
-        thread::sleep(LOCKED);
-        connection.execute_batch("rollback").unwrap();
-    });
-    locked.recv().unwrap();
-    let start = Instant::now();
-    let all = (0..100).map(|n| store.commit(writes([put(&format!("/n/{n}"), "")])));
-    let results = join_all(all).await;
-    assert!(results.iter().all(Result::is_ok), "{results:?}");
-    assert!(start.elapsed() > LOCKED / 2, "nothing was locked");
-    holder.join().unwrap();
 }
 
 #[test]

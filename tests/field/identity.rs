@@ -5,10 +5,12 @@
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tonic::Code;
 
-use crate::lab::{Agent, Early, Pinger, SOON, Segment, actual, ping, ping_ok, trouble, wait_until};
+use crate::lab::{
+    Agent, Early, Pinger, SOON, Segment, Site, actual, ping, ping_ok, trouble, wait_trouble, wait_until,
+};
 
 /// When another agent of the name has the place of one that is dead: it dials at most 6 s after it was refused, and
 /// the dead one has 2 s to show that it is not.
@@ -193,4 +195,27 @@ fn case_07_a_copy_of_an_agent_waits_until_the_first_is_dead() {
     copy.kill9();
     wait_until(TAKEOVER, "the first has its place back", || endpoint_of_2(&first) == "172.100.1.2:5000");
     ping_ok(segment.host(1), "10.9.0.2");
+}
+
+/// A machine that was cloned, with the certificate by which the controller knows the first.
+#[test]
+fn case_07_a_copy_with_the_certificate_of_the_first_waits_as_well() {
+    let site = Site::new(3, &[]);
+    let agents = site.joined(2);
+    site.controller
+        .apply_with("mesh: prod\noverlay: 10.9.0.0/24\nnodes: {web-1: , web-2: }\n", &["--wait"])
+        .unwrap();
+    ping_ok(&site.hosts[0], "10.9.0.2");
+    let endpoint = || agents[0].tunnels()[0]["endpoint"].as_str().unwrap_or_default().to_owned();
+    let pinger = Pinger::start(&site.hosts[0], "10.9.0.2", INTERVAL);
+    let copy = agents[1].copy_to(&site.hosts[2]);
+    wait_trouble(&copy, "another agent with this name is connected and alive");
+    assert_eq!(
+        (endpoint(), &site.controller.node("web-2")["health"]),
+        ("172.100.1.2:5000".to_owned(), &json!("LIVE"))
+    );
+    let told = site.controller.events("identity-cloned", "web-2");
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told[0]["message"].as_str().unwrap().contains("172.100.1.3"), "{told:?}");
+    pinger.lost_nothing("beside a copy of its peer");
 }
