@@ -13,6 +13,7 @@ use std::fmt::Write;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use self::agents::Agents;
@@ -108,21 +109,26 @@ pub struct Herd {
 /// Has so many agents dial a running controller at once, while an operator lists them again and again with `list`, which
 /// is told the controller's socket.
 pub fn herd(binary: &Path, agents: usize, list: impl Fn(&Path) + Send + 'static) -> Herd {
+    /// An operator looks at what is listed.
+    const PAUSE: Duration = Duration::from_millis(100);
     tunmesh::proto::host::limits::raise_open_files();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
-    runtime.block_on(async {
+    // Agents are on hosts of their own: they take less time from the controller and its operator than these from them.
+    let yields = || rustix::process::setpriority_process(None, 3).expect("less than others is for everybody");
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().on_thread_start(yields).build();
+    runtime.expect("a runtime").block_on(async {
         let controller = Controller::start(binary).await;
         let revision = controller.apply(&mesh(agents)).await;
         let (socket, is_over) = (controller.socket(), Arc::new(AtomicBool::new(false)));
         let over = Arc::clone(&is_over);
         let start = Instant::now();
         let fleet = Agents::start(Options { agents, reports: true }, controller.address());
-        let operator = tokio::task::spawn_blocking(move || {
+        let operator = thread::spawn(move || {
             let mut lists = Vec::new();
             while !over.load(Ordering::Relaxed) {
                 let start = Instant::now();
                 list(&socket);
                 lists.push(start.elapsed());
+                thread::sleep(PAUSE);
             }
             lists
         });
@@ -133,7 +139,7 @@ pub fn herd(binary: &Path, agents: usize, list: impl Fn(&Path) + Send + 'static)
             tokio::time::sleep(LOOK).await;
         }
         is_over.store(true, Ordering::Relaxed);
-        Herd { synced, lists: operator.await.expect("the operator does not panic") }
+        Herd { synced, lists: operator.join().expect("the operator does not panic") }
     })
 }
 
