@@ -203,7 +203,10 @@ fn case_07_a_copy_with_the_certificate_of_the_first_waits_as_well() {
     let site = Site::new(3, &[]);
     let agents = site.joined(2);
     site.controller
-        .apply_with("mesh: prod\noverlay: 10.9.0.0/24\nnodes: {web-1: , web-2: }\n", &["--wait"])
+        .apply_with(
+            "mesh: prod\noverlay: 10.9.0.0/24\nsecurity: plain\nnodes: {web-1: , web-2: }\n",
+            &["--wait"],
+        )
         .unwrap();
     ping_ok(&site.hosts[0], "10.9.0.2");
     let endpoint = || agents[0].tunnels()[0]["endpoint"].as_str().unwrap_or_default().to_owned();

@@ -21,10 +21,12 @@
 //! - 19 clocks that are off
 //! - 20 a host without the tun device or the capability
 //!
-//! Of some of them a part needs more than one controller on one machine, and is not here:
+//! Of some of them a part is not here, most of it since it needs more than one controller on one machine:
 //!
 //! - 06, 10: which of several controllers gives an address, and a start with one that never saw the node: there is one
 //!   store for one controller.
+//! - 07: a copy in an encrypted mesh: it has the keys of the first, and peers send to whichever of both they heard last.
+//!   The controller holds it off; its tunnels are not held off yet.
 //! - 09: a rolling restart of several controllers: the same.
 //! - 11: agents on hosts of their own: here all of them and the controller share the processors of one machine.
 //! - 12: a store that several processes write to: nobody but the controller writes to a file, others lock it at most.
