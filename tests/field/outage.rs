@@ -218,7 +218,7 @@ fn control_trouble_costs_no_packet(outage: Duration, between: Duration) {
     site.controller.restart();
     site.wait_synced("the outage");
     let log = site.logged(&resumed);
-    assert_eq!(log.matches("in step with the controller").count(), 3, "{log}");
+    assert_eq!(log.matches("INFO in step with the controller").count(), 3, "{log}");
 
     for _ in 0..3 {
         let next = Instant::now() + between;
@@ -297,7 +297,7 @@ fn case_10_without_a_controller_a_host_that_starts_anew_has_its_mesh() {
     site.all_answer();
     assert_eq!(site.devices(), with_new);
     let log = site.logged(&logs);
-    assert_eq!(log.matches("in step with the controller").count(), 3, "{log}");
+    assert_eq!(log.matches("INFO in step with the controller").count(), 3, "{log}");
     assert_eq!(operations(&log), Vec::<&str>::new());
     lost_nothing(to_new);
 
