@@ -26,7 +26,7 @@ use crate::controller::runtime::{Applied, ControllerHandle, OrderError, Stopping
 use crate::controller::state::ControllerState;
 use crate::controller::store::Store;
 use crate::controller::stored::AUDIT;
-use crate::controller::trust::Draft;
+use crate::controller::trust::{Draft, Trust};
 use crate::proto::convert::room::page;
 use crate::proto::convert::timestamp;
 use crate::proto::host::access::{asker, until_refused};
@@ -104,6 +104,11 @@ impl Admin {
 }
 
 impl Admin {
+    /// Who may join and who may steer, once the store has been read.
+    async fn trust(&self) -> Result<Arc<Trust>, Stopping> {
+        self.controller.look(|state: &ControllerState, _, _| Arc::clone(&state.stored().trust)).await
+    }
+
     /// The mesh that a file says. Large files are read one after the other, beside all else.
     async fn parse(&self, file: Option<v1::MeshFile>) -> Result<Mesh, Status> {
         let Some(v1::MeshFile { name, content }) = file else {
@@ -282,7 +287,7 @@ impl MeshAdmin for Admin {
         request: Request<v1::ListTokensRequest>,
     ) -> Result<Response<v1::ListTokensResponse>, Status> {
         let after = request.into_inner().after;
-        let trust = self.controller.trust();
+        let trust = self.trust().await?;
         let rest: Vec<_> = trust.tokens.iter().filter(|(id, _)| *id.as_str() > *after).collect();
         let (tokens, more) = page(rest.into_iter().map(|(id, token)| joining::token(id, token)));
         Ok(Response::new(v1::ListTokensResponse { tokens, more }))
@@ -326,7 +331,7 @@ impl MeshAdmin for Admin {
         request: Request<v1::ListOperatorsRequest>,
     ) -> Result<Response<v1::ListOperatorsResponse>, Status> {
         let after = request.into_inner().after;
-        let trust = self.controller.trust();
+        let trust = self.trust().await?;
         let rest: Vec<_> = trust.operators.iter().filter(|(name, _)| *name.as_str() > *after).collect();
         let (operators, more) = page(rest.into_iter().map(|(name, known)| operators::operator(name, known)));
         Ok(Response::new(v1::ListOperatorsResponse { operators, more }))

@@ -23,8 +23,8 @@
 //!
 //! Of some of them a part is not here, most of it since it needs more than one controller on one machine:
 //!
-//! - 06, 10: which of several controllers gives an address, and a start with one that never saw the node: there is one
-//!   store for one controller.
+//! - 06, 10: epochs that fence between several controllers, and a start with one that never saw the node: a store is of
+//!   one controller.
 //! - 07: a copy in an encrypted mesh: it has the keys of the first, and peers send to whichever of both they heard last.
 //!   The controller holds it off; its tunnels are not held off yet.
 //! - 09: a rolling restart of several controllers: the same.
@@ -33,6 +33,7 @@
 //! - 18: what a network card does by itself with segments: the cables of namespaces are software.
 //! - 19: a machine that sleeps: the clock that counts on through it cannot be made to jump here.
 //! - 20: a capability that a running process loses: the kernel takes none away from outside.
+//! - Of all: agents and controllers of two releases beside one another for days: there is one release.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a fault ends the test")]
 

@@ -52,6 +52,38 @@ async fn case_12_a_database_that_is_locked_for_three_seconds_costs_none_of_a_hun
     assert_eq!(kept["tokens"].as_array().unwrap().len(), WRITES, "{kept}");
 }
 
+/// The socket is there before the store has been read.
+#[test]
+fn case_12_what_is_asked_while_the_database_is_locked_at_the_start_waits_and_is_true() {
+    const LOCKED: Duration = Duration::from_secs(3);
+    let lab = Lab::new();
+    let host = lab.host("brain");
+    let mut controller = Controller::start(&host, &[]);
+    controller.token(&["--name", "web-*"]);
+    let file = controller.state_dir().with_file_name("admin.pem");
+    controller
+        .run(&["admin", "create", "ann", "--role", "viewer", "--file", file.to_str().unwrap()])
+        .unwrap();
+    controller.apply("mesh: m\noverlay: 10.9.0.0/24\nnodes: {n1:}\n").unwrap();
+    let lists =
+        [(&["token", "list"], "web-*"), (&["admin", "list"], "ann"), (&["mesh", "list"], "10.9.0.0/24")];
+    controller.terminate();
+    let connection = Connection::open(controller.state_dir().join("store.db")).unwrap();
+    connection.execute_batch("begin exclusive").unwrap();
+    controller.restart();
+    let (start, controller) = (Instant::now(), &controller);
+    thread::scope(|scope| {
+        let asked = lists.map(|(list, _)| scope.spawn(move || controller.run(list).unwrap()));
+        thread::sleep(LOCKED);
+        connection.execute_batch("rollback").unwrap();
+        for (answer, (list, words)) in asked.into_iter().zip(lists) {
+            let answer = answer.join().unwrap();
+            assert!(answer.contains(words), "{list:?}: {answer}");
+        }
+    });
+    assert!(start.elapsed() < LOCKED + SOON);
+}
+
 #[test]
 fn case_12_a_bad_row_is_named_and_costs_no_other() {
     let mut segment = Segment::new(3);
