@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use crate::agent::datapath::link::LinkEnd;
 use crate::agent::datapath::peer::{OwnKey, Peer, Receivers};
+use crate::agent::datapath::standby::Preferred;
 use crate::agent::datapath::stats::{DropReason, TunnelStats};
 use crate::agent::datapath::table::{Kept, OpenDevice, Table};
 use crate::agent::datapath::{Datapath, stats::AgentStats};
@@ -20,8 +21,8 @@ use crate::agent::os::{clock, holder, preflight};
 use crate::agent::packet::coalesce::Merges;
 use crate::agent::reconcile::{Actual, ActualRoute, Link, Op, Route};
 use crate::agent::session::LinkView;
-use crate::agent::state::OpResult;
-use crate::agent::target::{Forwarding, ForwardingTunnel};
+use crate::agent::state::{OpResult, Standing};
+use crate::agent::target::{Forwarding, ForwardingTunnel, Other};
 use crate::agent::wireguard::wipe_stack;
 use crate::proto::host::random;
 use crate::proto::model::{
@@ -197,6 +198,15 @@ impl Platform {
         self.ends().filter(|(_, link)| link.is_silent()).map(|(name, _)| name.clone()).collect()
     }
 
+    /// How a tunnel with several remotes is; `since_boot` is now.
+    pub fn standing(&self, tunnel: &TunnelName, since_boot: Duration) -> Standing {
+        let kept = self.kept.get(tunnel).map(|(_, kept)| kept);
+        Standing {
+            link: kept.and_then(|kept| kept.link.as_ref()?.state()),
+            fit: kept.and_then(|kept| kept.preferred.as_ref()?.fit(since_boot)),
+        }
+    }
+
     /// The same as a controller is told of them; `since_boot` is now.
     pub fn link_views(&self, since_boot: Duration) -> BTreeMap<TunnelName, LinkView> {
         self.ends().filter_map(|(name, link)| Some((name.clone(), link.view(since_boot)?))).collect()
@@ -360,6 +370,7 @@ impl Platform {
                 table.add(own.open.clone(), device, |tunnel, wanted| {
                     let ForwardingTunnel {
                         endpoint,
+                        others,
                         framing,
                         keepalive,
                         also_plain,
@@ -371,7 +382,10 @@ impl Platform {
                     stay.insert(tunnel.clone());
                     let new = || (*endpoint, Kept::default());
                     let (learnt_at, kept) = all.entry(tunnel.clone()).or_insert_with(new);
-                    let mut is_another = *learnt_at != *endpoint;
+                    // The peer stays who it is where another one of its endpoints is used.
+                    let is_of_peer = |at: SocketAddr| others.iter().any(|other| other.address == at);
+                    let is_other_end = learnt_at.is_some_and(is_of_peer) && endpoint.is_some();
+                    let mut is_another = *learnt_at != *endpoint && !is_other_end;
                     if *learnt_at != *endpoint {
                         match (*endpoint, std::mem::replace(learnt_at, *endpoint)) {
                             // It is where it was, until it shows to be somewhere else.
@@ -420,6 +434,10 @@ impl Platform {
                             kept.link = measures.then(|| new_link(timing, *echo, is_encrypted)).flatten();
                         }
                     }
+                    if let Some(link) = kept.link.as_ref().filter(|_| is_other_end) {
+                        link.forget_path();
+                    }
+                    kept.preferred = preferred(kept.preferred.take(), others, *probed);
                     if let (Some(link), Some(underlay), true) = (&kept.link, underlay, *probed) {
                         link.set_path(underlay.is_v4, underlay.ceiling, clock::since_boot());
                     }
@@ -429,7 +447,7 @@ impl Platform {
         }
         // Its peer is told that it is gone, and when it is back it is another.
         let gone = self.kept.iter_mut().filter(|(name, _)| !stay.contains(*name));
-        gone.for_each(|(_, (_, kept))| kept.link = None);
+        gone.for_each(|(_, (_, kept))| (kept.link, kept.preferred) = (None, None));
         wipe_stack::<KEYS>();
         self.datapath.publish(table);
     }
@@ -464,6 +482,14 @@ impl Platform {
     fn index(&self, name: &DeviceName) -> io::Result<u32> {
         self.devices.get(name).map(|device| device.index).ok_or_else(|| io::ErrorKind::NotFound.into())
     }
+}
+
+/// The endpoints that are preferred to the one in use, of a tunnel that is probed; `known` are those of before.
+fn preferred(known: Option<Arc<Preferred>>, others: &[Other], is_probed: bool) -> Option<Arc<Preferred>> {
+    let endpoints = || others.iter().filter(|other| other.is_preferred).map(|other| other.address);
+    endpoints().next().filter(|_| is_probed)?;
+    let known = known.filter(|known| known.are(endpoints()));
+    Some(known.unwrap_or_else(|| Arc::new(Preferred::new(endpoints(), clock::since_boot()))))
 }
 
 /// An end of a link of which nothing is known, which asks by ICMP echoes if it is said from where and whom; `None`: the kernel

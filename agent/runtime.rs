@@ -263,6 +263,7 @@ impl Runtime {
         self.state.handle_roamed(self.platform.roamed(), now());
         self.state.handle_carried(self.platform.carried(), now());
         self.state.handle_silent(self.platform.silent(), now());
+        self.choose_endpoints();
         while let Some(op) = self.state.poll_op() {
             tracing::debug!(?op, "perform");
             if let Op::Resolve(host) = &op {

@@ -5,6 +5,7 @@
 //! [`AgentState::poll_timeout`] says so. `now` never goes back.
 
 mod command;
+mod endpoints;
 mod keys;
 mod names;
 mod outcome;
@@ -15,6 +16,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use self::endpoints::Chosen;
+pub use self::endpoints::{Move, Standing};
 use self::names::Lookup;
 use self::outcome::Failure;
 pub use self::outcome::OpResult;
@@ -24,7 +27,7 @@ use crate::agent::reconcile::{self, Actual, Held, Op, Route};
 use crate::agent::session::Base;
 use crate::agent::target::{self, Facts, Forwarding, Policy, Target};
 use crate::proto::command::{Command, CommandError, ErrorKind};
-use crate::proto::model::{Desired, DeviceName, Host, MeshName, Owner, TunnelName};
+use crate::proto::model::{Desired, DeviceName, Host, MeshName, Owner, Remotes, TunnelName};
 use crate::proto::rate::{Bucket, Rate};
 use crate::proto::session::ItemId;
 
@@ -76,6 +79,8 @@ pub struct AgentState {
     lookups: BTreeMap<String, Lookup>,
     /// The probed tunnels whose peers are not heard.
     silent: BTreeSet<TunnelName>,
+    /// Of tunnels with several remotes, which one is in use.
+    chosen: BTreeMap<TunnelName, Chosen>,
     /// The endpoints that were measured since the last audit, and why one has no path.
     paths: BTreeMap<IpAddr, Option<String>>,
     failed_devices: BTreeMap<DeviceName, Failure>,
@@ -109,6 +114,7 @@ impl AgentState {
             published: Forwarding::new(),
             lookups: BTreeMap::new(),
             silent: BTreeSet::new(),
+            chosen: BTreeMap::new(),
             paths: BTreeMap::new(),
             failed_devices: BTreeMap::new(),
             failed_routes: BTreeMap::new(),
@@ -376,6 +382,7 @@ impl AgentState {
             .map(|failure| failure.retry_at)
             .chain(lookups.map(|lookup| lookup.due))
             .chain(self.stale_due)
+            .chain(self.choice_due())
             .fold(self.audit_at(), Instant::min)
     }
 
@@ -398,6 +405,7 @@ impl AgentState {
         if self.stale_due.is_some_and(|due| due <= now) {
             self.measure_anew();
         }
+        self.try_others();
         // What was held may have been held up by something of the host that is gone.
         let is_due = |failure: &Failure| failure.retry_at <= now;
         if self.failed_devices.values().chain(self.failed_routes.values()).any(is_due) {
@@ -447,7 +455,8 @@ impl AgentState {
             .desired
             .tunnels
             .values()
-            .filter_map(|tunnel| match &tunnel.remote.as_ref()?.host {
+            .flat_map(|tunnel| tunnel.remote.iter().flat_map(Remotes::iter))
+            .filter_map(|remote| match &remote.host {
                 Host::Name(name) => Some(name.clone()),
                 Host::Address(_) => None,
             })
@@ -457,7 +466,9 @@ impl AgentState {
         for host in hosts {
             self.lookups.entry(host).or_insert(Lookup::new(self.now));
         }
+        self.keep_choices();
         self.target = target::build(&self.wanted.desired, &self.facts, &self.policy);
+        self.take_in_use();
         // What is not wanted any more may still fail to go away: it is not tried again at once either.
         let (target, now) = (&self.target, self.now);
         let used: BTreeSet<IpAddr> = target.places.values().copied().collect();

@@ -60,6 +60,8 @@ pub struct Facts {
     pub roamed: BTreeMap<TunnelName, IpAddr>,
     /// The largest packet of the underlay that was found to come through to the peers of probed tunnels, in bytes.
     pub carried: BTreeMap<TunnelName, u16>,
+    /// Of tunnels with several remotes, the position of the one in use; absent: the preferred one, 0.
+    pub in_use: BTreeMap<TunnelName, usize>,
 }
 
 /// What the kernel and the data path should hold.
@@ -73,8 +75,12 @@ pub struct Target {
     pub forwarding: Forwarding,
     /// Why tunnels cannot be had.
     pub faults: BTreeMap<TunnelName, CommandError>,
-    /// Where each tunnel's peer was said to be, as far as it is known.
+    /// Where each tunnel's peer was said to be, as far as it is known; of several places the one in use.
     pub endpoints: BTreeMap<TunnelName, SocketAddr>,
+    /// All places of each tunnel's peer that are known, where it has several.
+    pub places_of: BTreeMap<TunnelName, Vec<Located>>,
+    /// The position of the remote in use of those tunnels.
+    pub in_use: BTreeMap<TunnelName, usize>,
     /// Where it is: there, or where it has shown to be.
     pub places: BTreeMap<TunnelName, IpAddr>,
     /// The largest packet that one datagram to the peer carries.
@@ -113,6 +119,8 @@ pub struct ForwardingTunnel {
     pub endpoint: Option<SocketAddr>,
     /// Whether only the endpoint's port may send, or every port of its address.
     pub exact_port: bool,
+    /// Where else its peer is, in the order of preference.
+    pub others: Vec<Other>,
     /// How packets are laid out in a datagram, and for whom they are encrypted.
     pub framing: Framing,
     /// How often at least something is sent to the peer of an encrypted tunnel, in seconds.
@@ -135,6 +143,35 @@ pub struct ForwardingTunnel {
     pub allowed_prefixes: Vec<AllowedPrefix>,
 }
 
+/// A place of a peer that is not the one in use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Other {
+    /// Where it is.
+    pub address: SocketAddr,
+    /// As that of the endpoint.
+    pub exact_port: bool,
+    /// Whether it is preferred to the one in use.
+    pub is_preferred: bool,
+}
+
+/// A remote of a tunnel whose address is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Located {
+    /// Its position among the tunnel's.
+    pub position: usize,
+    /// Where it is.
+    pub address: SocketAddr,
+    /// Whether it names the port.
+    pub exact_port: bool,
+}
+
+impl Located {
+    /// The part of a command that says it.
+    fn field(&self) -> Field {
+        self.position.checked_sub(1).map_or(Field::Remote, Field::MoreRemotes)
+    }
+}
+
 /// The way to a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Underlay {
@@ -155,13 +192,21 @@ pub fn build(desired: &Desired, facts: &Facts, policy: &Policy) -> Target {
     for name in &desired.seniority {
         let Some(tunnel) = desired.tunnels.get(name) else { continue };
         let Some(device) = desired.devices.get(&tunnel.device) else { continue };
+        let Places { all, in_use } = locate((name, tunnel), facts, policy);
         // What does not resolve now may do so later: until then the tunnel keeps what else is its own.
-        let (endpoint, unresolved) = match endpoint(tunnel, facts, policy) {
-            Ok(endpoint) => (endpoint, None),
+        let (in_use, unresolved) = match in_use {
+            Ok(in_use) => (in_use, None),
             Err(fault) => (None, Some(fault)),
         };
+        let endpoint = in_use.map(|in_use| in_use.address);
         if let Some(endpoint) = endpoint {
             target.endpoints.insert(name.clone(), endpoint);
+        }
+        if let Some(in_use) =
+            in_use.filter(|_| tunnel.remote.as_ref().is_some_and(|remote| remote.count() > 1))
+        {
+            target.places_of.insert(name.clone(), all.clone());
+            target.in_use.insert(name.clone(), in_use.position);
         }
         let roamed = facts.roamed.get(name).filter(|_| tunnel.is_encrypted());
         if let Some(at) = roamed.copied().or(endpoint.map(|endpoint| endpoint.ip())) {
@@ -174,7 +219,7 @@ pub fn build(desired: &Desired, facts: &Facts, policy: &Policy) -> Target {
                 Err(fault) => (None, Some(fault)),
             },
         };
-        let wish = Wish { name, tunnel, device, endpoint, keys };
+        let wish = Wish { name, tunnel, device, in_use, places: &all, keys };
         match (claim(&mut claims, &foreign, policy, &wish), unresolved.or(unkeyed)) {
             (Ok(()), None) => place(&mut target, facts, policy, &wish),
             (Err(fault), _) | (Ok(()), Some(fault)) => {
@@ -190,28 +235,65 @@ pub fn build(desired: &Desired, facts: &Facts, policy: &Policy) -> Target {
     target
 }
 
-/// Where the tunnel's peer was said to be; `None` while its host name is not resolved, and where nobody has said it.
-fn endpoint(tunnel: &Tunnel, facts: &Facts, policy: &Policy) -> Result<Option<SocketAddr>, CommandError> {
-    let Some(remote @ Remote { host, port }) = &tunnel.remote else { return Ok(None) };
-    let address = match host {
-        Host::Address(address) => *address,
-        Host::Name(host) => match facts.resolved.get(host) {
-            None => return Ok(None),
-            Some(Ok(address)) => *address,
-            Some(Err(reason)) => {
-                return Err(CommandError::new(
-                    ErrorKind::Unavailable,
-                    Field::Remote,
-                    remote,
-                    Invalid::new(
-                        format!("does not resolve ({reason})"),
-                        "check the name, or give the address; it is tried again",
-                    ),
-                ));
+/// Where the peer of a tunnel was said to be.
+struct Places {
+    /// The remotes whose addresses are known, each address once.
+    all: Vec<Located>,
+    /// The one in use; `None` while its host name is not resolved, and where nobody has said it.
+    in_use: Result<Option<Located>, CommandError>,
+}
+
+/// Where a tunnel's peer was said to be. Of a remote that does not resolve the next one is used.
+fn locate((name, tunnel): (&TunnelName, &Tunnel), facts: &Facts, policy: &Policy) -> Places {
+    let mut places = Places { all: Vec::new(), in_use: Ok(None) };
+    let Some(remotes) = &tunnel.remote else { return places };
+    let mut fault = None;
+    let mut pending = BTreeSet::new();
+    for (position, remote) in remotes.iter().enumerate() {
+        match resolved(remote, facts) {
+            Ok(Some(address)) => {
+                let address = SocketAddr::new(address, remote.port.unwrap_or(policy.data_port));
+                if places.all.iter().all(|known| known.address != address) {
+                    places.all.push(Located { position, address, exact_port: remote.port.is_some() });
+                }
             }
-        },
+            Ok(None) => _ = pending.insert(position),
+            Err(why) => _ = fault.get_or_insert(why),
+        }
+    }
+    let first = facts.in_use.get(name).copied().unwrap_or(0);
+    let mut turn = (first..remotes.count()).chain(0..first.min(remotes.count()));
+    let at = |position: usize| places.all.iter().find(|known| known.position == position).copied();
+    let in_use = turn.find_map(|position| match at(position) {
+        Some(known) => Some(Some(known)),
+        None => pending.contains(&position).then_some(None),
+    });
+    places.in_use = match (in_use, fault) {
+        (Some(in_use), _) => Ok(in_use),
+        (None, Some(fault)) => Err(fault),
+        (None, None) => Ok(None),
     };
-    Ok(Some(SocketAddr::new(address, port.unwrap_or(policy.data_port))))
+    places
+}
+
+/// The address of a remote; `None` while its host name is not resolved.
+fn resolved(remote: &Remote, facts: &Facts) -> Result<Option<IpAddr>, CommandError> {
+    match &remote.host {
+        Host::Address(address) => Ok(Some(*address)),
+        Host::Name(host) => match facts.resolved.get(host) {
+            None => Ok(None),
+            Some(Ok(address)) => Ok(Some(*address)),
+            Some(Err(reason)) => Err(CommandError::new(
+                ErrorKind::Unavailable,
+                Field::Remote,
+                remote,
+                Invalid::new(
+                    format!("does not resolve ({reason})"),
+                    "check the name, or give the address; it is tried again",
+                ),
+            )),
+        },
+    }
 }
 
 /// The key by which the peers of a device's encrypted tunnels know this host; `None` while it is being made.
@@ -241,8 +323,10 @@ struct Wish<'a> {
     name: &'a TunnelName,
     tunnel: &'a Tunnel,
     device: &'a Device,
-    /// Where its peer was said to be, as far as it is known.
-    endpoint: Option<SocketAddr>,
+    /// Where its peer was said to be, as far as it is known: of several places the one in use.
+    in_use: Option<Located>,
+    /// All places of its peer that are known.
+    places: &'a [Located],
     /// The keys of an encrypted one, as far as they are known.
     keys: Option<Keys>,
 }
@@ -256,7 +340,8 @@ struct Keys {
 
 /// Puts a tunnel that has its claims on its device.
 fn place(target: &mut Target, facts: &Facts, policy: &Policy, wish: &Wish<'_>) {
-    let &Wish { name, tunnel, device, endpoint, keys } = wish;
+    let &Wish { name, tunnel, device, in_use, places, keys } = wish;
+    let endpoint = in_use.map(|in_use| in_use.address);
     let framing = match tunnel.framing {
         Framing::Raw => 0,
         Framing::Pi => OVERHEAD_PI,
@@ -309,7 +394,8 @@ fn place(target: &mut Target, facts: &Facts, policy: &Policy, wish: &Wish<'_>) {
         name.clone(),
         ForwardingTunnel {
             endpoint,
-            exact_port: tunnel.remote.as_ref().is_some_and(|remote| remote.port.is_some()),
+            exact_port: in_use.is_some_and(|in_use| in_use.exact_port),
+            others: in_use.map_or_else(Vec::new, |in_use| others(places, in_use)),
             framing: tunnel.framing,
             keepalive: tunnel.keepalive,
             also_plain: tunnel.also_plain,
@@ -329,6 +415,17 @@ fn asker(device: &Device, peer: IpAddr) -> Option<IpAddr> {
     let of_family = || device.addresses.iter().filter(|own| own.addr().is_ipv4() == peer.is_ipv4());
     let own = of_family().find(|own| own.contains(&peer)).or_else(|| of_family().next())?;
     Some(own.addr())
+}
+
+/// The places of a peer beside the one in use.
+fn others(places: &[Located], in_use: Located) -> Vec<Other> {
+    let others = places.iter().filter(|other| other.position != in_use.position);
+    let other = |other: &Located| Other {
+        address: other.address,
+        exact_port: other.exact_port,
+        is_preferred: other.position < in_use.position,
+    };
+    others.map(other).collect()
 }
 
 /// Adds the routes of the tunnels that have their place. A route into a tunnel that carries less than its device

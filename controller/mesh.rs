@@ -10,7 +10,7 @@ use std::ops::RangeInclusive;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
-use crate::proto::model::{DeviceName, Invalid, MeshName, Mtu, NodeName, Offloads, PublicKey, Remote};
+use crate::proto::model::{DeviceName, Invalid, MeshName, Mtu, NodeName, Offloads, PublicKey, Remotes};
 
 pub use file::parse;
 
@@ -123,8 +123,8 @@ pub enum Security {
 /// A node as the mesh file has it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MeshNode {
-    /// Where others reach its data port; absent: as its agent says.
-    pub endpoint: Option<Remote>,
+    /// Where others reach its data port, the preferred place first; absent: as its agent says.
+    pub endpoint: Option<Remotes>,
     /// Fixed overlay addresses, at most one of each family.
     pub addresses: Vec<IpAddr>,
     /// Subnets behind it, reachable for all others.

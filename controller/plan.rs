@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::alloc::{Allocations, FromPlain};
 use super::mesh::{Mesh, NODES, Security, WireguardNode};
-use crate::proto::model::{MeshName, NodeName, PublicKey, Remote};
+use crate::proto::model::{MeshName, NodeName, PublicKey, Remotes};
 use crate::proto::session::{ItemId, Items};
 
 pub use export::{Export, Unfit};
@@ -40,8 +40,9 @@ const KEEPALIVE: NonZeroU16 = NonZeroU16::new(25).unwrap();
 pub struct NodeRecord {
     /// Its labels.
     pub labels: BTreeMap<String, String>,
-    /// Where others reach it: as it says, or where its session came from; absent: unknown.
-    pub endpoint: Option<Remote>,
+    /// Where others reach it: as it says, or where its session came from; absent: unknown. Of more than one place the
+    /// store has a list, which an earlier release cannot read.
+    pub endpoint: Option<Remotes>,
     /// The UDP port on which it receives packets.
     pub data_port: u16,
     /// The keys by which the peers of its encrypted tunnels know it, by mesh.
@@ -74,7 +75,7 @@ struct Member<'a> {
     /// Its overlay addresses with the prefix length of their network.
     addresses: Vec<IpNet>,
     /// Where others reach it, always with a port. Without one it reaches others.
-    endpoint: Option<Remote>,
+    endpoint: Option<Remotes>,
     /// Why what it says of its endpoint is not believed.
     barred: Option<String>,
     routes: &'a [IpNet],
@@ -248,10 +249,9 @@ impl Wanted {
     }
 }
 
-/// An endpoint with its port, which is the node's own where it names none.
-fn with_port(endpoint: &Remote, record: Option<&NodeRecord>) -> Remote {
-    let port = record.map_or(DATA_PORT, |record| record.data_port);
-    Remote { host: endpoint.host.clone(), port: Some(endpoint.port.unwrap_or(port)) }
+/// Endpoints with their ports, which is the node's own where they name none.
+fn with_port(endpoints: &Remotes, record: Option<&NodeRecord>) -> Remotes {
+    endpoints.with_port(record.map_or(DATA_PORT, |record| record.data_port))
 }
 
 /// Something about a mesh that an operator should know before it is real.

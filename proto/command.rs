@@ -7,7 +7,7 @@ use std::num::NonZeroU16;
 use ipnet::IpNet;
 
 use super::model::{
-    AllowedPrefix, DeviceName, Framing, Invalid, Mtu, Offloads, Owner, Remote, Tunnel, TunnelName,
+    AllowedPrefix, DeviceName, Framing, Invalid, Mtu, Offloads, Owner, Remotes, Tunnel, TunnelName,
     TunnelStatus,
 };
 
@@ -49,8 +49,8 @@ pub struct TunnelSpec {
     pub addresses: Vec<IpNet>,
     /// The largest packet; absent: what the path carries.
     pub mtu: Option<Mtu>,
-    /// The peer on the underlay. Absent: it comes first, which only that of an encrypted tunnel can.
-    pub remote: Option<Remote>,
+    /// Where the peer is on the underlay. Absent: it comes first, which only that of an encrypted tunnel can.
+    pub remote: Option<Remotes>,
     /// How packets are laid out.
     pub framing: Framing,
     /// How often at least something is sent to the peer of an encrypted tunnel, in seconds; absent: nothing is where there
@@ -126,6 +126,8 @@ pub enum Field {
     Mtu,
     /// The peer on the underlay.
     Remote,
+    /// Where else it is, by position.
+    MoreRemotes(usize),
     /// The framing.
     Framing,
     /// The peer's key.
@@ -161,7 +163,7 @@ impl Field {
             Self::Addresses | Self::Address(_) => "address",
             Self::Netmask => "netmask",
             Self::Mtu => "mtu",
-            Self::Remote => "remote",
+            Self::Remote | Self::MoreRemotes(_) => "remote",
             Self::Framing => "framing",
             Self::PeerPublicKey => "public key",
             Self::Keepalive => "keepalive",

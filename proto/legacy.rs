@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 
 use super::command::{Command, CommandError, Field, Outcome, TunnelSpec};
 use super::model::{
-    DeviceName, Framing, Invalid, Mtu, Offloads, Remote, TunnelState, check_interface_address,
+    DeviceName, Framing, Invalid, Mtu, Offloads, Remote, Remotes, TunnelState, check_interface_address,
 };
 
 #[cfg(test)]
@@ -160,7 +160,7 @@ fn spec(object: &Map<String, Value>) -> Result<TunnelSpec, CommandError> {
         device,
         addresses: vec![address(object)?],
         mtu: Some(mtu(field(object, MTU))?),
-        remote: Some(required(object, REMOTE_SERVER, Field::Remote, "give the peer's host, as 172.100.1.2")?),
+        remote: Some(Remotes::from(remote(object)?)),
         framing: Framing::Pi,
         keepalive: None,
         also_plain: false,
@@ -170,6 +170,10 @@ fn spec(object: &Map<String, Value>) -> Result<TunnelSpec, CommandError> {
         routes: Vec::new(),
         without: Offloads::new(),
     })
+}
+
+fn remote(object: &Map<String, Value>) -> Result<Remote, CommandError> {
+    required(object, REMOTE_SERVER, Field::Remote, "give the peer's host, as 172.100.1.2")
 }
 
 fn address(object: &Map<String, Value>) -> Result<IpNet, CommandError> {
@@ -303,6 +307,7 @@ pub fn field_name(field: Field) -> &'static str {
         Field::Remote => REMOTE_SERVER,
         Field::Name
         | Field::Device
+        | Field::MoreRemotes(_)
         | Field::Framing
         | Field::PeerPublicKey
         | Field::Keepalive
@@ -430,7 +435,7 @@ fn spec_entry(tunnel: &TunnelSpec) -> Value {
         NAME: tunnel.name.as_str(),
         TUNNEL_IP: address.map(IpNet::addr),
         MTU: tunnel.mtu.map(Mtu::get),
-        REMOTE_SERVER: tunnel.remote.as_ref().map(Remote::to_string),
+        REMOTE_SERVER: tunnel.remote.as_ref().map(|remotes| remotes.first().to_string()),
     });
     match address {
         Some(IpNet::V4(v4)) => entry[NETMASK] = json!(Ipv4Net::netmask(v4)),

@@ -2,6 +2,7 @@
 
 mod link;
 mod offload;
+mod remotes;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 pub use link::{Hearing, LinkState, LinkStatus, Why};
 pub use offload::{Offload, OffloadState, Offloads};
+pub use remotes::Remotes;
 
 /// Why a text is not a value of a type of this module, in words that follow the value.
 ///
@@ -537,9 +539,9 @@ pub struct Tunnel {
     pub device: DeviceName,
     /// The largest packet; absent: what the path carries.
     pub mtu: Option<Mtu>,
-    /// The peer on the underlay. Absent: it comes first, which only that of an encrypted tunnel can.
+    /// Where the peer is on the underlay. Absent: it comes first, which only that of an encrypted tunnel can.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub remote: Option<Remote>,
+    pub remote: Option<Remotes>,
     /// How packets are laid out in a datagram.
     pub framing: Framing,
     /// How often at least something is sent to the peer of an encrypted tunnel, in seconds; absent: nothing is where there
@@ -676,6 +678,8 @@ pub struct TunnelStatus {
     pub state: TunnelState,
     /// Where datagrams go, once the remote is resolved.
     pub endpoint: Option<SocketAddr>,
+    /// The preferred remote, where another one is in use.
+    pub preferred: Option<Remote>,
     /// The largest packet that the device takes.
     pub device_mtu: Option<Mtu>,
     /// The largest packet that one datagram to the peer carries.

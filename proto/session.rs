@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use super::model::{
-    DeviceName, Invalid, MeshName, NodeName, OperatorName, Owner, PublicKey, Remote, TunnelName, TunnelState,
+    DeviceName, Invalid, MeshName, NodeName, OperatorName, Owner, PublicKey, Remotes, TunnelName, TunnelState,
 };
 use super::trust::Rights;
 
@@ -329,8 +329,8 @@ pub enum Reach {
     /// Where its session comes from, unless addresses are translated on the way.
     #[default]
     BySession,
-    /// Here.
-    At(Remote),
+    /// Here, the preferred one first.
+    At(Remotes),
     /// Nowhere: it reaches them.
     Nowhere,
 }
@@ -355,7 +355,7 @@ impl fmt::Display for Reach {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::BySession => Ok(()),
-            Self::At(remote) => remote.fmt(f),
+            Self::At(remotes) => remotes.fmt(f),
             Self::Nowhere => f.write_str(Self::NOWHERE),
         }
     }
@@ -552,6 +552,8 @@ pub struct TunnelReport {
     pub state: TunnelState,
     /// Where its datagrams go, as text; empty while it is not known.
     pub endpoint: String,
+    /// The preferred one of its peer's endpoints, as text, where that is another one; empty: it is not.
+    pub preferred: String,
     /// How long before the report the last packet was received, in milliseconds; absent: never.
     pub last_received_ms: Option<u64>,
     /// Whether keys have been agreed on with its peer since that is known.

@@ -9,7 +9,7 @@ use tonic::transport::Channel;
 use crate::agent::check::{self, Severity};
 use crate::proto::host::client::{connect, pages};
 use crate::proto::host::output::{Format, columns, write};
-use crate::proto::host::words::{age, link, tunnel_state};
+use crate::proto::host::words::{age, endpoint_in_use, link, tunnel_state};
 use crate::proto::v1;
 use crate::proto::v1::tunnel_service_client::TunnelServiceClient;
 use crate::proto::words::span;
@@ -186,7 +186,11 @@ fn tunnels_table(answer: &v1::ListTunnelsResponse) -> String {
             status.owner().as_str_name().to_lowercase(),
             tunnel.device,
             tunnel.addresses.join(" "),
-            if status.endpoint.is_empty() { tunnel.remote } else { status.endpoint.clone() },
+            if status.endpoint.is_empty() {
+                tunnel.remote
+            } else {
+                endpoint_in_use(&status.endpoint, &status.preferred)
+            },
             framing,
             format!("{}/{}", status.device_mtu, status.path_mtu),
             tunnel_state(status.state(), &status.reason, status.last_received.as_ref().map(age)),

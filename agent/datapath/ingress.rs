@@ -12,6 +12,7 @@ use super::batch::Place;
 use super::handshakes::Handshakes;
 use super::link::LinkEnd;
 use super::load::Load;
+use super::path::Destination;
 use super::peer::Sessions;
 use super::post::Post;
 use super::stats::DropReason;
@@ -379,7 +380,7 @@ impl Ingress {
         if let Some(link) = tunnel.prober().filter(|_| tunnel.takes_plain() && frame::is_own(datagram)) {
             before.goes_on = false;
             let frame = Own::parse(datagram);
-            return self.take_own((tunnel, link), frame, None, now);
+            return self.take_own((tunnel, link), frame, None, way, now);
         }
         let unwrapped = unframe(tunnel, datagram).and_then(|(start, pi)| {
             let packet = datagram.get_mut(start..).unwrap_or_default();
@@ -464,7 +465,7 @@ impl Ingress {
         {
             known.goes_on = false;
             let frame = Own::parse(frame);
-            return self.take_own((tunnel, link), frame, Some(&mut *held.sessions), now);
+            return self.take_own((tunnel, link), frame, Some(&mut *held.sessions), way, now);
         }
         let at = place.start + inner.start;
         let packet = datagram.get(inner).unwrap_or_default();
@@ -496,15 +497,24 @@ impl Ingress {
         (tunnel, link): (&Tunnel, &LinkEnd),
         frame: Result<Own, NoFrame>,
         sessions: Option<&mut Sessions>,
+        (source, local, _): Way,
         now: Duration,
     ) -> Heard {
         let (has_changed, due) = match frame {
             Ok(Own::Probe(probe)) => link.handle_probe(&probe, now),
-            Ok(Own::Answer(number)) => link.handle_answer(number, now),
+            Ok(Own::Answer(number)) => {
+                if let Some(preferred) = &tunnel.preferred {
+                    preferred.handle_answer(number, now);
+                }
+                link.handle_answer(number, now)
+            }
             Ok(Own::Question(number)) => {
-                // Who gets no answer asks again.
-                let _ = self.post.send_own(tunnel, sessions, &own::answer(number));
-                (false, Duration::MAX)
+                // It goes back the way that was asked about, which need not be the one that packets take. Who gets no
+                // answer asks again.
+                let way = (&Destination::from(source), local.or_else(|| tunnel.path.local()));
+                let _ = self.post.send_own_to(way, sessions, &own::answer(number));
+                self.shared.stats.count_session_message();
+                return Heard::Nobody;
             }
             Err(NoFrame) => {
                 tunnel.stats.received.drops.count(DropReason::Malformed, 1);

@@ -138,6 +138,15 @@ impl LinkEnd {
         inner.is_known() && matches!(inner.state().0, LinkState::Down | LinkState::AdminDown)
     }
 
+    /// The state of the link; `None`: nothing is known of it yet.
+    pub fn state(&self) -> Option<LinkState> {
+        let inner = self.inner();
+        inner.is_known().then(|| match inner.state() {
+            (_, _, Why::Left) => LinkState::AdminDown,
+            (state, _, _) => state,
+        })
+    }
+
     /// As [`Link::set_timing`].
     pub fn set_timing(&self, timing: Timing) {
         if let Measure::Probes(link) = &mut self.inner().measure {
@@ -152,6 +161,11 @@ impl LinkEnd {
             Some((path, family)) if *family == is_v4 => _ = path.set_ceiling(ceiling, now),
             Some(_) | None => inner.path = Some((PathMtu::new(is_v4, ceiling, now), is_v4)),
         }
+    }
+
+    /// What is sent takes another way from now on: what that carries is found out anew.
+    pub fn forget_path(&self) {
+        self.inner().path = None;
     }
 
     /// The largest packet that comes through, IP header included, as far as it is known.

@@ -23,9 +23,9 @@ const FAREWELLS: usize = 3;
 
 /// What sends probes. One thread has it.
 pub(super) struct Links {
-    shared: Arc<Shared>,
-    post: Post,
-    handshakes: Handshakes,
+    pub(super) shared: Arc<Shared>,
+    pub(super) post: Post,
+    pub(super) handshakes: Handshakes,
     question: Vec<u8>,
 }
 
@@ -71,6 +71,7 @@ impl Links {
                 }
                 next = next.min(due.next);
             }
+            next = next.min(self.ask_preferred(table, now));
             self.shared.links_due.bring_forward(next.max(now + PAUSE));
         }
         let due = self.shared.links_due.get();

@@ -15,6 +15,7 @@ pub mod peer;
 mod post;
 #[cfg(test)]
 mod sample;
+pub mod standby;
 pub mod stats;
 pub mod table;
 mod threads;

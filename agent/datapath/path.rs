@@ -58,6 +58,11 @@ impl Path {
         is_news
     }
 
+    /// Notes that the peer is no more where it has shown to be, if it has. Returns whether that is news.
+    pub fn forget_roamed(&self) -> bool {
+        self.roamed.swap(None).is_some()
+    }
+
     /// Where the peer is now, if it is not where it was said to be.
     pub fn roamed(&self) -> Guard<Option<Arc<Destination>>> {
         self.roamed.load()

@@ -60,14 +60,36 @@ impl Post {
         sessions: Option<&mut Sessions>,
         frame: &[u8],
     ) -> Result<(), Unsent> {
+        self.send_sealed(sessions, frame, |post, datagram| post.send(tunnel, datagram))
+    }
+
+    /// The same to an address of the peer, from another where that is given, wherever else the peer is.
+    ///
+    /// # Errors
+    /// Why it was not sent.
+    pub(super) fn send_own_to(
+        &mut self,
+        (to, source): (&Destination, Option<IpAddr>),
+        sessions: Option<&mut Sessions>,
+        frame: &[u8],
+    ) -> Result<(), Unsent> {
+        self.send_sealed(sessions, frame, |post, datagram| post.send_to(to, source, datagram))
+    }
+
+    fn send_sealed(
+        &mut self,
+        sessions: Option<&mut Sessions>,
+        frame: &[u8],
+        send: impl FnOnce(&mut Self, &[u8]) -> io::Result<()>,
+    ) -> Result<(), Unsent> {
         let lost = |error: io::Error| Unsent::Lost(reason_of(&error));
-        let Some(sessions) = sessions else { return self.send(tunnel, frame).map_err(lost) };
+        let Some(sessions) = sessions else { return send(self, frame).map_err(lost) };
         let mut sealed = std::mem::take(&mut self.sealed);
         sealed.clear();
         // A frame is never longer than a packet.
         let longest = u16::try_from(frame.len()).unwrap_or(u16::MAX);
         let sent = match sessions.seal_at_once(frame, longest, &mut sealed) {
-            Ok(()) => self.send(tunnel, &sealed).map_err(lost),
+            Ok(()) => send(self, &sealed).map_err(lost),
             Err(initiation) => Err(Unsent::NoSession(initiation)),
         };
         self.sealed = sealed;

@@ -24,6 +24,7 @@ pub(super) fn table(endpoints: &[SocketAddr], without: &[Offload]) -> Table {
     let tunnel = |number: usize, endpoint| ForwardingTunnel {
         endpoint: Some(endpoint),
         exact_port: false,
+        others: Vec::new(),
         framing: Framing::Raw,
         keepalive: None,
         also_plain: false,

@@ -11,10 +11,11 @@ use super::batch::Place;
 use super::link::{Fitness, LinkEnd};
 use super::path::{Destination, Path};
 use super::peer::{OwnKey, Peer, PeerId};
+use super::standby::Preferred;
 use super::stats::{DropReason, TunnelStats};
 use crate::agent::os::tun::TunDevice;
 use crate::agent::packet::parse::Packet;
-use crate::agent::target::{ForwardingDevice, ForwardingTunnel};
+use crate::agent::target::{ForwardingDevice, ForwardingTunnel, Other};
 use crate::proto::model::{Framing, Offload, PublicKey, TunnelName};
 
 /// An open device with the number that tells it from an earlier one of its name.
@@ -105,6 +106,8 @@ pub struct Kept {
     pub peer: Option<Arc<Peer>>,
     /// This end of its link, if that is measured.
     pub link: Option<Arc<LinkEnd>>,
+    /// The endpoints that are preferred to the one in use, if it is probed.
+    pub preferred: Option<Arc<Preferred>>,
 }
 
 /// A tunnel as packets see it.
@@ -132,6 +135,10 @@ pub struct Tunnel {
     pub path: Arc<Path>,
     /// This end of its link, if that is measured.
     pub link: Option<Arc<LinkEnd>>,
+    /// The endpoints that are preferred to the one in use, if it is probed.
+    pub preferred: Option<Arc<Preferred>>,
+    /// Where else its peer is.
+    others: Vec<Other>,
     /// `None`: every source may come from the peer.
     allowed: Option<JointPrefixSet<IpNet>>,
 }
@@ -158,14 +165,16 @@ impl Table {
             if kept.link.is_some() {
                 self.measured.push(place);
             }
-            if let Some(endpoint) = endpoint {
+            let in_use = endpoint.map(|endpoint| (endpoint, wanted.exact_port));
+            let others = wanted.others.iter().map(|other| (other.address, other.exact_port));
+            for (endpoint, exact_port) in in_use.into_iter().chain(others) {
                 let at = (endpoint.ip(), endpoint.port());
                 if kept.peer.is_some() && !wanted.also_plain {
                     // What comes from there and is not encrypted belongs to a plain tunnel first.
                     self.by_endpoint.entry(at).or_insert(place);
                 } else {
                     self.by_endpoint.insert(at, place);
-                    if !wanted.exact_port {
+                    if !exact_port {
                         self.by_address.insert(endpoint.ip(), place);
                     }
                 }
@@ -252,10 +261,14 @@ impl Table {
 
     /// Notes that the peer of a tunnel, who has shown who it is, is at `source` and sends to `local`; not where that is
     /// inside the overlay: a tunnel would run inside itself. Returns whether it was somewhere else before. Who shows it by
-    /// the source alone, where it is not `is_sealed`, is nowhere else.
+    /// the source alone, where it is not `is_sealed`, is nowhere else. What comes from an endpoint that is not the one in use
+    /// says nothing of the way there.
     pub fn mark_way(&self, tunnel: &Tunnel, source: SocketAddr, local: IpAddr, is_sealed: bool) -> bool {
         if self.devices.iter().any(|device| device.addresses.contains(&local)) {
             return false;
+        }
+        if tunnel.is_other(source) {
+            return is_sealed && tunnel.path.forget_roamed();
         }
         // Once what is sent is sealed, nobody who shows less says where from.
         if is_sealed || tunnel.addressee().is_none() {
@@ -317,13 +330,24 @@ impl Tunnel {
         self.link.as_deref().filter(|link| link.asks().is_none())
     }
 
+    /// Whether the peer is at an address beside the one in use.
+    fn is_other(&self, source: SocketAddr) -> bool {
+        if self.others.is_empty() {
+            return false;
+        }
+        let is_in_use = self.destination.as_ref().is_some_and(|to| to.address.ip() == source.ip());
+        self.others.iter().any(|other| {
+            other.address == source || (!is_in_use && !other.exact_port && other.address.ip() == source.ip())
+        })
+    }
+
     /// How long a frame of tunmesh's own is that makes a packet of so many bytes on the underlay; `None`: that is too little, or
     /// it is not known where the peer is.
     pub fn frame_in(&self, size: u16) -> Option<usize> {
         usize::from(size).checked_sub(self.overhead?.into())
     }
 
-    fn new(wanted: &ForwardingTunnel, Kept { stats, path, peer, link }: Kept) -> Self {
+    fn new(wanted: &ForwardingTunnel, Kept { stats, path, peer, link, preferred }: Kept) -> Self {
         let prefixes = &wanted.allowed_prefixes;
         let allowed = prefixes.iter().map(|allowed| allowed.prefix).collect();
         Self {
@@ -338,6 +362,8 @@ impl Tunnel {
             stats,
             path,
             link,
+            preferred,
+            others: wanted.others.clone(),
             allowed: (!prefixes.is_empty()).then_some(allowed),
         }
     }

@@ -6,9 +6,11 @@
 //!
 //! A peer that sends no probes is asked by an ICMP echo instead ([`echo`]), which tells of both directions together.
 
+pub mod choice;
 pub mod echo;
 pub mod figures;
 pub mod frame;
 pub mod liveness;
 pub mod mtu;
 pub mod probe;
+pub mod standby;

@@ -3,9 +3,11 @@
 use std::time::{Duration, Instant};
 
 use super::Runtime;
+use crate::agent::os::clock;
 use crate::agent::os::netlink::watch::Change;
-use crate::agent::state::Repair;
+use crate::agent::state::{Move, Repair};
 use crate::proto::host::clock::now;
+use crate::proto::model::TunnelName;
 use crate::proto::rate::{Bucket, Rate};
 
 /// How long after a change of the host it is looked at, and how long after a look at the earliest.
@@ -99,6 +101,18 @@ impl Runtime {
             (self.changed.links_due, self.changed.links_at) = (None, Some(now));
             self.platform.look_at_links();
             self.log_links();
+        }
+    }
+
+    /// Has the state choose among the endpoints of peers that have several.
+    pub(super) fn choose_endpoints(&mut self) {
+        let since_boot = clock::since_boot();
+        let standing = |name: &TunnelName| (name.clone(), self.platform.standing(name, since_boot));
+        let standings = self.state.choosers().map(standing).collect();
+        self.state.handle_standings(&standings, now());
+        while let Some(Move { tunnel, to, is_preferred }) = self.state.poll_move() {
+            let which = if is_preferred { "its preferred endpoint" } else { "another endpoint of its peer" };
+            tracing::info!(%tunnel, %to, "the tunnel goes to {which} now");
         }
     }
 

@@ -7,7 +7,7 @@ use super::Runtime;
 use super::handle::ControllerStatus;
 use crate::agent::os::clock;
 use crate::proto::host::clock::{now, since_epoch};
-use crate::proto::model::{Framing, TunnelName, TunnelState, TunnelStatus};
+use crate::proto::model::{Framing, Remote, TunnelName, TunnelState, TunnelStatus};
 use crate::proto::session::{ItemId, TunnelReport};
 
 /// What an encrypted tunnel waits for.
@@ -126,6 +126,7 @@ fn report(status: TunnelStatus, now: Duration) -> TunnelReport {
         owner: status.tunnel.owner,
         state: status.state,
         endpoint: status.endpoint.map(|endpoint| endpoint.to_string()).unwrap_or_default(),
+        preferred: status.preferred.as_ref().map(Remote::to_string).unwrap_or_default(),
         last_received_ms: age.map(|age| u64::try_from(age).unwrap_or(u64::MAX)),
         keyed: false,
     }

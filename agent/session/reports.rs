@@ -59,10 +59,17 @@ impl Reports {
         now: &BTreeMap<TunnelName, TunnelReport>,
     ) -> Option<Report> {
         let is_same = |one: &TunnelReport, other: &TunnelReport| {
-            let TunnelReport { device, owner, state, endpoint, last_received_ms: _, keyed } = one;
-            let TunnelReport { device: d, owner: o, state: s, endpoint: e, last_received_ms: _, keyed: k } =
-                other;
-            (device, owner, state, endpoint, keyed) == (d, o, s, e, k)
+            let TunnelReport { device, owner, state, endpoint, preferred, last_received_ms: _, keyed } = one;
+            let TunnelReport {
+                device: d,
+                owner: o,
+                state: s,
+                endpoint: e,
+                preferred: p,
+                last_received_ms: _,
+                keyed: k,
+            } = other;
+            (device, owner, state, endpoint, preferred, keyed) == (d, o, s, e, p, k)
         };
         let changed =
             now.iter().filter(|(name, tunnel)| !before.get(*name).is_some_and(|old| is_same(old, tunnel)));

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::proto::command::{Command, CommandError, ErrorKind, Field, TunnelSpec};
-use crate::proto::model::{Desired, Device, Invalid, Owner, Remote, Tunnel, TunnelName};
+use crate::proto::model::{Desired, Device, Invalid, Owner, Remotes, Tunnel, TunnelName};
 
 /// Makes of the wanted state what a command wants. Returns whether that changed anything.
 pub(super) fn apply(desired: &mut Desired, command: &Command, owner: Owner) -> Result<bool, CommandError> {
@@ -34,7 +34,7 @@ fn add(desired: &mut Desired, spec: &TunnelSpec, replace: bool, owner: Owner) ->
                 Invalid::new(
                     format!(
                         "is known with another content (remote {}, device {})",
-                        known.remote.as_ref().map_or_else(|| "none".to_owned(), Remote::to_string),
+                        known.remote.as_ref().map_or_else(|| "none".to_owned(), Remotes::to_string),
                         known.device
                     ),
                     "set replace to change it in place, or choose another name",

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::AgentState;
 use crate::agent::target;
-use crate::proto::model::{Host, Remote, TunnelName, is_underlay_address};
+use crate::proto::model::{Host, Remote, Tunnel, TunnelName, is_underlay_address};
 
 /// How soon a name that did not resolve is asked for again.
 const RESOLVE_RETRY: Duration = Duration::from_secs(5);
@@ -87,11 +87,16 @@ impl AgentState {
         }
     }
 
-    /// Whether nobody is heard at a host name, by any of the tunnels to it. Of one that is not probed nothing is known.
+    /// Whether nobody is heard at a host name, by any of the tunnels that use it. Of one that is not probed nothing is known.
     fn is_silent(&self, host: &str) -> bool {
-        let is_to = |remote: &Option<Remote>| matches!(remote.as_ref().map(|remote| &remote.host), Some(Host::Name(name)) if name == host);
-        let mut tunnels = self.wanted.desired.tunnels.iter().filter(|(_, tunnel)| is_to(&tunnel.remote));
-        tunnels.all(|(name, _)| self.silent.contains(name))
+        let uses = |name: &TunnelName, tunnel: &Tunnel| {
+            let position = self.facts.in_use.get(name).copied().unwrap_or(0);
+            let remote = tunnel.remote.as_ref().and_then(|remotes| remotes.iter().nth(position));
+            remote.is_some_and(|remote| is_at(remote, host))
+        };
+        let mut users =
+            self.wanted.desired.tunnels.iter().filter(|(name, tunnel)| uses(name, tunnel)).peekable();
+        users.peek().is_some() && users.all(|(name, _)| self.silent.contains(name))
     }
 
     /// A tunnel to elsewhere that works, and would not if `host` had `address`: whoever answers for a name must not
@@ -102,12 +107,17 @@ impl AgentState {
         let after = target::build(&self.wanted.desired, &facts, &self.policy);
         let is_elsewhere = |name: &TunnelName| {
             let tunnel = self.wanted.desired.tunnels.get(name);
-            let remote = tunnel.and_then(|tunnel| tunnel.remote.as_ref());
-            !matches!(remote.map(|remote| &remote.host), Some(Host::Name(name)) if name == host)
+            let remotes = tunnel.and_then(|tunnel| tunnel.remote.as_ref());
+            !remotes.is_some_and(|remotes| remotes.iter().any(|remote| is_at(remote, host)))
         };
         let mut upset = after.faults.into_keys();
         upset.find(|name| is_elsewhere(name) && !self.target.faults.contains_key(name))
     }
+}
+
+/// Whether a remote has a host name.
+fn is_at(remote: &Remote, host: &str) -> bool {
+    matches!(&remote.host, Host::Name(name) if name == host)
 }
 
 /// Of the addresses of a name the one behind `known`; `known` where there is no other that can be a host's.

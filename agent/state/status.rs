@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use super::AgentState;
 use crate::proto::model::{
-    DeviceName, Offload, OffloadState, Owner, Traffic, Tunnel, TunnelName, TunnelState, TunnelStatus,
+    DeviceName, Offload, OffloadState, Owner, Remote, Remotes, Traffic, Tunnel, TunnelName, TunnelState,
+    TunnelStatus,
 };
 use crate::proto::session::ItemId;
 
@@ -31,6 +32,7 @@ impl AgentState {
                  too-big or, where they may be, fragmented"
             ));
         }
+        notes.extend(self.note_of_endpoints(name, tunnel));
         let clashes =
             [(ItemId::Tunnel(name.clone()), "tunnel"), (ItemId::Device(tunnel.device.clone()), "device")];
         for (id, kind) in clashes {
@@ -41,6 +43,27 @@ impl AgentState {
             }
         }
         notes
+    }
+
+    /// The preferred remote of a tunnel, where another one is in use.
+    fn preferred<'t>(&self, name: &TunnelName, tunnel: &'t Tunnel) -> Option<&'t Remote> {
+        let is_other = self.target.in_use.get(name).is_some_and(|position| *position > 0);
+        tunnel.remote.as_ref().filter(|_| is_other).map(Remotes::first)
+    }
+
+    fn note_of_endpoints(&self, name: &TunnelName, tunnel: &Tunnel) -> Option<String> {
+        let remotes = tunnel.remote.as_ref().filter(|remotes| remotes.count() > 1)?;
+        if !tunnel.probed {
+            return Some(format!(
+                "of its endpoints only {} is used: it is not probed, and so nobody knows which of them answer",
+                remotes.first()
+            ));
+        }
+        let preferred = self.preferred(name, tunnel)?;
+        Some(format!(
+            "its preferred endpoint {preferred} is not in use, since the peer could not be reached there; it is asked now \
+             and then, and used again once it has answered for 10 s"
+        ))
     }
 
     /// What of the controller's cannot be had, and why.
@@ -99,6 +122,7 @@ impl AgentState {
                 .map_or_else(Vec::new, |d| d.addresses.clone()),
             state: self.tunnel_state(name, tunnel),
             endpoint: self.target.endpoints.get(name).copied(),
+            preferred: self.preferred(name, tunnel).cloned(),
             device_mtu: device.map(|device| device.mtu),
             path_mtu: self.target.path_mtus.get(name).copied(),
             sent: Traffic::default(),

@@ -1,5 +1,6 @@
 mod bench;
 mod controller;
+mod endpoints;
 mod kernel;
 mod model;
 

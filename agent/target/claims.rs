@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use ipnet::IpNet;
 use prefix_trie::joint::JointPrefixMap;
 
-use super::{Facts, Keys, Policy, Wish};
+use super::{Facts, Keys, Located, Policy, Wish};
 use crate::agent::reconcile::Actual;
 use crate::proto::command::{CommandError, ErrorKind, Field};
 use crate::proto::model::{AllowedPrefix, Device, DeviceName, Invalid, Mtu, Remote, Tunnel, TunnelName};
@@ -61,7 +61,7 @@ pub(super) fn claim(
     policy: &Policy,
     wish: &Wish<'_>,
 ) -> Result<(), CommandError> {
-    let &Wish { name, tunnel, device, endpoint, keys } = wish;
+    let &Wish { name, tunnel, device, places, keys, in_use: _ } = wish;
     keys.map_or(Ok(()), |keys| check_keys(claims, keys))?;
     check_device(claims, foreign, tunnel)?;
     check_mtu(tunnel, device)?;
@@ -76,15 +76,17 @@ pub(super) fn claim(
     for (position, route) in tunnel.routes.iter().enumerate() {
         check_route(claims, foreign, policy, position, *route, tunnel)?;
     }
-    check_own_endpoint(tunnel, device, endpoint)?;
-    if let Some(endpoint) = endpoint {
-        check_endpoint(claims, foreign, policy, tunnel, endpoint)?;
+    for place in places {
+        check_own_endpoint(tunnel, device, place.address.ip())?;
+        check_endpoint(claims, foreign, policy, tunnel, place)?;
+    }
+    for place in places {
         // An encrypted tunnel is its peer's key's, wherever its datagrams come from.
         if tunnel.takes_plain() {
-            claims.remotes.insert((endpoint.ip(), port(tunnel)), name.clone());
-            claims.endpoints.insert(endpoint, name.clone());
+            claims.remotes.insert((place.address.ip(), port(place)), name.clone());
+            claims.endpoints.insert(place.address, name.clone());
         }
-        claims.endpoint_addresses.insert(endpoint.ip(), name.clone());
+        claims.endpoint_addresses.insert(place.address.ip(), name.clone());
     }
     if let Some(keys) = keys {
         claims.keys.insert(keys, name.clone());
@@ -106,9 +108,9 @@ pub(super) fn claim(
     Ok(())
 }
 
-/// The port that a tunnel's remote names.
-fn port(tunnel: &Tunnel) -> Option<u16> {
-    tunnel.remote.as_ref().and_then(|remote| remote.port)
+/// The port that a remote names.
+fn port(place: &Located) -> Option<u16> {
+    place.exact_port.then_some(place.address.port())
 }
 
 fn check_keys(claims: &Claims, keys: Keys) -> Result<(), CommandError> {
@@ -317,23 +319,18 @@ fn check_route(
     Ok(())
 }
 
-/// Refuses a tunnel whose own networks cover its endpoint.
-fn check_own_endpoint(
-    tunnel: &Tunnel,
-    device: &Device,
-    endpoint: Option<SocketAddr>,
-) -> Result<(), CommandError> {
-    let Some(endpoint) = endpoint else { return Ok(()) };
+/// Refuses a tunnel whose own networks cover an endpoint of it.
+fn check_own_endpoint(tunnel: &Tunnel, device: &Device, endpoint: IpAddr) -> Result<(), CommandError> {
     let addresses = device.addresses.iter().enumerate().map(|(i, net)| (Field::Address(i), net));
     let routes = tunnel.routes.iter().enumerate().map(|(i, net)| (Field::Route(i), net));
     for (field, network) in addresses.chain(routes) {
-        if network.contains(&endpoint.ip()) {
+        if network.contains(&endpoint) {
             return Err(CommandError::new(
                 ErrorKind::Clash,
                 field,
                 network,
                 Invalid::new(
-                    format!("covers {}, the tunnel's own endpoint", endpoint.ip()),
+                    format!("covers {endpoint}, the tunnel's own endpoint"),
                     "choose a network without it: the tunnel would run inside itself",
                 ),
             ));
@@ -347,18 +344,20 @@ fn check_endpoint(
     foreign: &Foreign<'_>,
     policy: &Policy,
     tunnel: &Tunnel,
-    endpoint: SocketAddr,
+    place: &Located,
 ) -> Result<(), CommandError> {
+    let endpoint = place.address;
     let address = endpoint.ip();
     let fault = |problem: String, remedy: &str| {
-        let remote = tunnel.remote.as_ref().map(Remote::to_string).unwrap_or_default();
-        Err(CommandError::new(ErrorKind::Clash, Field::Remote, remote, Invalid::new(problem, remedy)))
+        let remote = tunnel.remote.as_ref().and_then(|remotes| remotes.iter().nth(place.position));
+        let remote = remote.map(Remote::to_string).unwrap_or_default();
+        Err(CommandError::new(ErrorKind::Clash, place.field(), remote, Invalid::new(problem, remedy)))
     };
     let here = address.is_loopback() || foreign.addresses.contains(&address);
     if here && endpoint.port() == policy.data_port {
         return fault("is this host itself".to_owned(), "name the host at the other end");
     }
-    let other = claims.remotes.get(&(address, port(tunnel))).or_else(|| claims.endpoints.get(&endpoint));
+    let other = claims.remotes.get(&(address, port(place))).or_else(|| claims.endpoints.get(&endpoint));
     if let Some(other) = other.filter(|_| tunnel.takes_plain()) {
         return fault(
             format!("({endpoint}) is already the remote of tunnel {other}"),

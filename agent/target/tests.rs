@@ -257,3 +257,108 @@ fn an_address_is_on_one_interface() {
     let around = desired(&[("a", tunnel("d0", "198.51.100.1"))], &["10.0.1.9/24"]);
     assert_eq!(faulty(&build(&around, &facts, &policy())), [""; 0]);
 }
+
+/// A tunnel with several remotes of which the one at a position is in use.
+fn with_several(remotes: &str, in_use: usize, resolved: &[(&str, Result<&str, &str>)]) -> Target {
+    let desired = desired(&[("t", Tunnel { probed: true, ..tunnel("d", remotes) })], &["10.0.1.1/30"]);
+    let resolved = resolved.iter().map(|(name, answer)| {
+        let answer = answer.map(|address| address.parse().unwrap()).map_err(str::to_owned);
+        ((*name).to_owned(), answer)
+    });
+    let in_use = BTreeMap::from([("t".parse().unwrap(), in_use)]);
+    build(&desired, &Facts { resolved: resolved.collect(), in_use, ..Facts::default() }, &policy())
+}
+
+fn sent(target: &Target) -> &ForwardingTunnel {
+    target.forwarding.values().next().unwrap().tunnels.values().next().unwrap()
+}
+
+#[test]
+fn of_several_remotes_one_is_in_use_and_all_are_known() {
+    let remotes = "198.51.100.1,198.51.100.2:6000,198.51.100.3";
+    for (in_use, endpoint, preferred) in [
+        (0, "198.51.100.1:5000", [false, false]),
+        (1, "198.51.100.2:6000", [true, false]),
+        (2, "198.51.100.3:5000", [true, true]),
+        // Of a list that is shorter now.
+        (9, "198.51.100.1:5000", [false, false]),
+    ] {
+        let target = with_several(remotes, in_use, &[]);
+        let sent = sent(&target);
+        assert_eq!(sent.endpoint.unwrap().to_string(), endpoint);
+        assert_eq!(sent.exact_port, in_use == 1);
+        assert_eq!(sent.others.iter().map(|other| other.is_preferred).collect::<Vec<_>>(), preferred);
+        let mut all: Vec<_> = sent.others.iter().map(|other| (other.address, other.exact_port)).collect();
+        all.push((sent.endpoint.unwrap(), sent.exact_port));
+        all.sort_unstable();
+        let named = all.iter().map(|(address, exact)| (address.to_string(), *exact)).collect::<Vec<_>>();
+        let expected =
+            [("198.51.100.1:5000", false), ("198.51.100.2:6000", true), ("198.51.100.3:5000", false)];
+        assert_eq!(named, expected.map(|(address, exact)| (address.to_owned(), exact)));
+    }
+}
+
+#[test]
+fn a_remote_that_does_not_resolve_leaves_it_to_the_next() {
+    let remotes = "h1,198.51.100.2,h2";
+    let in_use = |in_use, resolved: &[(&str, Result<&str, &str>)]| {
+        let target = with_several(remotes, in_use, resolved);
+        assert_eq!(faulty(&target), [""; 0]);
+        target.in_use.values().next().copied()
+    };
+    assert_eq!(in_use(0, &[]), None, "it is being asked for");
+    assert_eq!(in_use(0, &[("h1", Err("no such host"))]), Some(1));
+    assert_eq!(in_use(0, &[("h1", Ok("198.51.100.1"))]), Some(0));
+    assert_eq!(in_use(2, &[("h2", Err("no such host"))]), None, "the next is being asked for");
+    assert_eq!(in_use(2, &[("h2", Err("no such host")), ("h1", Err("no such host"))]), Some(1));
+    // Two names of one address are one place.
+    assert_eq!(in_use(0, &[("h1", Ok("198.51.100.2"))]), Some(0));
+    let target = with_several("h1,h2", 0, &[("h1", Err("no such host")), ("h2", Err("no such host"))]);
+    assert_eq!(faulty(&target), ["t"]);
+    assert_eq!(target.faults.values().next().unwrap().value, "h1");
+}
+
+#[test]
+fn every_remote_of_several_is_claimed_and_looked_at() {
+    let both = |first: &str, second: &str| {
+        let mut both = desired(&[("a", tunnel("d0", first))], &["10.0.1.1/30"]);
+        let device = Device { addresses: vec![net("10.0.2.1/30")], key: None, owner: Owner::Local };
+        both.set(&"b".parse().unwrap(), tunnel("d1", second), device);
+        build(&both, &Facts::default(), &policy())
+    };
+    for (first, second, field, value) in [
+        ("198.51.100.1,198.51.100.2", "198.51.100.2", Field::Remote, "198.51.100.2"),
+        ("198.51.100.2", "198.51.100.1,198.51.100.2", Field::MoreRemotes(0), "198.51.100.2"),
+        (
+            "198.51.100.1,198.51.100.2",
+            "a.example,198.51.100.3,198.51.100.2",
+            Field::MoreRemotes(1),
+            "198.51.100.2",
+        ),
+    ] {
+        let target = both(first, second);
+        assert_eq!(faulty(&target), ["b"], "{first} and {second}");
+        let fault = target.faults.values().next().unwrap();
+        assert_eq!((fault.kind, fault.field, fault.value.as_str()), (ErrorKind::Clash, field, value));
+        assert!(fault.fault.problem.contains("is already the remote of tunnel a"), "{fault:?}");
+    }
+    assert_eq!(faulty(&both("198.51.100.1,198.51.100.2", "198.51.100.2:6000")), [""; 0]);
+    // What covers any of them would take it into a tunnel.
+    for (remotes, problem) in [
+        ("198.51.100.1,10.0.1.2", "covers 10.0.1.2, the tunnel's own endpoint"),
+        ("198.51.100.1,127.0.0.1", "is this host itself"),
+    ] {
+        let target =
+            build(&desired(&[("t", tunnel("d", remotes))], &["10.0.1.1/30"]), &Facts::default(), &policy());
+        let fault = &target.faults.values().next().unwrap().fault.problem;
+        assert_eq!(fault, problem);
+    }
+    let route = Tunnel { routes: vec![net("10.50.0.0/16")], ..tunnel("d1", "198.51.100.3") };
+    let mut covered = desired(&[("a", tunnel("d0", "198.51.100.1,10.50.0.7"))], &["10.0.1.1/30"]);
+    let device = Device { addresses: vec![net("10.0.2.1/30")], key: None, owner: Owner::Local };
+    covered.set(&"b".parse().unwrap(), route, device);
+    let target = build(&covered, &Facts::default(), &policy());
+    assert_eq!(faulty(&target), ["b"]);
+    let problem = &target.faults.values().next().unwrap().fault.problem;
+    assert_eq!(problem, "covers 10.50.0.7, the endpoint of tunnel a");
+}

@@ -105,6 +105,7 @@ fn flag(field: Field) -> &'static str {
         Field::Mtu => "--mtu",
         Field::Remote => "--remote",
         Field::Command
+        | Field::MoreRemotes(_)
         | Field::Framing
         | Field::PeerPublicKey
         | Field::Keepalive

@@ -6,7 +6,7 @@ use super::{AskArgs, Error};
 use crate::proto::convert;
 use crate::proto::host::client::pages;
 use crate::proto::host::output::columns;
-use crate::proto::host::words::tunnel_state;
+use crate::proto::host::words::{endpoint_in_use, tunnel_state};
 use crate::proto::session::Generation;
 use crate::proto::v1;
 use crate::proto::v1::node::Health;
@@ -64,7 +64,11 @@ fn nodes(answer: &v1::ListNodesResponse) -> String {
             node.name.clone(),
             health(node.health(), node.last_heard.as_ref().map(convert::span)),
             node.meshes.join(" "),
-            node.endpoint.clone(),
+            std::iter::once(&node.endpoint)
+                .chain(&node.more_endpoints)
+                .cloned()
+                .collect::<Vec<_>>()
+                .join(", "),
             node.version.clone(),
             progress(node),
             carrying(node),
@@ -132,7 +136,7 @@ fn tunnels(node: &str, answer: &v1::ListNodeTunnelsResponse) -> String {
                     tunnel.name.clone(),
                     tunnel.device.clone(),
                     tunnel.owner().as_str_name().to_lowercase(),
-                    tunnel.endpoint.clone(),
+                    endpoint_in_use(&tunnel.endpoint, &tunnel.preferred),
                     tunnel_state(tunnel.state(), &tunnel.reason, last),
                 ]
             }),

@@ -61,7 +61,7 @@ pub(super) struct RawNode {
     pub(super) kind: Option<Text>,
     pub(super) public_key: Option<Text>,
     pub(super) peers: Option<Spanned<OneOrMore>>,
-    pub(super) endpoint: Option<Text>,
+    pub(super) endpoint: Option<Spanned<OneOrMore>>,
     pub(super) address: Option<Spanned<OneOrMore>>,
     pub(super) addresses: Option<Spanned<OneOrMore>>,
     pub(super) routes: Option<Vec<Text>>,

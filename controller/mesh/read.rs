@@ -13,7 +13,7 @@ use super::{
     node_addresses,
 };
 use crate::proto::model::{
-    DeviceName, Host, Invalid, MeshName, Mtu, NodeName, Offload, Offloads, PublicKey, Remote,
+    DeviceName, Host, Invalid, MeshName, Mtu, NodeName, Offload, Offloads, PublicKey, Remote, Remotes,
     check_interface_address, is_host_address, parse_network,
 };
 
@@ -230,13 +230,7 @@ impl Reader {
             None => format!("nodes[{position}]"),
         };
         let is_wireguard = self.is_wireguard(&path, &raw);
-        let endpoint = raw.endpoint.and_then(|text| {
-            let field = format!("{path}.endpoint");
-            let mut endpoint: Remote = self.read(&field, &text, str::parse)?;
-            endpoint.port = endpoint.port.or(is_wireguard.then_some(WIREGUARD_PORT));
-            self.claim_endpoint(&field, &text, &endpoint);
-            Some(endpoint)
-        });
+        let endpoint = self.endpoint(&format!("{path}.endpoint"), raw.endpoint, is_wireguard);
         if let (Some(_), Some(second)) = (&raw.address, &raw.addresses) {
             let fault = Invalid::new("is there beside address", "write one of both");
             self.fault(place(second), &format!("{path}.addresses"), "", fault);
@@ -340,6 +334,35 @@ impl Reader {
                 self.fault(place, &field, peer.as_str(), fault);
             }
         }
+    }
+
+    /// Where others reach a node, the preferred place first.
+    fn endpoint(
+        &mut self,
+        field: &str,
+        list: Option<Spanned<OneOrMore>>,
+        is_wireguard: bool,
+    ) -> Option<Remotes> {
+        let at = place(list.as_ref()?);
+        let texts = Self::texts(field, list);
+        let mut endpoints = Vec::new();
+        for (field, text) in &texts {
+            let Some(mut endpoint) = self.read(field, text, Remote::from_str) else { continue };
+            endpoint.port = endpoint.port.or(is_wireguard.then_some(WIREGUARD_PORT));
+            // Who stands twice in a list is at fault for that alone.
+            if !endpoints.contains(&endpoint) {
+                self.claim_endpoint(field, text, &endpoint);
+            }
+            endpoints.push(endpoint);
+        }
+        if endpoints.len() < texts.len() {
+            return None;
+        }
+        let endpoints = Remotes::new(endpoints).map_err(|(position, fault)| match texts.get(position) {
+            Some((field, text)) => self.fault(place(text), field, &text.value, fault),
+            None => self.fault(at, field, "", fault),
+        });
+        endpoints.ok()
     }
 
     fn claim_endpoint(&mut self, field: &str, text: &Text, endpoint: &Remote) {

@@ -162,6 +162,23 @@ fn every_fault_has_its_place_field_value_and_remedy() {
             &[(":3:23: nodes.a.endpoint \"127.0.0.1:5000\" is every host's own", "others reach the node")],
         ),
         (
+            "nodes: {a: {endpoint: [1.2.3.4, 1.2.3, 1.2.3.4]}}",
+            &[(":3:33: nodes.a.endpoint[1] \"1.2.3\" is neither", "minion-2:5000")],
+        ),
+        (
+            "nodes: {a: {endpoint: [1.2.3.4, a.example, 1.2.3.4]}}",
+            &[(":3:44: nodes.a.endpoint[2] \"1.2.3.4\" stands twice", "give it once")],
+        ),
+        (
+            "nodes: {a: {endpoint: [1.2.3.4, 1.2.3.5, 1.2.3.6, 1.2.3.7, 1.2.3.8]}}",
+            &[(":3:60: nodes.a.endpoint[4] \"1.2.3.8\" is one too many", "give at most 4")],
+        ),
+        ("nodes: {a: {endpoint: []}}", &[(":3:23: nodes.a.endpoint is missing", "as 172.100.1.2")]),
+        (
+            "nodes: {a: {endpoint: [1.2.3.4, 1.2.3.5]}, b: {endpoint: [1.2.3.6, 1.2.3.5]}}",
+            &[(":3:68: nodes.b.endpoint[1] \"1.2.3.5\" is also nodes.a.endpoint[1]", "its own port")],
+        ),
+        (
             "nodes:\n  a: {endpoint: 1.2.3.4}\n  b: {endpoint: 1.2.3.4}\n",
             &[(":5:17: nodes.b.endpoint \"1.2.3.4\" is also nodes.a.endpoint", "its own port")],
         ),
@@ -464,7 +481,11 @@ fn node(position: usize) -> impl Strategy<Value = MeshNode> {
             parts(has[1], format!("fd00:9::{:x}", position + 1)),
         ];
         MeshNode {
-            endpoint: has[2].then(|| format!("host-{position}:6000").parse().unwrap()),
+            endpoint: has[2].then(|| {
+                let more =
+                    if has[3] { format!(",host-{position}:7000,other-{position}") } else { String::new() };
+                format!("host-{position}:6000{more}").parse().unwrap()
+            }),
             addresses: addresses.into_iter().flatten().collect(),
             routes: has[3].then(|| format!("192.168.{position}.0/24").parse().unwrap()).into_iter().collect(),
             labels,

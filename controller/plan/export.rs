@@ -179,7 +179,7 @@ impl Exporter<'_> {
             mesh: self.mesh.name.clone(),
             public_key,
             addresses: member.addresses,
-            listen_port: member.endpoint.and_then(|endpoint| endpoint.port),
+            listen_port: member.endpoint.and_then(|endpoint| endpoint.first().port),
             mtu: self.mesh.mtu,
             peers,
             left_out,
@@ -199,7 +199,7 @@ fn as_peer(node: &NodeName, peer: &Member<'_>, own: &Member<'_>) -> Result<Peer,
     Ok(Peer {
         node: node.clone(),
         public_key,
-        endpoint: peer.endpoint.clone(),
+        endpoint: peer.endpoint.as_ref().map(|endpoint| endpoint.first().clone()),
         allowed: peer.prefixes().collect(),
         keepalive: (peer.dials() || own.dials()).then_some(KEEPALIVE),
     })

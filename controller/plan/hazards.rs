@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use super::underlay::Underlay;
 use super::{Hazard, Member, Wanted, tunnel_name};
 use crate::controller::mesh::{Mesh, NODES, Security, nested};
-use crate::proto::model::{ACCEPTED, Host, MeshName, NodeName, PublicKey};
+use crate::proto::model::{ACCEPTED, Host, MeshName, NodeName, PublicKey, Remotes};
 
 type Parts<'a> = BTreeMap<NodeName, Member<'a>>;
 
@@ -227,7 +227,10 @@ fn networks<'a>(mesh: &Mesh, parts: &'a Parts<'_>) -> Vec<Network<'a>> {
 
 /// The underlay addresses of a mesh's nodes.
 fn endpoints<'a>(parts: &'a Parts<'_>) -> impl Iterator<Item = (IpAddr, &'a NodeName)> {
-    parts.iter().filter_map(|(node, member)| match &member.endpoint.as_ref()?.host {
+    let all = parts.iter().flat_map(|(node, member)| {
+        member.endpoint.iter().flat_map(Remotes::iter).map(move |endpoint| (&endpoint.host, node))
+    });
+    all.filter_map(|(host, node)| match host {
         Host::Address(address) => Some((*address, node)),
         Host::Name(_) => None,
     })
@@ -337,8 +340,10 @@ fn neighbours(
 
 fn same_endpoints(hazards: &mut Vec<Hazard>, parts: &Parts<'_>) {
     let mut known = BTreeMap::new();
-    for (node, member) in parts {
-        let Some(endpoint) = &member.endpoint else { continue };
+    let all = parts.iter().flat_map(|(node, member)| {
+        member.endpoint.iter().flat_map(Remotes::iter).map(move |endpoint| (node, endpoint))
+    });
+    for (node, endpoint) in all {
         if let Some(first) = known.get(endpoint) {
             let message = format!(
                 "{node} and {first} have one endpoint, {endpoint}, and others reach but one of them; give each its \

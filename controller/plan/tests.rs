@@ -114,6 +114,52 @@ fn every_pair_has_a_tunnel() {
 }
 
 #[test]
+fn a_node_with_several_endpoints_is_reached_at_all_the_preferred_one_first() {
+    let nodes = [("a", "172.100.9.9"), ("c", "host-c:8000,172.100.1.3")];
+    let files = |b: &str| PROD.replace("'172.100.1.2:7000'", b);
+    let one = wanted(&nodes[..1], &[&files("'172.100.1.2:7000'")]);
+    let several = wanted(&nodes, &[&files("[172.100.2.2, '172.100.1.2:7000', b.example]")]);
+    assert_eq!(
+        view(&several, "a")[1..],
+        [
+            "tunnel prod.b: to 172.100.2.2:5000 or 172.100.1.2:7000 or b.example:5000, 10.9.0.2/32 fd00:9::2/128, mtu \
+             auto, unencrypted",
+            "tunnel prod.c: to host-c:8000 or 172.100.1.3:6000, 10.9.0.3/32 fd00:9::3/128, mtu auto, unencrypted",
+        ]
+    );
+    let told = plan(&one, &several, &name("prod"), 7, &BTreeSet::new());
+    let before = "nodes.b.endpoint: 172.100.1.2:7000 -> 172.100.2.2, 172.100.1.2:7000, b.example";
+    assert_eq!(told.differences, [before]);
+    // What covers any of them, and who else is at any of them, is told.
+    let over = |routes: &str| {
+        let b = format!("[172.100.2.2, 172.20.0.7], routes: [{routes}]");
+        hazards(&nodes, &[&files(&b)], &[])
+    };
+    let [errors, _] = over("172.20.0.0/24");
+    assert!(errors[0].contains("covers 172.20.0.7, the endpoint of b"), "{errors:?}");
+    assert_eq!(over("172.21.0.0/24")[0], [""; 0]);
+    let [_, warnings] = hazards(
+        &[("a", "172.100.9.9"), ("c", "172.100.1.3,172.100.2.2:7000")],
+        &[&files("['172.100.1.2:7000', '172.100.2.2:7000']")],
+        &[],
+    );
+    assert!(warnings.concat().contains("c and b have one endpoint, 172.100.2.2:7000"), "{warnings:?}");
+}
+
+/// Items of nodes with one endpoint never become others by an upgrade: no plan would be the one that was shown.
+#[test]
+fn the_plan_of_the_readme_is_what_it_says() {
+    let nodes = [("minion-1", "172.100.1.1"), ("minion-2", "172.100.1.2"), ("minion-3", "172.100.2.3")];
+    let [before, after] = [&[][..], &[include_str!("../../examples/three-hosts.yaml")]].map(|files| {
+        let mut wanted = wanted(&nodes, files);
+        wanted.nodes.values_mut().for_each(|record| record.data_port = DATA_PORT);
+        wanted
+    });
+    let hash = plan(&before, &after, &name("prod"), 8, &BTreeSet::new()).hash.to_string();
+    assert!(include_str!("../../README.md").contains(&format!("plan {hash}\n")), "{hash}");
+}
+
+#[test]
 fn a_node_without_an_endpoint_has_no_tunnels_and_one_alone_nothing() {
     let wanted_three = wanted(&[], &[PROD]);
     assert_eq!(view(&wanted_three, "a").len(), 2);

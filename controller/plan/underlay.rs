@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use prefix_trie::joint::JointPrefixMap;
 
 use super::{Wanted, with_port};
-use crate::proto::model::{Host, MeshName, NodeName, Remote};
+use crate::proto::model::{Host, MeshName, NodeName, Remote, Remotes};
 
 impl Wanted {
     /// Whether an address lies in the overlay of a mesh.
@@ -42,7 +42,8 @@ impl<'a> Underlay<'a> {
         for mesh in wanted.meshes.values() {
             for (node, given) in &mesh.nodes {
                 if let Some(endpoint) = &given.endpoint {
-                    underlay.endpoints.insert(with_port(endpoint, wanted.nodes.get(node)), node);
+                    let endpoints = with_port(endpoint, wanted.nodes.get(node));
+                    underlay.endpoints.extend(endpoints.iter().map(|endpoint| (endpoint.clone(), node)));
                 }
             }
             let routes = mesh.nodes.values().flat_map(|node| node.routes.iter().copied());
@@ -63,27 +64,33 @@ impl<'a> Underlay<'a> {
                     continue;
                 }
                 let claim = (given.is_none(), record.since, node);
-                let first = underlay.claims.entry(said).or_insert(claim);
-                *first = claim.min(*first);
+                for said in said.iter() {
+                    let first = underlay.claims.entry(said.clone()).or_insert(claim);
+                    *first = claim.min(*first);
+                }
             }
         }
         underlay
     }
 
-    /// Why `node` cannot be at the endpoint that it claims.
-    pub(super) fn bar(&self, node: &NodeName, claimed: &Remote) -> Option<String> {
+    /// Why `node` cannot be at one of the endpoints that it claims.
+    pub(super) fn bar(&self, node: &NodeName, claimed: &Remotes) -> Option<String> {
         self.bar_by_files(node, claimed).or_else(|| {
-            let (_, _, first) = self.claims.get(claimed).filter(|(_, _, first)| *first != node)?;
-            Some(format!("it says that it is at {claimed}, where {first} was before"))
+            claimed.iter().find_map(|claimed| {
+                let (_, _, first) = self.claims.get(claimed).filter(|(_, _, first)| *first != node)?;
+                Some(format!("it says that it is at {claimed}, where {first} was before"))
+            })
         })
     }
 
-    fn bar_by_files(&self, node: &NodeName, claimed: &Remote) -> Option<String> {
-        if let Some(owner) = self.endpoints.get(claimed).filter(|owner| **owner != node) {
-            return Some(format!("it says that it is at {claimed}, which is the endpoint of {owner}"));
-        }
-        let Host::Address(address) = claimed.host else { return None };
-        let (network, mesh) = self.networks.get_lpm(&IpNet::from(address))?;
-        Some(format!("it says that it is at {claimed}, which lies in {network} of mesh {mesh}"))
+    fn bar_by_files(&self, node: &NodeName, claimed: &Remotes) -> Option<String> {
+        claimed.iter().find_map(|claimed| {
+            if let Some(owner) = self.endpoints.get(claimed).filter(|owner| **owner != node) {
+                return Some(format!("it says that it is at {claimed}, which is the endpoint of {owner}"));
+            }
+            let Host::Address(address) = claimed.host else { return None };
+            let (network, mesh) = self.networks.get_lpm(&IpNet::from(address))?;
+            Some(format!("it says that it is at {claimed}, which lies in {network} of mesh {mesh}"))
+        })
     }
 }

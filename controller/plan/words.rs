@@ -5,7 +5,7 @@ use std::fmt::Display;
 
 use crate::controller::mesh::{Mesh, MeshNode, Security, Selector, Topology};
 use crate::proto::convert::session::{Meaning, meaning};
-use crate::proto::model::{Framing, Mtu, NodeName, Offloads, Remote};
+use crate::proto::model::{Framing, Mtu, NodeName, Offloads, Remotes};
 use crate::proto::session::Item;
 
 /// An item in words, as `10.9.0.1/24` or `to 172.100.1.2:5000, 10.9.0.2/32 192.168.2.0/24, mtu auto`.
@@ -18,8 +18,7 @@ pub(super) fn of(item: &Item) -> String {
                 names if names.is_empty() => names,
                 names => format!(", without {names}"),
             };
-            let to =
-                tunnel.remote.map_or_else(|| "from anywhere".to_owned(), |remote| format!("to {remote}"));
+            let to = tunnel.remote.map_or_else(|| "from anywhere".to_owned(), |remotes| to(&remotes));
             let unencrypted = match (tunnel.framing, tunnel.also_plain) {
                 (Framing::Raw | Framing::Pi, _) => ", unencrypted",
                 (Framing::Wireguard(_), true) => ", unencrypted until keys are agreed on",
@@ -32,6 +31,12 @@ pub(super) fn of(item: &Item) -> String {
         // Where a later release wrote it.
         Err(error) => format!("not known to this release: {}", error.fault),
     }
+}
+
+/// Where datagrams go: to the preferred endpoint, or the others.
+fn to(remotes: &Remotes) -> String {
+    let others: Vec<String> = remotes.others().iter().map(|other| format!(" or {other}")).collect();
+    format!("to {}{}", remotes.first(), others.concat())
 }
 
 /// An item before and after a change in words, which tell the keys, too, where nothing else is another.
@@ -90,7 +95,7 @@ impl Lines {
     }
 
     fn compare_nodes(&mut self, field: &str, before: &MeshNode, after: &MeshNode) {
-        let endpoint = |node: &MeshNode| node.endpoint.as_ref().map(Remote::to_string).unwrap_or_default();
+        let endpoint = |node: &MeshNode| node.endpoint.as_ref().map(Remotes::to_string).unwrap_or_default();
         let kind = |node: &MeshNode| if node.wireguard.is_some() { "wireguard" } else { "agent" };
         self.compare(&format!("{field}.kind"), kind(before).to_owned(), kind(after).to_owned());
         let own = |node: &MeshNode| {

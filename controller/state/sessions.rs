@@ -10,7 +10,7 @@ use crate::controller::plan::NodeRecord;
 use crate::controller::registry::links::Links;
 use crate::controller::registry::{Challenger, Connection, FENCE, Origin, Path, Session, WATCHDOG};
 use crate::controller::trust::Operator;
-use crate::proto::model::{Host, NodeName, Remote, is_underlay_address};
+use crate::proto::model::{Host, NodeName, Remote, Remotes, is_underlay_address};
 use crate::proto::session::{
     ControllerMessage, Generation, Have, Heartbeat, Hello, PROBES, PROTOCOL_VERSION, Reach, Welcome,
 };
@@ -263,14 +263,14 @@ impl ControllerState {
     /// Where a node is that does not say so: where its session comes from. One that comes through a mesh says nothing
     /// about the underlay; then what was known before. `local` is the same as the node sees it: where it is another, only the
     /// node itself can begin.
-    fn found_at(&self, node: &NodeName, source: IpAddr, local: Option<IpAddr>) -> Option<Remote> {
+    fn found_at(&self, node: &NodeName, source: IpAddr, local: Option<IpAddr>) -> Option<Remotes> {
         if self.stored.wanted.is_in_overlay(source) {
             return self.recorded(node)?.endpoint.clone();
         }
         let host = Host::Address(source);
         let is_translated = local.is_some_and(|local| local != source);
         let is_reached = !is_translated && !source.is_loopback() && is_underlay_address(source);
-        is_reached.then_some(Remote { host, port: None })
+        is_reached.then_some(Remote { host, port: None }.into())
     }
 
     /// Addresses of the underlay at which agents reach the controller now.

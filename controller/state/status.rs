@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::ControllerState;
 use crate::controller::plan::Hazard;
 use crate::controller::registry::{Health, Node};
-use crate::proto::model::{MeshName, NodeName, Remote, TunnelName, TunnelState};
+use crate::proto::model::{MeshName, NodeName, Remotes, TunnelName, TunnelState};
 use crate::proto::session::{Forwarding, Generation, ItemId, TunnelReport};
 use crate::proto::words::span;
 
@@ -61,7 +61,7 @@ pub struct NodeStatus {
     /// The labels that its agent has.
     pub labels: BTreeMap<String, String>,
     /// Where others reach it, where no mesh says otherwise.
-    pub endpoint: Option<Remote>,
+    pub endpoint: Option<Remotes>,
     /// Its agent's release; empty: never heard of since the controller's start.
     pub version: String,
     /// The generation that last changed what it is to have; absent: nothing is wanted of it.

@@ -369,6 +369,7 @@ fn reports_are_kept_and_their_news_are_events() {
         owner: Owner::Controller,
         state,
         endpoint: "172.100.1.2:5000".to_owned(),
+        preferred: String::new(),
         last_received_ms: Some(10),
         keyed: false,
     };

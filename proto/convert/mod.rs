@@ -10,7 +10,7 @@ use std::str::FromStr;
 use super::command::{Command, CommandError, Field, TunnelSpec};
 use super::model::{
     AllowedPrefix, DeviceName, Framing, Hearing, Invalid, LinkState, LinkStatus, Mtu, OffloadState, Owner,
-    PublicKey, Remote, Traffic, TunnelName, TunnelState, TunnelStatus, is_host_address,
+    PublicKey, Remote, Remotes, Traffic, TunnelName, TunnelState, TunnelStatus, is_host_address,
     parse_interface_address, parse_network,
 };
 use super::v1;
@@ -25,6 +25,7 @@ pub fn field_name(field: Field) -> String {
         Field::Address(position) => format!("tunnel.addresses[{position}]"),
         Field::Mtu => "tunnel.mtu".to_owned(),
         Field::Remote => "tunnel.remote".to_owned(),
+        Field::MoreRemotes(position) => format!("tunnel.more_remotes[{position}]"),
         Field::Framing => "tunnel.framing".to_owned(),
         Field::PeerPublicKey => "tunnel.peer_public_key".to_owned(),
         Field::Keepalive => "tunnel.keepalive".to_owned(),
@@ -78,7 +79,7 @@ fn tunnel_spec(tunnel: &v1::Tunnel) -> Result<TunnelSpec, CommandError> {
         addresses: list(&tunnel.addresses, Field::Address, parse_interface_address)?,
         mtu: mtu(tunnel.mtu)?,
         // Whoever sends unencrypted shows by its address alone who it is.
-        remote: remote(&tunnel.remote, is_encrypted && !tunnel.also_plain)?,
+        remote: remotes(&tunnel.remote, &tunnel.more_remotes, is_encrypted && !tunnel.also_plain)?,
         framing,
         keepalive: keepalive(tunnel.keepalive, is_encrypted)?,
         also_plain: tunnel.also_plain,
@@ -135,14 +136,25 @@ fn mtu(bytes: u32) -> Result<Option<Mtu>, CommandError> {
     }
 }
 
-fn remote(text: &str, is_encrypted: bool) -> Result<Option<Remote>, CommandError> {
-    match text {
-        "" if is_encrypted => Ok(None),
-        "" => {
-            Err(CommandError::missing(Field::Remote, "give the peer's address or host name, as 172.100.1.2"))
-        }
-        text => parse(Field::Remote, text).map(Some),
+fn remotes(preferred: &str, more: &[String], is_encrypted: bool) -> Result<Option<Remotes>, CommandError> {
+    if preferred.is_empty() {
+        return match more {
+            [] if is_encrypted => Ok(None),
+            [] | [_, ..] => Err(CommandError::missing(
+                Field::Remote,
+                "give the peer's address or host name, as 172.100.1.2",
+            )),
+        };
     }
+    let mut remotes = vec![parse(Field::Remote, preferred)?];
+    for (position, text) in more.iter().take(Remotes::MOST).enumerate() {
+        remotes.push(parse(Field::MoreRemotes(position), text)?);
+    }
+    Remotes::new(remotes).map(Some).map_err(|(at, fault)| {
+        let position = at.saturating_sub(1);
+        let text = more.get(position).map(String::as_str).unwrap_or_default();
+        CommandError::invalid(Field::MoreRemotes(position), text, fault)
+    })
 }
 
 fn keepalive(seconds: u32, is_encrypted: bool) -> Result<Option<NonZeroU16>, CommandError> {
@@ -229,8 +241,9 @@ fn owner_to_wire(owner: Owner) -> v1::tunnel_status::Owner {
     }
 }
 
-fn remote_to_wire(remote: Option<&Remote>) -> String {
-    remote.map(Remote::to_string).unwrap_or_default()
+/// The preferred one as v1 has it, and the others.
+fn remotes_to_wire(remotes: Option<&Remotes>) -> (String, Vec<String>) {
+    remotes.map(|remotes| (remotes.first().to_string(), texts(remotes.others()))).unwrap_or_default()
 }
 
 /// Who is asked by an ICMP echo.
@@ -273,6 +286,7 @@ impl From<TunnelStatus> for v1::TunnelStatus {
         let (state, reason) = state_to_wire(status.state);
         let owner = owner_to_wire(status.tunnel.owner);
         let (framing, peer_public_key) = framing_to_wire(status.tunnel.framing);
+        let (remote, more_remotes) = remotes_to_wire(status.tunnel.remote.as_ref());
         let allowed = status.tunnel.allowed_prefixes.iter().map(|allowed| v1::AllowedPrefix {
             prefix: allowed.prefix.to_string(),
             preference: allowed.preference,
@@ -283,7 +297,8 @@ impl From<TunnelStatus> for v1::TunnelStatus {
                 device: status.tunnel.device.to_string(),
                 addresses: texts(&status.addresses),
                 mtu: status.tunnel.mtu.map_or(0, u32::from),
-                remote: remote_to_wire(status.tunnel.remote.as_ref()),
+                remote,
+                more_remotes,
                 framing: framing.into(),
                 keepalive: keepalive_to_wire(status.tunnel.keepalive),
                 also_plain: status.tunnel.also_plain,
@@ -298,6 +313,7 @@ impl From<TunnelStatus> for v1::TunnelStatus {
             state: state.into(),
             reason,
             endpoint: status.endpoint.map(|endpoint| endpoint.to_string()).unwrap_or_default(),
+            preferred: status.preferred.as_ref().map(Remote::to_string).unwrap_or_default(),
             device_mtu: status.device_mtu.map_or(0, u32::from),
             path_mtu: status.path_mtu.map_or(0, u32::from),
             sent: Some(status.sent.into()),

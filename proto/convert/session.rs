@@ -11,15 +11,15 @@ use std::time::Duration;
 use ipnet::IpNet;
 use prost::Message;
 
-use super::{framing_to_wire, keepalive_to_wire, owner_to_wire, remote_to_wire, texts, timestamp};
+use super::{framing_to_wire, keepalive_to_wire, owner_to_wire, remotes_to_wire, texts, timestamp};
 use crate::proto::command::{CommandError, Field, TunnelSpec};
 use crate::proto::model::{
-    DeviceName, Invalid, MeshName, OperatorName, Owner, PublicKey, TunnelName, TunnelState, check_label,
-    parse_interface_address, shown,
+    DeviceName, Invalid, MeshName, OperatorName, Owner, PublicKey, Remotes, TunnelName, TunnelState,
+    check_label, parse_interface_address, shown,
 };
 use crate::proto::session::{
     Ack, AgentMessage, ControllerMessage, Delta, Digest, Forwarding, Generation, Have, Heartbeat, Hello,
-    Item, ItemId, Report, RunId, SnapshotChunk, SnapshotEnd, Tag, TunnelReport, Welcome,
+    Item, ItemId, Reach, Report, RunId, SnapshotChunk, SnapshotEnd, Tag, TunnelReport, Welcome,
 };
 use crate::proto::trust::Rights;
 use crate::proto::v1;
@@ -52,6 +52,7 @@ pub fn device_item(name: &DeviceName, DeviceSpec { addresses, key }: &DeviceSpec
 /// A tunnel as an item.
 pub fn tunnel_item(tunnel: &TunnelSpec) -> Item {
     let (framing, peer_public_key) = framing_to_wire(tunnel.framing);
+    let (remote, more_remotes) = remotes_to_wire(tunnel.remote.as_ref());
     let allowed = tunnel.allowed_prefixes.iter().map(|allowed| v1::AllowedPrefix {
         prefix: allowed.prefix.to_string(),
         preference: allowed.preference,
@@ -61,7 +62,8 @@ pub fn tunnel_item(tunnel: &TunnelSpec) -> Item {
         device: tunnel.device.to_string(),
         addresses: Vec::new(),
         mtu: tunnel.mtu.map_or(0, u32::from),
-        remote: remote_to_wire(tunnel.remote.as_ref()),
+        remote,
+        more_remotes,
         framing: framing.into(),
         keepalive: keepalive_to_wire(tunnel.keepalive),
         also_plain: tunnel.also_plain,
@@ -265,7 +267,7 @@ fn hello(wire: v1::Hello) -> Result<Hello, MessageError> {
         have,
         version: cut(wire.version),
         labels: wire.labels,
-        reach: parse("endpoint", &wire.endpoint)?,
+        reach: reach(&wire.endpoint, &wire.more_endpoints)?,
         local: wire.local_address.parse().ok(),
         data_port: u16::try_from(wire.data_port)
             .ok()
@@ -274,6 +276,22 @@ fn hello(wire: v1::Hello) -> Result<Hello, MessageError> {
         clock: wire.time.and_then(|time| Some(Duration::from_secs(u64::try_from(time.seconds).ok()?))),
         keys: keys(wire.keys.unwrap_or_default())?,
     })
+}
+
+/// Where others reach a node.
+fn reach(endpoint: &str, more: &[String]) -> Result<Reach, MessageError> {
+    let reach = parse("endpoint", endpoint)?;
+    let first = match reach {
+        Reach::At(remotes) if !more.is_empty() => remotes.first().clone(),
+        Reach::At(_) | Reach::BySession | Reach::Nowhere => return Ok(reach),
+    };
+    let mut remotes = vec![first];
+    for more in more.iter().take(Remotes::MOST) {
+        remotes.push(parse("more_endpoints", more)?);
+    }
+    let remotes =
+        Remotes::new(remotes).map_err(|(_, fault)| MessageError { field: "more_endpoints", fault })?;
+    Ok(Reach::At(remotes))
 }
 
 fn keys(wire: v1::Keys) -> Result<BTreeMap<MeshName, PublicKey>, MessageError> {
@@ -317,6 +335,7 @@ fn tunnel_report(wire: v1::TunnelReport) -> Result<(TunnelName, TunnelReport), M
         owner,
         state,
         endpoint: cut(wire.endpoint),
+        preferred: cut(wire.preferred),
         last_received_ms: wire.last_received_ms,
         keyed: wire.keyed,
     };
@@ -479,6 +498,10 @@ impl From<Hello> for v1::Hello {
                 (store_id, Some(generation.into()), digest.as_bytes().to_vec(), timeline)
             }
         };
+        let (endpoint, more_endpoints) = match &hello.reach {
+            Reach::At(remotes) => remotes_to_wire(Some(remotes)),
+            reach @ (Reach::BySession | Reach::Nowhere) => (reach.to_string(), Vec::new()),
+        };
         Self {
             protocol_version: hello.protocol_version,
             capabilities: hello.capabilities.into_iter().collect(),
@@ -489,7 +512,8 @@ impl From<Hello> for v1::Hello {
             digest,
             version: hello.version,
             labels: hello.labels,
-            endpoint: hello.reach.to_string(),
+            endpoint,
+            more_endpoints,
             local_address: hello.local.map(|local| local.to_string()).unwrap_or_default(),
             data_port: hello.data_port.into(),
             timeline,
@@ -521,6 +545,7 @@ pub fn wire_tunnel_report((name, report): (TunnelName, TunnelReport)) -> v1::Tun
         state: state.into(),
         reason,
         endpoint: report.endpoint,
+        preferred: report.preferred,
         last_received_ms: report.last_received_ms,
         keyed: report.keyed,
     }

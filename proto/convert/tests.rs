@@ -2,7 +2,6 @@ use std::time::Duration;
 
 use super::*;
 use crate::proto::command::ErrorKind;
-use crate::proto::model::Host;
 
 const KEY: &str = "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=";
 
@@ -34,7 +33,7 @@ fn what_is_left_out_is_the_usual() {
     assert_eq!(spec.device.as_str(), "udp2");
     assert_eq!(spec.mtu, None);
     assert_eq!((spec.allowed_prefixes, spec.routes), (Vec::new(), Vec::new()));
-    assert!(matches!(spec.remote, Some(Remote { host: Host::Address(_), port: None })));
+    assert_eq!(spec.remote, Some("172.100.1.2".parse().unwrap()));
     for replace in [false, true] {
         let request = v1::AddTunnelRequest { tunnel: Some(wire()), replace };
         assert!(matches!(add_tunnel(request), Ok(Command::Add { replace: read, .. }) if read == replace));
@@ -100,6 +99,41 @@ fn errors_name_field_value_and_remedy() {
             "172.100.1",
             "is neither",
             "write an",
+        ),
+        (
+            v1::Tunnel { remote: text("172.100.1.2,172.100.2.2"), ..wire() },
+            "tunnel.remote",
+            "172.100.1.2,172.100.2.2",
+            "is neither",
+            "write an",
+        ),
+        (
+            v1::Tunnel { remote: text(""), more_remotes: vec![text("172.100.2.2")], ..wire() },
+            "tunnel.remote",
+            "",
+            "is missing",
+            "as 172.100.1.2",
+        ),
+        (
+            v1::Tunnel { more_remotes: vec![text("172.100.2.2"), text("0.0.0.0")], ..wire() },
+            "tunnel.more_remotes[1]",
+            "0.0.0.0",
+            "is no host's address",
+            "write an",
+        ),
+        (
+            v1::Tunnel { more_remotes: vec![text("172.100.2.2"), text("172.100.1.2")], ..wire() },
+            "tunnel.more_remotes[1]",
+            "172.100.1.2",
+            "stands twice",
+            "give it once",
+        ),
+        (
+            v1::Tunnel { more_remotes: ["a", "b", "c", "d"].map(str::to_owned).to_vec(), ..wire() },
+            "tunnel.more_remotes[3]",
+            "d",
+            "is one too many",
+            "give at most 4",
         ),
         (
             v1::Tunnel { framing: Wire::Unspecified.into(), ..wire() },
@@ -184,6 +218,7 @@ fn status(spec: TunnelSpec) -> TunnelStatus {
         addresses: spec.addresses,
         state: TunnelState::Waiting(None),
         endpoint: None,
+        preferred: None,
         device_mtu: None,
         path_mtu: None,
         sent: Traffic::default(),
@@ -217,7 +252,8 @@ fn a_status_shows_a_tunnel_that_can_be_asked_for_again() {
         ..wire()
     };
     let both = v1::Tunnel { also_plain: true, ..encrypted.clone() };
-    for tunnel in [wire(), full, encrypted, both] {
+    let several = v1::Tunnel { more_remotes: vec!["minion-2".to_owned(), "fd00::2".to_owned()], ..wire() };
+    for tunnel in [wire(), full, encrypted, both, several] {
         let asked = spec(tunnel).unwrap();
         let shown = v1::TunnelStatus::from(status(asked.clone())).tunnel.unwrap();
         assert_eq!(spec(shown).unwrap(), asked);
@@ -232,6 +268,7 @@ fn a_status_says_what_is_and_leaves_out_what_is_not() {
     assert_eq!((bare.device_mtu, bare.path_mtu, bare.last_received.is_none()), (0, 0, true));
     let mut full = TunnelStatus {
         endpoint: Some("172.100.1.2:5000".parse().unwrap()),
+        preferred: Some("minion-2".parse().unwrap()),
         device_mtu: Some(Mtu::ETHERNET),
         path_mtu: Some(1472.try_into().unwrap()),
         sent: Traffic { packets: 3, bytes: 300, drops: [("too_big", 2)].into() },
@@ -248,7 +285,7 @@ fn a_status_says_what_is_and_leaves_out_what_is_not() {
         let wire = v1::TunnelStatus::from(TunnelStatus { state, ..full.clone() });
         assert_eq!((wire.state(), wire.reason.as_str()), (shown, reason));
         assert_eq!(wire.owner(), v1::tunnel_status::Owner::Controller);
-        assert_eq!(wire.endpoint, "172.100.1.2:5000");
+        assert_eq!([wire.endpoint.as_str(), &wire.preferred], ["172.100.1.2:5000", "minion-2"]);
         assert_eq!((wire.device_mtu, wire.path_mtu), (1500, 1472));
         let (sent, last) = (wire.sent.unwrap(), wire.last_received.unwrap());
         assert_eq!((sent.packets, sent.bytes, sent.drops["too_big"]), (3, 300, 2));

@@ -27,6 +27,14 @@ pub fn tunnel_state(state: State, reason: &str, last: Option<Duration>) -> Strin
     }
 }
 
+/// Where a tunnel's datagrams go, and where they would rather; that is empty where they do.
+pub fn endpoint_in_use(endpoint: &str, preferred: &str) -> String {
+    match preferred {
+        "" => endpoint.to_owned(),
+        preferred => format!("{endpoint}, instead of {preferred}"),
+    }
+}
+
 /// A link as this host has it: its state and since when, and what is known of both directions. Nothing is said that may be
 /// old without how old it is.
 pub fn link(link: &v1::Link) -> String {

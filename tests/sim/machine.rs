@@ -469,6 +469,7 @@ impl Process {
                 owner: status.tunnel.owner,
                 state: status.state,
                 endpoint: status.endpoint.map(|endpoint| endpoint.to_string()).unwrap_or_default(),
+                preferred: String::new(),
                 last_received_ms: None,
                 // Whoever knows the other's key agrees on some at once.
                 keyed: matches!(status.tunnel.framing, Framing::Wireguard(_)),

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use proptest::sample::select;
 
 use super::*;
-use crate::agent::target::Forwarding;
+use crate::agent::target::{Forwarding, Other};
 use crate::proto::model::{AllowedPrefix, Framing, Mtu};
 
 fn net(text: &str) -> IpNet {
@@ -41,6 +41,7 @@ fn wanted(endpoint: SocketAddr, exact_port: bool, allowed_prefixes: Vec<AllowedP
         without: BTreeSet::new(),
         endpoint: Some(endpoint),
         exact_port,
+        others: Vec::new(),
         framing: Framing::Raw,
         keepalive: None,
         also_plain: false,
@@ -238,4 +239,57 @@ fn no_peer_sends_what_only_this_host_can() {
         let packet = Packet::parse(&bytes).unwrap();
         assert_eq!(device.admit(tunnel, &packet), expected, "{source} to {destination}");
     }
+}
+
+/// Of the places of a peer the first two are no more, or not yet, in use.
+fn with_others() -> Table {
+    let other = |octet: u8, port, is_preferred| Other {
+        address: SocketAddr::from(([192, 0, 2, octet], port)),
+        exact_port: port != 5000,
+        is_preferred,
+    };
+    let tunnel = ForwardingTunnel {
+        others: vec![other(1, 5000, true), other(2, 6000, false)],
+        ..wanted(SocketAddr::from(([192, 0, 2, 3], 5000)), false, Vec::new())
+    };
+    let addresses = BTreeSet::from(["10.5.5.1".parse().unwrap()]);
+    let tunnels = BTreeMap::from([(name(0), tunnel)]);
+    let device = ForwardingDevice { addresses, key: None, without: BTreeSet::new(), tunnels };
+    table(&BTreeMap::from([("d0".parse().unwrap(), device)]))
+}
+
+#[test]
+fn a_peer_is_known_by_all_its_endpoints() {
+    let table = with_others();
+    let is_known = |octet: u8, port| table.sender(SocketAddr::from(([192, 0, 2, octet], port))).is_some();
+    for (octet, port, expected) in [
+        (3, 5000, true),
+        (3, 4000, true),
+        (1, 5000, true),
+        (1, 4000, true),
+        (2, 6000, true),
+        (2, 5000, false),
+    ] {
+        assert_eq!(is_known(octet, port), expected, "192.0.2.{octet}:{port}");
+    }
+}
+
+#[test]
+fn what_comes_from_another_endpoint_says_nothing_of_the_way_to_the_one_in_use() {
+    let table = with_others();
+    let tunnel = table.tunnel(Place { device: 0, tunnel: 0 }).unwrap();
+    let at = |octet: u8, port| SocketAddr::from(([192, 0, 2, octet], port));
+    let local = |octet: u8| IpAddr::from([192, 0, 2, octet]);
+    assert!(!table.mark_way(tunnel, at(3, 5000), local(100), true));
+    assert_eq!(tunnel.path.local(), Some(local(100)));
+    for other in [at(1, 5000), at(1, 4000), at(2, 6000)] {
+        assert!(!table.mark_way(tunnel, other, local(101), true), "{other}");
+        assert_eq!(tunnel.path.local(), Some(local(100)), "{other}");
+        assert!(tunnel.path.roamed().is_none(), "{other}");
+    }
+    // Elsewhere it may be, and it is so no more when it shows to be at one of its places.
+    assert!(table.mark_way(tunnel, at(9, 5000), local(100), true));
+    assert_eq!(tunnel.path.roamed().as_ref().unwrap().address, at(9, 5000));
+    assert!(table.mark_way(tunnel, at(1, 5000), local(101), true));
+    assert!(tunnel.path.roamed().is_none());
 }

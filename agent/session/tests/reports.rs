@@ -8,6 +8,7 @@ fn report(state: TunnelState, age: Option<u64>) -> TunnelReport {
         owner: Owner::Controller,
         state,
         endpoint: "192.0.2.1:5000".to_owned(),
+        preferred: String::new(),
         last_received_ms: age,
         keyed: false,
     }

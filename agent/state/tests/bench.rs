@@ -1,7 +1,7 @@
 //! The state machine on a simulated host: every operation that it asks for is checked and performed, or fails as it is to.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
@@ -10,7 +10,7 @@ use super::kernel::{Event, Kernel};
 use super::{net, policy};
 use crate::agent::reconcile::{ActualRoute, Op};
 use crate::agent::state::{AgentState, OpResult, Wanted};
-use crate::agent::target::{Forwarding, ForwardingDevice};
+use crate::agent::target::{Forwarding, ForwardingDevice, Located};
 use crate::proto::command::{Command, CommandError, ErrorKind};
 use crate::proto::model::{Desired, DeviceName, MeshName, Owner, PublicKey, TunnelName, TunnelState};
 
@@ -360,9 +360,9 @@ impl Bench {
             let device = desired.devices.get(&tunnel.device).unwrap();
             // Encrypted ones are told apart by their keys.
             let is_plain = !tunnel.is_encrypted();
-            if let Some(endpoint) = target.endpoints.get(name).filter(|_| is_plain) {
-                assert!(endpoints.insert(*endpoint), "{name} shares {endpoint}");
-                let port_alone = (endpoint.ip(), tunnel.remote.as_ref().unwrap().port);
+            for (endpoint, port) in self.places(name).into_iter().filter(|_| is_plain) {
+                assert!(endpoints.insert(endpoint), "{name} shares {endpoint}");
+                let port_alone = (endpoint.ip(), port);
                 assert!(addresses.insert(port_alone), "{name} shares {port_alone:?}");
             }
             for allowed in &tunnel.allowed_prefixes {
@@ -377,10 +377,28 @@ impl Bench {
             let others = whole.insert(&tunnel.device, alone);
             assert!(others.is_none_or(|other| !other && !alone), "{name} shares {}", tunnel.device);
         }
-        for endpoint in accepted().filter_map(|(name, _)| target.endpoints.get(name)) {
+        for (endpoint, _) in accepted().flat_map(|(name, _)| self.places(name)) {
             let covering = networks.keys().find(|network| network.contains(&endpoint.ip()));
             assert_eq!(covering, None, "the tunnel to {endpoint} runs inside a tunnel");
         }
+    }
+
+    /// All places of a tunnel's peer that are known, with the ports that are named.
+    fn places(&self, name: &TunnelName) -> Vec<(SocketAddr, Option<u16>)> {
+        let target = self.state.target();
+        if let Some(all) = target.places_of.get(name) {
+            assert!(
+                all.iter().any(|place| target.endpoints.get(name) == Some(&place.address)),
+                "{name}: {all:?}"
+            );
+            let named = |place: &Located| place.exact_port.then_some(place.address.port());
+            return all.iter().map(|place| (place.address, named(place))).collect();
+        }
+        let Some(endpoint) = target.endpoints.get(name) else { return Vec::new() };
+        let remotes =
+            self.state.desired().tunnels.get(name).and_then(|tunnel| tunnel.remote.as_ref()).unwrap();
+        assert_eq!(remotes.count(), 1, "{name}");
+        vec![(*endpoint, remotes.first().port)]
     }
 
     /// Nothing fails any more, and time passes until all is as it should be.

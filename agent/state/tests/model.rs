@@ -68,6 +68,10 @@ fn some_tunnel() -> impl Strategy<Value = TunnelSpec> {
         2 => select(HOSTS.to_vec()).prop_map(str::to_owned),
         1 => (select(vec!["10.9.0.1", "10.9.0.2", "h1"]), 5000..5002u16)
             .prop_map(|(host, port)| format!("{host}:{port}")),
+        2 => (select(UNDERLAY.to_vec()), select(HOSTS.to_vec()))
+            .prop_map(|(address, name)| format!("{address},{name}")),
+        1 => (select(UNDERLAY.to_vec()), select(HOSTS.to_vec()))
+            .prop_map(|(address, name)| format!("{name},{address}")),
     ];
     let mtu = select(vec![None, None, Some(600), Some(1300), Some(1472), Some(9000)]);
     let framing = select(vec![Framing::Raw, Framing::Pi]);

@@ -17,7 +17,7 @@ use crate::controller::stored::{AUDIT, Stored};
 use crate::proto::convert::room::{MESSAGE, Room, page};
 use crate::proto::convert::session::wire_tunnel_report;
 use crate::proto::convert::{duration, timestamp};
-use crate::proto::model::NodeName;
+use crate::proto::model::{NodeName, Remotes};
 use crate::proto::session::Generation;
 use crate::proto::v1;
 
@@ -72,9 +72,12 @@ pub(super) fn mesh(stored: &Stored, mesh: &Mesh, revision: u64) -> v1::Mesh {
         let written = mesh.nodes.get(&name);
         let record = stored.wanted.nodes.get(&name);
         let said = || record.and_then(|record| record.endpoint.as_ref());
+        let (endpoint, more_endpoints) =
+            endpoints(written.and_then(|node| node.endpoint.as_ref()).or_else(said));
         v1::MeshNode {
             addresses: allocation.map(|allocation| texts(&allocation.addresses)).unwrap_or_default(),
-            endpoint: text(written.and_then(|node| node.endpoint.as_ref()).or_else(said)),
+            endpoint,
+            more_endpoints,
             routes: written.map(|node| texts(&node.routes)).unwrap_or_default(),
             wireguard: mesh.is_wireguard(&name),
             name: name.into(),
@@ -137,14 +140,21 @@ pub(super) fn status(status: ControllerStatus) -> v1::GetControllerStatusRespons
     }
 }
 
+/// The preferred endpoint of a node, and the others.
+fn endpoints(endpoints: Option<&Remotes>) -> (String, Vec<String>) {
+    endpoints.map(|all| (all.first().to_string(), texts(all.others()))).unwrap_or_default()
+}
+
 pub(super) fn node(node: NodeStatus) -> v1::Node {
+    let (endpoint, more_endpoints) = endpoints(node.endpoint.as_ref());
     v1::Node {
         name: node.name.into(),
         health: health(node.health).into(),
         last_heard: node.last_heard.map(duration),
         meshes: texts(node.meshes),
         labels: node.labels,
-        endpoint: text(node.endpoint),
+        endpoint,
+        more_endpoints,
         version: node.version,
         wanted: node.wanted.map(Into::into),
         observed: node.observed.map(Into::into),
@@ -472,6 +482,7 @@ mod tests {
             owner: Owner::Controller,
             state: TunnelState::Failed("x".repeat(1_000)),
             endpoint: "172.100.1.1:5000".to_owned(),
+            preferred: String::new(),
             last_received_ms: None,
             keyed: false,
         };

@@ -41,6 +41,7 @@ fn report(world: &mut World, agent: &Agent, to: &[usize]) {
             owner: Owner::Controller,
             state: TunnelState::Passing,
             endpoint: String::new(),
+            preferred: String::new(),
             last_received_ms: None,
             keyed: true,
         };

@@ -98,6 +98,7 @@ fn report(tunnels: impl IntoIterator<Item = (String, TunnelState)>) -> AgentMess
         owner: Owner::Controller,
         state,
         endpoint: String::new(),
+        preferred: String::new(),
         last_received_ms: None,
         keyed: false,
     };

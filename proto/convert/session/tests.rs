@@ -8,7 +8,7 @@ use proptest::sample::select;
 
 use super::*;
 use crate::proto::command::ErrorKind;
-use crate::proto::model::{AllowedPrefix, Framing, Host, Mtu, NodeName, Offload, Offloads, Remote};
+use crate::proto::model::{AllowedPrefix, Framing, Host, Mtu, NodeName, Offload, Offloads, Remote, Remotes};
 use crate::proto::session::{Examination, Reach};
 use crate::proto::trust::{KeyId, Role};
 
@@ -48,6 +48,14 @@ fn remote() -> impl Strategy<Value = Remote> {
     })
 }
 
+fn remotes() -> impl Strategy<Value = Remotes> {
+    vec(remote(), 1..=Remotes::MOST).prop_map(|mut remotes| {
+        remotes.sort();
+        remotes.dedup();
+        Remotes::new(remotes).unwrap()
+    })
+}
+
 fn generation() -> impl Strategy<Value = Generation> {
     any::<(u64, u64)>().prop_map(|(incarnation, revision)| Generation { incarnation, revision })
 }
@@ -83,7 +91,7 @@ fn any_hello() -> impl Strategy<Value = Hello> {
     let have = (any::<String>(), generation(), any_digest(), any::<String>())
         .prop_map(|(store_id, generation, digest, timeline)| Have { store_id, generation, digest, timeline });
     let who = (1..=u32::MAX, btree_set(any::<String>(), 0..3), node(), any::<u128>(), option::of(have));
-    let reach = prop_oneof![Just(Reach::BySession), remote().prop_map(Reach::At), Just(Reach::Nowhere)];
+    let reach = prop_oneof![Just(Reach::BySession), remotes().prop_map(Reach::At), Just(Reach::Nowhere)];
     let labels = btree_map("[a-z0-9./_-]{1,63}", "[a-z0-9./_-]{0,63}", 0..3);
     let what = (any::<String>(), labels, reach, option::of(any::<std::net::IpAddr>()), any_keys());
     (who, what, 1..=u16::MAX).prop_map(
@@ -118,12 +126,14 @@ fn any_tunnel_report() -> impl Strategy<Value = TunnelReport> {
         Just(TunnelState::Passing),
         any::<String>().prop_map(TunnelState::Failed),
     ];
-    (device(), owner, state, any::<String>(), option::of(any::<u64>()), any::<bool>()).prop_map(
-        |(device, owner, state, endpoint, last_received_ms, keyed)| TunnelReport {
+    let endpoints = any::<[String; 2]>();
+    (device(), owner, state, endpoints, option::of(any::<u64>()), any::<bool>()).prop_map(
+        |(device, owner, state, [endpoint, preferred], last_received_ms, keyed)| TunnelReport {
             device,
             owner,
             state,
             endpoint,
+            preferred,
             last_received_ms,
             keyed,
         },
@@ -240,7 +250,7 @@ fn any_tunnel_spec() -> impl Strategy<Value = TunnelSpec> {
         let both = networks.into_iter().zip(preferences);
         both.map(|(prefix, preference)| AllowedPrefix { prefix, preference }).collect()
     });
-    let remote = (remote(), any::<bool>(), option::of(any::<std::num::NonZeroU16>()), any::<bool>());
+    let remote = (remotes(), any::<bool>(), option::of(any::<std::num::NonZeroU16>()), any::<bool>());
     (tunnel(), device(), mtu, remote, framing, allowed, networks(), offloads()).prop_map(
         |(name, device, mtu, remote, framing, allowed_prefixes, routes, without)| TunnelSpec {
             name,

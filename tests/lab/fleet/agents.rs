@@ -162,6 +162,7 @@ impl Agent {
             owner: Owner::Controller,
             state: TunnelState::Waiting(None),
             endpoint: String::new(),
+            preferred: String::new(),
             last_received_ms: None,
             keyed: false,
         };
