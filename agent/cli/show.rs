@@ -9,7 +9,7 @@ use tonic::transport::Channel;
 use crate::agent::check::{self, Severity};
 use crate::proto::host::client::{connect, pages};
 use crate::proto::host::output::{Format, columns, write};
-use crate::proto::host::words::{age, endpoint_in_use, link, tunnel_state};
+use crate::proto::host::words::{age, diverted, endpoint_in_use, link, tunnel_state};
 use crate::proto::v1;
 use crate::proto::v1::tunnel_service_client::TunnelServiceClient;
 use crate::proto::words::span;
@@ -79,7 +79,15 @@ fn status_table(status: &v1::GetStatusResponse) -> String {
             status.started.as_ref().map_or_else(String::new, |started| span(age(started))),
         ],
         vec!["data port".to_owned(), status.data_ports.join(", ")],
-        vec!["tunnels".to_owned(), format!("{} ({} failed)", status.tunnels, status.failed_tunnels)],
+        vec![
+            "tunnels".to_owned(),
+            format!(
+                "{} ({} failed{})",
+                status.tunnels,
+                status.failed_tunnels,
+                diverted(status.diverted_tunnels)
+            ),
+        ],
         vec![
             "datagrams".to_owned(),
             format!(

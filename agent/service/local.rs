@@ -198,6 +198,7 @@ impl TunnelService for Local {
         let overview = self.agent.overview().await.map_err(|error| status(&error))?;
         let controller = self.agent.controller().await.map_err(|error| status(&error))?;
         let failed = tunnels.iter().filter(|tunnel| tunnel.state() == v1::tunnel_status::State::Failed);
+        let diverted = tunnels.iter().filter(|tunnel| !tunnel.preferred.is_empty());
         let findings = tokio::task::spawn_blocking(crate::agent::check::forwarding).await.unwrap_or_default();
         let key_faults = self.facts.key_fault.iter().chain(&overview.key_faults).cloned();
         Ok(Response::new(v1::GetStatusResponse {
@@ -206,6 +207,7 @@ impl TunnelService for Local {
             data_ports: self.facts.data_ports.clone(),
             tunnels: u32::try_from(tunnels.len()).unwrap_or(u32::MAX),
             failed_tunnels: u32::try_from(failed.count()).unwrap_or(u32::MAX),
+            diverted_tunnels: u32::try_from(diverted.count()).unwrap_or(u32::MAX),
             datagrams_received: overview.datagrams,
             session_messages: overview.session_messages,
             datagrams_dropped: convert::drops(overview.datagrams_dropped),

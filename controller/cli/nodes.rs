@@ -6,7 +6,7 @@ use super::{AskArgs, Error};
 use crate::proto::convert;
 use crate::proto::host::client::pages;
 use crate::proto::host::output::columns;
-use crate::proto::host::words::{endpoint_in_use, tunnel_state};
+use crate::proto::host::words::{diverted, endpoint_in_use, tunnel_state};
 use crate::proto::session::Generation;
 use crate::proto::v1;
 use crate::proto::v1::node::Health;
@@ -113,7 +113,8 @@ fn carrying(node: &v1::Node) -> String {
     if node.health() == Health::NoAgent {
         return String::new();
     }
-    let mut words = format!("{} ({} passing, {} failed)", node.tunnels, node.passing, node.failed);
+    let diverted = diverted(node.diverted);
+    let mut words = format!("{} ({} passing, {} failed{diverted})", node.tunnels, node.passing, node.failed);
     if node.removals_held > 0 {
         words += &format!(", {} kept for want of --allow-removals", node.removals_held);
     }

@@ -482,8 +482,11 @@ fn node(position: usize) -> impl Strategy<Value = MeshNode> {
         ];
         MeshNode {
             endpoint: has[2].then(|| {
-                let more =
-                    if has[3] { format!(",host-{position}:7000,other-{position}") } else { String::new() };
+                let more = if has[3] {
+                    format!(",host-{position}:7000,other-{position}:6000")
+                } else {
+                    String::new()
+                };
                 format!("host-{position}:6000{more}").parse().unwrap()
             }),
             addresses: addresses.into_iter().flatten().collect(),

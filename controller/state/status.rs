@@ -76,6 +76,8 @@ pub struct NodeStatus {
     pub passing: usize,
     /// Those of them that have failed.
     pub failed: usize,
+    /// Those of them that go to another than the preferred endpoint of their peer.
+    pub diverted: usize,
     /// How much it keeps that was to be removed, for want of consent.
     pub removals_held: usize,
 }
@@ -125,8 +127,8 @@ impl ControllerState {
     fn node_status(&self, name: NodeName, meshes: BTreeSet<MeshName>, now: Instant) -> NodeStatus {
         let node = self.registry.node(&name);
         let record = self.stored.wanted.nodes.get(&name);
-        let states =
-            || node.into_iter().flat_map(|node| node.tunnels.values()).map(|(tunnel, _)| &tunnel.state);
+        let tunnels = || node.into_iter().flat_map(|node| node.tunnels.values()).map(|(tunnel, _)| tunnel);
+        let states = || tunnels().map(|tunnel| &tunnel.state);
         NodeStatus {
             health: self.health(&name, now),
             last_heard: node
@@ -142,6 +144,7 @@ impl ControllerState {
             tunnels: states().count(),
             passing: states().filter(|state| **state == TunnelState::Passing).count(),
             failed: states().filter(|state| matches!(state, TunnelState::Failed(_))).count(),
+            diverted: tunnels().filter(|tunnel| !tunnel.preferred.is_empty()).count(),
             removals_held: node.map_or(0, |node| node.removals_held.len()),
             name,
         }

@@ -35,6 +35,14 @@ pub fn endpoint_in_use(endpoint: &str, preferred: &str) -> String {
     }
 }
 
+/// How many tunnels go to another than the preferred endpoint of their peer, behind how many there are; nothing where none does.
+pub fn diverted(count: u32) -> String {
+    match count {
+        0 => String::new(),
+        count => format!(", {count} not to the preferred endpoint"),
+    }
+}
+
 /// A link as this host has it: its state and since when, and what is known of both directions. Nothing is said that may be
 /// old without how old it is.
 pub fn link(link: &v1::Link) -> String {

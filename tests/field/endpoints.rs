@@ -174,6 +174,8 @@ fn case_13_of_several_endpoints_the_next_is_used_and_the_first_again() {
         wait_until(SOON, "both say so", || uses(0, 1) && uses(1, 1));
         let shown = agents[0].show("tunnels");
         assert!(shown.contains("172.100.4.2:5000, instead of 172.100.2.2"), "{shown}");
+        let shown = agents[0].show("status");
+        assert!(shown.contains("1 (0 failed, 1 not to the preferred endpoint)"), "{shown}");
         ping_ok(b, "10.9.0.1");
         // As long as the first does not answer they stay where they are.
         let start = since_epoch();
@@ -258,6 +260,8 @@ fn case_13_a_node_of_a_mesh_has_several_endpoints() {
         wait_until(SOON * 2, "the controller knows", || {
             in_use() == [json!("172.100.3.2:5000"), json!("172.100.2.2:5000")]
         });
+        let shown = controller.run(&["nodes"]).unwrap();
+        assert!(shown.contains("0 failed, 1 not to the preferred endpoint)"), "{shown}");
         let shown = controller.run(&["tunnels", "a"]).unwrap();
         assert!(shown.contains("172.100.3.2:5000, instead of 172.100.2.2:5000"), "{shown}");
 

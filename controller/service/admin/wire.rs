@@ -161,6 +161,7 @@ pub(super) fn node(node: NodeStatus) -> v1::Node {
         tunnels: count(node.tunnels),
         passing: count(node.passing),
         failed: count(node.failed),
+        diverted: count(node.diverted),
         converged: node.converged,
         removals_held: count(node.removals_held),
     }
