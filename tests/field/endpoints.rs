@@ -103,6 +103,17 @@ impl TwoWays {
         grpcurl(agent, "tunmesh.v1.TunnelService/AddTunnel", &tunnel).unwrap();
     }
 
+    /// The agents of both hosts, with the tunnel `link` between them that is up.
+    fn agents(&self, is_encrypted: bool) -> [Agent; 2] {
+        let agents = [0, 1].map(|n| Agent::start(&self.hosts[n], &[]));
+        for n in [0, 1] {
+            let key = if is_encrypted { agents[1 - n].public_key() } else { String::new() };
+            self.add(n, &agents[n], &key);
+        }
+        agents.iter().for_each(|agent| wait_up(agent, "link"));
+        agents
+    }
+
     /// Nothing goes over the first router any more.
     fn cut(&self) {
         self.routers[0].run(["nft", "add", "rule", "ip", "cut", "forward", "drop"]);
@@ -140,12 +151,7 @@ fn loses_nothing(host: &Host, target: &str, deadline: Duration, what: &str, done
 fn case_13_of_several_endpoints_the_next_is_used_and_the_first_again() {
     for is_encrypted in [false, true] {
         let ways = TwoWays::new();
-        let agents = [0, 1].map(|n| Agent::start(&ways.hosts[n], &[]));
-        for n in [0, 1] {
-            let key = if is_encrypted { agents[1 - n].public_key() } else { String::new() };
-            ways.add(n, &agents[n], &key);
-        }
-        agents.iter().for_each(|agent| wait_up(agent, "link"));
+        let agents = ways.agents(is_encrypted);
         let [a, b] = &ways.hosts;
         ping_ok(a, "10.9.0.2");
         // Whether a host sends to that one of its peer's endpoints, as it says.
@@ -192,6 +198,30 @@ fn case_13_of_several_endpoints_the_next_is_used_and_the_first_again() {
         assert!(took >= Duration::from_secs(10), "encrypted: {is_encrypted}: {took:?}");
         ping_ok(b, "10.9.0.1");
         wait_until(SOON, "what the first way carries is known", || carries() == 1500);
+    }
+}
+
+/// The way to the endpoint that one end prefers is cut in its direction alone: the other end stays where it is.
+#[test]
+fn case_13_an_end_that_is_not_heard_takes_the_next_endpoint_and_the_other_stays() {
+    for is_encrypted in [false, true] {
+        let ways = TwoWays::new();
+        let agents = ways.agents(is_encrypted);
+        let [a, _] = &ways.hosts;
+        ping_ok(a, "10.9.0.2");
+        let [first, _] = &ways.routers;
+        first.run(["nft", "add", "rule", "ip", "cut", "forward", "iifname", &first.device_to(a), "drop"]);
+        let start = since_epoch();
+        wait_until(SOON, "it is reached over the other way", || ping(a, "10.9.0.2", &[]));
+        let took = since_epoch() - start;
+        assert!(took < Duration::from_secs(5), "encrypted: {is_encrypted}: {took:?}");
+        agents.iter().for_each(|agent| wait_up(agent, "link"));
+        let start = since_epoch();
+        loses_nothing(a, "10.9.0.2", SOON, "a while has passed", || {
+            since_epoch() - start > Duration::from_secs(4)
+        });
+        let endpoints = agents.each_ref().map(|agent| tunnel_status(agent, "link")["endpoint"].clone());
+        assert_eq!(endpoints, ["172.100.4.2:5000", "172.100.1.1:5000"], "encrypted: {is_encrypted}");
     }
 }
 
@@ -264,6 +294,15 @@ fn case_13_a_node_of_a_mesh_has_several_endpoints() {
         assert!(shown.contains("0 failed, 1 not to the preferred endpoint)"), "{shown}");
         let shown = controller.run(&["tunnels", "a"]).unwrap();
         assert!(shown.contains("172.100.3.2:5000, instead of 172.100.2.2:5000"), "{shown}");
+
+        // What b sends over the first cable is lost still: that it hears there moves neither.
+        router.run([
+            "nft",
+            "flush chain ip cut forward; add rule ip cut forward iifname first udp dport 5000 drop",
+        ]);
+        let start = since_epoch();
+        loses_nothing(&a, "10.9.0.2", A_WHILE * 2, "a while has passed", || since_epoch() - start > A_WHILE);
+        assert_eq!(tunnel_status(&agents[0], "prod.b")["endpoint"], "172.100.3.2:5000");
 
         router.run(["nft", "flush", "chain", "ip", "cut", "forward"]);
         loses_nothing(&a, "10.9.0.2", Duration::from_secs(40), "the first is used again", || {
