@@ -102,9 +102,9 @@ struct ControllerArgs {
     /// What the node says of itself, as role=web; may be repeated
     #[arg(long, env = "TUNMESH_LABEL", value_name = "KEY=VALUE", value_delimiter = ',', value_parser = parse_label)]
     label: Vec<(String, String)>,
-    /// Where others reach this node's data port, or none: then it reaches them; the address that its session comes from
-    /// unless given, if addresses are not translated on the way
-    #[arg(long, env = "TUNMESH_ENDPOINT", value_name = "ADDR|none")]
+    /// Where others reach this node's data port, the preferred one of at most four first, or none: then it reaches them;
+    /// the address that its session comes from unless given, if addresses are not translated on the way
+    #[arg(long, env = "TUNMESH_ENDPOINT", value_name = "ADDR,…|none")]
     endpoint: Option<Reach>,
     /// Token with which this host joins, as `controller token create` prints it; better in --token-file or TUNMESH_TOKEN
     #[arg(

@@ -43,7 +43,7 @@ impl Preferred {
 }
 
 impl Links {
-    /// Asks endpoints that are preferred to those in use, where that is due. Returns when it is next, as time since boot.
+    /// Asks endpoints that are preferred to those in use, where that is due. Returns when it is next, since boot.
     pub(super) fn ask_preferred(&mut self, table: &Table, now: Duration) -> Duration {
         let mut next = Duration::MAX;
         for (tunnel, _) in table.links() {
@@ -60,8 +60,8 @@ impl Links {
         next
     }
 
-    /// Asks an endpoint whether it answers. From where the datagram goes the kernel says: what is known of the way is about
-    /// another one.
+    /// Asks an endpoint whether it answers. From where the datagram goes the kernel says: what is known of the way is
+    /// about another one.
     fn ask_at(&mut self, tunnel: &Tunnel, address: SocketAddr, number: u32) {
         let to = Destination::from(address);
         let mut sessions = tunnel.addressee().map(Peer::sessions);

@@ -1,9 +1,9 @@
 //! Which of the places of a peer datagrams go to, where it has several.
 //!
-//! Each end decides for itself, by whether the link is up: where the peer says that it does not hear this end, what is sent
-//! gets lost; where nothing is heard, it may. Both ends may have to find a place that works. An end that is heard nowhere and
-//! hears looks at the next place much sooner than one that hears nothing, so that of two that look for each other one stays
-//! where it is long enough for the other to look everywhere.
+//! Each end decides for itself, by whether the link is up: where the peer says that it does not hear this end, what is
+//! sent gets lost; where nothing is heard, it may. Both ends may have to find a place that works. An end that hears and
+//! is not heard looks at the next place much sooner than one that hears nothing, so that of two that look for each other
+//! one stays where it is long enough for the other to look everywhere.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use crate::proto::model::{LinkState, Remotes};
 
 /// How long a peer that is heard may not hear this end, until the next place is tried.
 const UNHEARD: Duration = Duration::from_millis(1500);
-/// How long a peer may be silent, until the next place is tried: when it was heard before, and then twice as long each time.
+/// How long a peer may be silent, until the next place is tried: to begin with, and then twice as long each time.
 const SILENT: Duration = Duration::from_millis(2500);
 /// The longest of these: more than a peer needs that has the most places to look at.
 const LONGEST: Duration = Duration::from_secs(10);
@@ -96,7 +96,7 @@ impl Choice {
         }
     }
 
-    /// Another place is in use, for a reason that lies elsewhere: its name does not resolve, or a preferred one is fit.
+    /// Another place is in use: the name of one does not resolve, or a preferred one is fit.
     pub fn take(&mut self, position: usize) {
         self.position = position;
     }

@@ -91,8 +91,8 @@ mod tests {
         (1..=count).map(|n| SocketAddr::from(([172, 100, n, 2], 5000))).collect()
     }
 
-    /// Lets time pass; each question is answered where `answers` says so of its place and time. Returns when the first was
-    /// asked and when one was fit.
+    /// Lets time pass; each question is answered where `answers` says so of its place and time. Returns for each moment
+    /// what was fit, and how many were asked.
     fn run(
         standby: &mut Standby,
         steps: u32,

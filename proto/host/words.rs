@@ -35,7 +35,8 @@ pub fn endpoint_in_use(endpoint: &str, preferred: &str) -> String {
     }
 }
 
-/// How many tunnels go to another than the preferred endpoint of their peer, behind how many there are; nothing where none does.
+/// How many tunnels go to another than the preferred endpoint of their peer, to stand behind other counts; empty where
+/// none does.
 pub fn diverted(count: u32) -> String {
     match count {
         0 => String::new(),

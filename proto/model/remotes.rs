@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{Invalid, Remote};
 
-/// Where a peer is reached: one place or more, each once, the preferred first. In words they stand behind each other with
-/// commas, and what keeps one place alone keeps it as before there could be more.
+/// Where a peer is reached: one place or more, each once, the preferred first. In words they stand behind each other
+/// with commas. One alone is kept as a text, several as a list.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "Form", into = "Form")]
 pub struct Remotes {

@@ -225,8 +225,8 @@ fn case_13_an_end_that_is_not_heard_takes_the_next_endpoint_and_the_other_stays(
     }
 }
 
-/// A host with two cables to its router, of whose endpoints the mesh file or its agent tells; it answers from where it was
-/// asked. The other host has one.
+/// A host with two cables to its router, of whose endpoints the mesh file or its agent tells; it answers from where it
+/// was asked. The other host has one.
 #[test]
 fn case_13_a_node_of_a_mesh_has_several_endpoints() {
     for is_said_by_agent in [false, true] {
