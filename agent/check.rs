@@ -86,15 +86,21 @@ pub fn forwarding() -> Vec<Finding> {
 /// The same for a controller that asks.
 pub fn faults() -> Vec<HostFinding> {
     let all = [
-        (HostSubject::Forwarding, ip_forward("forwarding of IPv4", Forwarding::SYSCTL_V4, Severity::Problem)),
+        (
+            HostSubject::ForwardingV4,
+            ip_forward("forwarding of IPv4", Forwarding::SYSCTL_V4, Severity::Problem),
+        ),
+        (
+            HostSubject::ForwardingV6,
+            ip_forward("forwarding of IPv6", Forwarding::SYSCTL_V6, Severity::Problem),
+        ),
         (HostSubject::ReversePath, rp_filter()),
         (HostSubject::Firewall, forward_policy()),
     ];
     let faults = all.into_iter().filter(|(_, finding)| finding.severity == Severity::Problem);
-    let fault = |(subject, Finding { subject: name, found, remedy, .. })| HostFinding {
+    let fault = |(subject, Finding { subject: name, found, .. })| HostFinding {
         subject,
         found: format!("{name} {found}"),
-        remedy,
     };
     faults.map(fault).collect()
 }

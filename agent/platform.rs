@@ -167,15 +167,15 @@ impl Platform {
         marked.is_some_and(|marked| since_boot < marked + OTHER_KEY)
     }
 
-    /// The interface by which packets to an address leave this host.
-    ///
-    /// # Errors
-    /// What the kernel says; `NotFound` where they leave by none.
-    pub async fn route_of(&self, address: IpAddr) -> io::Result<String> {
-        let interfaces = self.netlink.interfaces().await?;
-        let (index, _) = self.netlink.route_of(address).await?;
-        let named = interfaces.into_iter().find(|(_, interface)| Some(interface.index) == index);
-        named.map(|(name, _)| name).ok_or_else(|| io::ErrorKind::NotFound.into())
+    /// By which interface packets to an address leave this host, where that is not `device`; empty: there is no route.
+    pub async fn strays(&self, address: IpAddr, device: &DeviceName) -> Option<String> {
+        let index = self.netlink.route_of(address).await.map_or(None, |(index, _)| index);
+        if index.is_some() && index == self.devices.get(device).map(|device| device.index) {
+            return None;
+        }
+        let interfaces = self.netlink.interfaces().await.ok()?;
+        let taken = interfaces.into_iter().find(|(_, interface)| Some(interface.index) == index);
+        Some(taken.map(|(name, _)| name).unwrap_or_default())
     }
 
     /// From now on it is told again that links have changed.

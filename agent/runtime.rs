@@ -354,16 +354,14 @@ impl Runtime {
         let mut strayed = None;
         for prefix in wanted.allowed_prefixes.iter().map(|allowed| allowed.prefix).take(PREFIXES) {
             let Some(address) = prefix.hosts().next() else { continue };
-            let taken = match self.platform.route_of(address).await {
-                Ok(device) if device == wanted.device.as_str() => continue,
-                Ok(device) => format!("device {device}"),
-                Err(error) => format!("nowhere ({error})"),
-            };
-            strayed = Some((address, taken));
-            break;
+            if let Some(taken) = self.platform.strays(address, &wanted.device).await {
+                strayed = Some((address, taken));
+                break;
+            }
         }
         Some(Subject {
-            endpoint: status.endpoint,
+            // What is at an address that was learnt may be a router's that translates it.
+            endpoint: status.endpoint.filter(|_| self.platform.roamed_to(&tunnel).is_none()),
             is_tolerant: wanted.framing != Framing::Pi,
             strayed,
             other_key: self.platform.other_key(&tunnel, clock::since_boot()),

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::controller::registry::Health;
 use crate::controller::state::{LinkStanding, Passage, Verdict};
-use crate::proto::model::NodeName;
+use crate::proto::model::{MeshName, NodeName};
 use crate::proto::session::{HostFinding, HostSubject, PeerFinding, Ping, Port};
 use crate::proto::words::{fine, span};
 
@@ -23,8 +23,8 @@ pub struct End {
     pub last_heard: Option<Duration>,
     /// That its clock is off, in words.
     pub clock: Option<String>,
-    /// Whether a network behind it is reached through it.
-    pub offers: bool,
+    /// Whether networks behind it are reached through it, of IPv4 and of IPv6.
+    pub offers: [bool; 2],
     /// Why its tunnel to the other one cannot be had.
     pub failure: Option<String>,
     /// From which size on the path loses packets to the other one without a word, and how many bytes come through.
@@ -49,6 +49,8 @@ pub struct Third {
 /// All that is known.
 #[derive(Debug, Clone)]
 pub struct Evidence {
+    /// The mesh whose tunnel joins both.
+    pub mesh: MeshName,
     /// Both nodes.
     pub ends: [End; 2],
     /// Their link, from the first to the second.
@@ -64,7 +66,7 @@ pub enum Kind {
     HostDown,
     /// The agent of a host that is there does not run.
     AgentDown,
-    /// An agent has no session, though its tunnels work.
+    /// An agent has no session, though something comes from it.
     Away,
     /// A tunnel cannot be had on a host.
     Tunnel,
@@ -90,6 +92,8 @@ pub enum Kind {
     ForwardFirewall,
     /// A clock is off.
     ClockOff,
+    /// A peer without an agent is silent.
+    Silent,
     /// The link is not up, and nothing says why.
     Unclear,
 }
@@ -113,6 +117,7 @@ impl Kind {
             Self::ReversePath => "reverse-path",
             Self::ForwardFirewall => "forward-firewall",
             Self::ClockOff => "clock-off",
+            Self::Silent => "silent",
             Self::Unclear => "unclear",
         }
     }
@@ -145,12 +150,13 @@ impl fmt::Display for Fault {
 /// What is wrong, what keeps everything from passing first. Empty: nothing is.
 pub fn judge(evidence: &Evidence) -> Vec<Fault> {
     let mut faults = absent(evidence);
-    if faults.is_empty() {
+    // Who is only away from the controller has a path that may be cut as well.
+    if faults.iter().all(|fault| fault.kind == Kind::Away) {
         faults.extend(connection(evidence));
     }
     faults
         .extend(evidence.ends.iter().zip(others(evidence)).filter_map(|(end, other)| small_path(end, other)));
-    faults.extend(evidence.ends.iter().flat_map(host));
+    faults.extend(evidence.ends.iter().flat_map(|end| host(end, evidence.is_up())));
     faults.extend(evidence.ends.iter().filter_map(clock));
     faults
 }
@@ -163,9 +169,10 @@ pub fn paragraph(evidence: &Evidence, faults: &[Fault]) -> String {
     let [a, b] = &evidence.ends;
     let trip = evidence.link.round_trip.map(|trip| format!(", there and back in {}", fine(trip)));
     format!(
-        "Nothing is wrong between {} and {}: both hear each other{}.",
+        "Nothing is wrong between {} and {} in mesh {}: both hear each other{}.",
         a.name,
         b.name,
+        evidence.mesh,
         trip.unwrap_or_default()
     )
 }
@@ -185,9 +192,14 @@ impl Evidence {
 
     /// Whether the host of an end has answered anybody; `None`: nobody has asked it.
     fn answers(&self, end: usize) -> Option<bool> {
-        let mut asked = self.ways_to(end).filter_map(|way| way.ping.as_ref()).peekable();
+        let mut asked = self.ways_to(end).filter(|way| way.ping.is_some() || way.port.is_some()).peekable();
         asked.peek()?;
-        Some(asked.any(|ping| *ping == Ping::Answered))
+        Some(asked.any(|way| way.ping == Some(Ping::Answered) || way.port == Some(Port::Refused)))
+    }
+
+    /// Whether what an end sends arrives at the other one.
+    fn is_heard(&self, end: usize) -> bool {
+        self.link.passages().get(end) == Some(&Passage::Heard)
     }
 
     fn is_up(&self) -> bool {
@@ -210,30 +222,34 @@ fn absent(evidence: &Evidence) -> Vec<Fault> {
         let name = &end.name;
         let answers = evidence.answers(n);
         if end.health? == Health::Live {
-            // It may have gone a moment ago: then it has not answered, and answers nobody.
+            // It may have gone a moment ago: then it has not answered, answers nobody, and is heard by nobody.
             let is_gone = end.host.is_none() && evidence.third.is_some() && answers == Some(false);
-            return is_gone.then(|| host_down(evidence, n));
+            return (is_gone && !evidence.is_heard(n)).then(|| host_down(evidence, n));
         }
         let heard = end.last_heard.map_or_else(
-            || "not since the controller started".to_owned(),
+            || "not since it started".to_owned(),
             |ago| format!("last {} ago", span(ago)),
         );
         match answers {
-            _ if evidence.is_up() => Some(Fault::new(
+            _ if evidence.is_heard(n) => Some(Fault::new(
                 Kind::Away,
-                format!("The agent of {name} has no session with the controller, which heard of it {heard}, but its tunnels carry packets."),
+                format!(
+                    "The agent of {name} has no session with the controller, which heard of it {heard}, but what it sends \
+                     reaches its peer."
+                ),
                 format!("Try `agent status` on {name}: it says why it does not reach the controller."),
             )),
             Some(true) => {
                 let is_refused = evidence.ways_to(n).any(|way| way.port == Some(Port::Refused));
-                let sign = match is_refused {
-                    true => "nobody listens at its data port",
-                    false => "nothing else comes from it",
+                let what = match is_refused {
+                    true => format!("The agent of {name} does not run"),
+                    false => format!("The agent of {name} does not run, or reaches neither the controller nor its peers"),
                 };
+                let sign = if is_refused { "nobody listens at its data port" } else { "nothing else comes from it" };
                 Some(Fault::new(
                     Kind::AgentDown,
                     format!(
-                        "The agent of {name} does not run: its host answers {}, but {sign}, and the controller heard of it {heard}.",
+                        "{what}: its host answers {}, but {sign}, and the controller heard of it {heard}.",
                         evidence.askers(n)
                     ),
                     format!("Start the agent on {name}, and see in its log why it ended."),
@@ -242,7 +258,9 @@ fn absent(evidence: &Evidence) -> Vec<Fault> {
             Some(false) => Some(host_down(evidence, n)),
             None => Some(Fault::new(
                 Kind::HostDown,
-                format!("Nothing is known of {name}: the controller heard of it {heard}, and nobody else can ask its host."),
+                format!(
+                    "Nothing is known of {name}: the controller heard of it {heard}, and nobody knows where to ask its host."
+                ),
                 format!("See whether the host of {name} and its agent run."),
             )),
         }
@@ -268,178 +286,97 @@ fn host_down(evidence: &Evidence, end: usize) -> Fault {
 
 /// What keeps packets from passing between ends that are there.
 fn connection(evidence: &Evidence) -> Option<Fault> {
-    let ends = evidence.ends.iter().zip(others(evidence));
-    for (end, other) in ends.clone() {
-        if let Some(reason) = &end.failure {
-            return Some(Fault::new(
-                Kind::Tunnel,
-                format!("On {} the tunnel to {} cannot be had: {reason}.", end.name, other.name),
-                "",
-            ));
-        }
-    }
-    for (end, other) in ends.clone() {
-        if !evidence.is_up() && end.peer.as_ref().is_some_and(|peer| peer.other_key) {
-            return Some(Fault::new(
-                Kind::WrongKey,
-                format!(
-                    "The keys of {} and {} do not fit: handshakes come to {} from the address of {} with another key \
-                     than the tunnel has.",
-                    end.name, other.name, end.name, other.name
-                ),
-                match other.health.or(end.health) {
-                    Some(_) if other.health.is_some() && end.health.is_some() => format!(
-                        "See on both with `agent status` that they follow this controller; a restart of the agent of {} tells its \
-                         key anew.",
-                        other.name
-                    ),
-                    Some(_) | None => format!(
-                        "Compare the public_key of {} in the mesh file with `wg show` there, and the key that it has for {} \
-                         with `controller export wireguard {}`.",
-                        other.name, end.name, other.name
-                    ),
-                },
-            ));
-        }
-    }
-    for (end, other) in ends {
-        if let Some((address, taken)) = end.peer.as_ref().and_then(|peer| peer.strayed.as_ref()) {
-            return Some(Fault::new(
-                Kind::OverlappingRoute,
-                format!(
-                    "On {} packets for {address}, which is {}'s, do not go into the tunnel: another route takes them to {taken}.",
-                    end.name, other.name
-                ),
-                format!(
-                    "See `ip route get {address}` and `ip rule` on {}, and remove that route or renumber the mesh.",
-                    end.name
-                ),
-            ));
-        }
-    }
-    if evidence.is_up() {
-        return None;
-    }
-    Some(cut(evidence))
+    let ends = || evidence.ends.iter().zip(others(evidence));
+    let failed = ends().find_map(|(end, other)| {
+        let reason = end.failure.as_ref()?;
+        let words = format!("On {} the tunnel to {} cannot be had: {reason}.", end.name, other.name);
+        Some(Fault::new(Kind::Tunnel, words, ""))
+    });
+    let strayed = || ends().find_map(|(end, other)| strayed(end, other));
+    let is_up = evidence.is_up();
+    let unfit = || ends().filter(|_| !is_up).find_map(|(end, other)| wrong_key(end, other));
+    failed.or_else(unfit).or_else(strayed).or_else(|| (!is_up).then(|| cut(evidence)))
 }
 
-/// Why a link is not up whose ends are there and set up rightly.
+fn wrong_key(end: &End, other: &End) -> Option<Fault> {
+    let peer = end.peer.as_ref().filter(|peer| peer.other_key)?;
+    // Anybody can seem to be at the address of a host that is not there.
+    if matches!(peer.ping, Some(Ping::Silent | Ping::NoWay(_))) {
+        return None;
+    }
+    let remedy = match end.health.is_some() && other.health.is_some() {
+        true => format!(
+            "See on both with `agent status` that they follow this controller; a restart of the agent of {} tells its key anew.",
+            other.name
+        ),
+        false => format!(
+            "Compare the public_key of {} in the mesh file with `wg show` there, and the key that it has for {} with \
+             `controller export wireguard {}`.",
+            other.name, end.name, other.name
+        ),
+    };
+    let words = format!(
+        "The keys of {0} and {1} do not fit: handshakes come to {0} from the address of {1} with another key than the tunnel \
+         has.",
+        end.name, other.name
+    );
+    Some(Fault::new(Kind::WrongKey, words, remedy))
+}
+
+fn strayed(end: &End, other: &End) -> Option<Fault> {
+    let (address, taken) = end.peer.as_ref()?.strayed.as_ref()?;
+    let what = match taken.as_str() {
+        "" => "no route leads there".to_owned(),
+        device => format!("another route takes them to device {device}"),
+    };
+    Some(Fault::new(
+        Kind::OverlappingRoute,
+        format!(
+            "On {} packets for {address}, which is at {}, do not go into the tunnel: {what}.",
+            end.name, other.name
+        ),
+        format!(
+            "See `ip route get {address}` and `ip rule` on {}, and remove what stands in the way or renumber the mesh.",
+            end.name
+        ),
+    ))
+}
+
+/// Why a link is not up whose ends are set up rightly.
 fn cut(evidence: &Evidence) -> Fault {
     let [a, b] = &evidence.ends;
+    let names = [&a.name, &b.name];
     let passages = evidence.link.passages();
-    let way = |from: usize| [&a.name, &b.name].get(from).copied().zip([&b.name, &a.name].get(from).copied());
-    let is_cut = |from: usize| passages.get(from) == Some(&Passage::Cut);
-    let pings = evidence
-        .ends
-        .iter()
-        .any(|end| end.peer.as_ref().is_some_and(|peer| peer.ping == Some(Ping::Answered)));
-    for (from, end) in evidence.ends.iter().enumerate() {
-        let peer = end.peer.as_ref();
-        let Some((_, to)) = way(from) else { continue };
-        if let Some(endpoint) =
-            peer.filter(|peer| peer.port == Some(Port::Refused)).and_then(|peer| peer.endpoint)
-        {
-            return Fault::new(
-                Kind::NobodyListens,
-                format!(
-                    "{} sends to {endpoint}, and the host there says that nobody listens: that is not the data port of {to}.",
-                    end.name
-                ),
-                format!(
-                    "See the endpoint of {to} in the mesh file, --endpoint and --data-port of its agent, and what forwards ports to it."
-                ),
-            );
-        }
+    let pings = || evidence.ends.iter().filter_map(|end| end.peer.as_ref()?.ping.as_ref());
+    let answered = pings().any(|ping| *ping == Ping::Answered);
+    if let Some(end) = evidence.ends.iter().find(|end| end.health.is_none()) {
+        let sign = if answered { " Its host, or what is before it, answers pings." } else { "" };
+        let words = format!("{}.{sign}", evidence.link.reason);
+        return Fault::new(Kind::Silent, words, format!("See whether {} is on, and awake.", end.name));
     }
-    let arrives =
-        |end: usize| evidence.third.as_ref().and_then(|third| Some((third, *third.arrives.get(end)?)));
-    if pings {
-        let ways: Vec<usize> = (0..2).filter(|from| is_cut(*from)).collect();
-        let (from, to) = match ways.as_slice() {
-            [from] => way(*from).unwrap_or((&a.name, &b.name)),
-            _ => (&a.name, &b.name),
-        };
-        let both = if ways.len() == 1 { "what" } else { "in both directions what" };
-        let target = ways.first().map_or(1, |from| 1 - from);
-        let place = match arrives(target) {
-            Some((third, Passage::Cut)) => format!(
-                "What {} sends there is lost, too, so it is at the host of {to} or close to it.",
-                third.name
-            ),
-            Some((third, Passage::Heard)) => {
-                format!("What {} sends there arrives, so it is on the way from {from}.", third.name)
-            }
-            Some((_, Passage::Unknown)) | None => String::new(),
-        };
-        let endpoint = evidence.ends.get(1 - target).and_then(|end| end.peer.as_ref()?.endpoint);
-        let port = endpoint
-            .map_or_else(|| "its data port".to_owned(), |endpoint| format!("UDP port {}", endpoint.port()));
-        return Fault::new(
-            Kind::Firewall,
-            join([
-                format!(
-                    "Pings pass between the hosts of {} and {}, but {both} {from} sends to the data port of {to} is lost: a firewall drops it.",
-                    a.name, b.name
-                ),
-                place,
-            ]),
-            format!("Let {port} in at {to}, and through what is between."),
-        );
+    let cut: Vec<[usize; 2]> =
+        [[0, 1], [1, 0]].into_iter().filter(|[from, _]| passages.get(*from) == Some(&Passage::Cut)).collect();
+    if let Some(refused) = cut.iter().find_map(|way| refused(evidence, *way)) {
+        return refused;
     }
-    match passages {
-        [Passage::Cut, Passage::Heard] | [Passage::Heard, Passage::Cut] => {
-            let from = if is_cut(0) { 0 } else { 1 };
-            let (from, to) = way(from).unwrap_or((&a.name, &b.name));
+    // Whether the words of pings are to be believed: some were sent.
+    let included = if pings().next().is_some() { ", pings included" } else { "" };
+    match (cut.as_slice(), passages) {
+        ([way, ..], _) if answered => firewall(evidence, *way, cut.len() > 1),
+        ([[from, to]], [_, Passage::Heard] | [Passage::Heard, _]) => {
+            let [from, to] = [from, to].map(|end| names.get(*end).map_or("", |name| name.as_str()));
             Fault::new(
                 Kind::OneWay,
                 format!(
-                    "One direction is cut: what {from} sends does not reach {to}, pings included; what {to} sends reaches {from}."
+                    "One direction is cut: what {from} sends does not reach {to}{included}; what {to} sends reaches {from}."
                 ),
                 format!(
                     "See routes and filters for what goes from {from} to {to}; `traceroute` from {from} shows where it ends."
                 ),
             )
         }
-        [Passage::Cut | Passage::Unknown, Passage::Cut] | [Passage::Cut, Passage::Unknown] => {
-            let third = evidence.third.as_ref();
-            let reach = third.map(|third| {
-                let reaches = |n: usize| {
-                    third.peers.get(n).and_then(Option::as_ref).and_then(|peer| peer.ping.as_ref())
-                };
-                match [0, 1].map(|n| reaches(n) == Some(&Ping::Answered)) {
-                    [true, true] => format!("{} reaches both, so it is the path between them.", third.name),
-                    [true, false] => format!(
-                        "{} reaches {} and not {}, so it is the network of {}.",
-                        third.name, a.name, b.name, b.name
-                    ),
-                    [false, true] => format!(
-                        "{} reaches {} and not {}, so it is the network of {}.",
-                        third.name, b.name, a.name, a.name
-                    ),
-                    [false, false] => format!("{} reaches neither.", third.name),
-                }
-            });
-            let no_way = evidence.ends.iter().find_map(|end| match end.peer.as_ref()?.ping.as_ref()? {
-                Ping::NoWay(words) => Some(format!("The host of {} says: {words}.", end.name)),
-                Ping::Answered | Ping::Silent => None,
-            });
-            Fault::new(
-                Kind::PathCut,
-                join([
-                    format!(
-                        "Nothing passes between the hosts of {} and {} in either direction, pings included.",
-                        a.name, b.name
-                    ),
-                    reach.unwrap_or_default(),
-                    no_way.unwrap_or_default(),
-                ]),
-                format!(
-                    "See routers and filters between them; `traceroute` from {} shows where it ends.",
-                    a.name
-                ),
-            )
-        }
-        [Passage::Heard, _] | [_, Passage::Heard | Passage::Unknown] => Fault::new(
+        ([_, ..], _) => path_cut(evidence, included),
+        ([], _) => Fault::new(
             Kind::Unclear,
             format!(
                 "It is not known whether packets pass between {} and {}: {}.",
@@ -448,6 +385,109 @@ fn cut(evidence: &Evidence) -> Fault {
             "Ask again in a few seconds.",
         ),
     }
+}
+
+/// Somebody says that nobody listens where what is lost goes to.
+fn refused(evidence: &Evidence, [from, to]: [usize; 2]) -> Option<Fault> {
+    let (from, name) = (evidence.ends.get(from)?, &evidence.ends.get(to)?.name);
+    let peer = from.peer.as_ref().filter(|peer| peer.port == Some(Port::Refused))?;
+    let endpoint = peer.endpoint?;
+    let third = evidence.third.as_ref();
+    if third.is_some_and(|third| third.arrives.get(to) == Some(&Passage::Heard)) || evidence.is_heard(to) {
+        return Some(Fault::new(
+            Kind::Firewall,
+            format!(
+                "What {} sends to the data port of {name}, {endpoint}, is refused, though the agent there runs: a firewall \
+                 rejects it.",
+                from.name
+            ),
+            format!("Let UDP port {} in at {name}, and through what is between.", endpoint.port()),
+        ));
+    }
+    Some(Fault::new(
+        Kind::NobodyListens,
+        format!(
+            "{} sends to {endpoint}, and the host there, or a firewall before it, says that nobody listens.",
+            from.name
+        ),
+        format!(
+            "See the endpoint of {name} in the mesh file, --endpoint and --data-port of its agent, and what forwards or rejects \
+             UDP port {} on the way.",
+            endpoint.port()
+        ),
+    ))
+}
+
+/// Pings pass, and what goes to the data port is lost.
+fn firewall(evidence: &Evidence, [from, to]: [usize; 2], is_both: bool) -> Fault {
+    let name = |end: usize| evidence.ends.get(end).map_or("", |end| end.name.as_str());
+    let third = evidence.third.as_ref();
+    let arrives = |end: usize| third.and_then(|third| third.arrives.get(end));
+    let place = match (third, arrives(to), arrives(from)) {
+        // Who reaches nobody is cut off itself.
+        (Some(third), Some(Passage::Cut), Some(Passage::Heard)) => format!(
+            "What {} sends there is lost, too, so it is at the host of {} or close to it.",
+            third.name,
+            name(to)
+        ),
+        (Some(third), Some(Passage::Heard), _) => {
+            format!("What {} sends there arrives, so it is on the way from {}.", third.name, name(from))
+        }
+        _ => String::new(),
+    };
+    let both = if is_both { "in both directions what" } else { "what" };
+    let endpoint = evidence.ends.get(from).and_then(|end| end.peer.as_ref()?.endpoint);
+    let port = endpoint
+        .map_or_else(|| "its data port".to_owned(), |endpoint| format!("UDP port {}", endpoint.port()));
+    Fault::new(
+        Kind::Firewall,
+        join([
+            format!(
+                "Pings pass between the hosts of {} and {}, but {both} {} sends to the data port of {} is lost: a firewall \
+                 drops it.",
+                name(0),
+                name(1),
+                name(from),
+                name(to)
+            ),
+            place,
+        ]),
+        format!("Let {port} in at {}, and through what is between.", name(to)),
+    )
+}
+
+/// Nothing passes, as far as is known.
+fn path_cut(evidence: &Evidence, included: &str) -> Fault {
+    let [a, b] = &evidence.ends;
+    let reach = evidence.third.as_ref().and_then(|third| {
+        let reaches = |n: usize| match third.peers.get(n)?.as_ref()?.ping.as_ref()? {
+            Ping::Answered => Some(true),
+            Ping::Silent | Ping::NoWay(_) => Some(false),
+        };
+        let (c, a, b) = (&third.name, &a.name, &b.name);
+        match (reaches(0)?, reaches(1)?) {
+            (true, true) => Some(format!("{c} reaches both, so it is the path between them.")),
+            (true, false) => Some(format!("{c} reaches {a} and not {b}, so it is the network of {b}.")),
+            (false, true) => Some(format!("{c} reaches {b} and not {a}, so it is the network of {a}.")),
+            (false, false) => Some(format!("{c} reaches neither.")),
+        }
+    });
+    let no_way = evidence.ends.iter().find_map(|end| match end.peer.as_ref()?.ping.as_ref()? {
+        Ping::NoWay(words) => Some(format!("The host of {} says: {words}.", end.name)),
+        Ping::Answered | Ping::Silent => None,
+    });
+    Fault::new(
+        Kind::PathCut,
+        join([
+            format!(
+                "Nothing passes between the hosts of {} and {} in either direction{included}.",
+                a.name, b.name
+            ),
+            reach.unwrap_or_default(),
+            no_way.unwrap_or_default(),
+        ]),
+        format!("See routers and filters between them; `traceroute` from {} shows where it ends.", a.name),
+    )
 }
 
 fn join(sentences: impl IntoIterator<Item = String>) -> String {
@@ -468,22 +508,29 @@ fn small_path(end: &End, other: &End) -> Option<Fault> {
     ))
 }
 
-fn host(end: &End) -> Vec<Fault> {
-    let findings =
-        end.host.iter().flatten().filter(|finding| end.offers || finding.subject == HostSubject::ReversePath);
-    let fault = |finding: &HostFinding| {
-        let kind = match finding.subject {
-            HostSubject::Forwarding => Kind::ForwardingOff,
-            HostSubject::ReversePath => Kind::ReversePath,
-            HostSubject::Firewall => Kind::ForwardFirewall,
-        };
-        Fault::new(
-            kind,
-            format!("On {} {}.", end.name, finding.found),
-            format!("Try there: {}.", finding.remedy),
-        )
+/// What of a host keeps packets from networks behind it. A strict filter lets what goes straight into its tunnel pass, so where the
+/// link is up and nothing is offered nothing is wrong with it.
+fn host(end: &End, is_up: bool) -> Vec<Fault> {
+    let offers = end.offers.contains(&true);
+    let matters = |finding: &&HostFinding| match finding.subject {
+        HostSubject::ForwardingV4 => end.offers[0],
+        HostSubject::ForwardingV6 => end.offers[1],
+        HostSubject::ReversePath => offers || !is_up,
+        HostSubject::Firewall => offers,
     };
-    findings.map(fault).collect()
+    let fault = |finding: &HostFinding| {
+        // What to do is not for the host to say.
+        let (kind, remedy) = match finding.subject {
+            HostSubject::ForwardingV4 => (Kind::ForwardingOff, "sysctl -w net.ipv4.ip_forward=1"),
+            HostSubject::ForwardingV6 => (Kind::ForwardingOff, "sysctl -w net.ipv6.conf.all.forwarding=1"),
+            HostSubject::ReversePath => (Kind::ReversePath, "sysctl -w net.ipv4.conf.all.rp_filter=2"),
+            HostSubject::Firewall => {
+                (Kind::ForwardFirewall, "to accept what comes from and goes to the devices of tunnels")
+            }
+        };
+        Fault::new(kind, format!("On {} {}.", end.name, finding.found), format!("Try there: {remedy}."))
+    };
+    end.host.iter().flatten().filter(matters).map(fault).collect()
 }
 
 fn clock(end: &End) -> Option<Fault> {

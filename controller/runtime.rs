@@ -476,6 +476,7 @@ impl Runtime {
             }
             Request::Message(connection, message) => {
                 self.state.handle_message(connection, message, now, wall);
+                self.answer_examinations();
             }
             Request::Closed(connection) => {
                 self.links.remove(&connection);
@@ -534,6 +535,14 @@ impl Runtime {
         self.trust_changes.handle_state(&self.state, since_epoch());
         let state = &self.state;
         self.reports.retain(|(node, request, reply)| !reply.is_closed() && state.answered(node) < *request);
+        self.answer_examinations();
+        let state = &self.state;
+        let progress = Progress { convergence: state.progress(), last_event: state.last_event() };
+        self.requests.progress.send_if_modified(|told| std::mem::replace(told, progress) != progress);
+    }
+
+    /// Tells those who wait for an examination what was found: the next one of a node takes the place of this one.
+    fn answer_examinations(&mut self) {
         for (node, request, reply) in std::mem::take(&mut self.examinations) {
             match self.state.findings(&node).filter(|found| found.request == request) {
                 // Whoever asked may have gone away meanwhile.
@@ -542,9 +551,6 @@ impl Runtime {
                 None => self.examinations.push((node, request, reply)),
             }
         }
-        let state = &self.state;
-        let progress = Progress { convergence: state.progress(), last_event: state.last_event() };
-        self.requests.progress.send_if_modified(|told| std::mem::replace(told, progress) != progress);
     }
 
     fn perform(&mut self) {

@@ -40,15 +40,12 @@ impl Handshakes {
         (source, local): (SocketAddr, Option<IpAddr>),
         now: Duration,
     ) {
-        match self.judge(table, kind, message, source) {
+        match self.judge(table, kind, message, source, now) {
             Err(refused) => {
                 self.shared.stats.datagrams_dropped.count(refused, 1);
-                let is_of_keys = matches!(refused, DropReason::Forged | DropReason::UnknownSender);
-                if is_of_keys
-                    && kind == Message::Initiation
-                    && let Some(tunnel) = table.sender(source).and_then(|place| table.tunnel(place))
-                {
-                    tunnel.stats.mark_other_key(now);
+                if refused == DropReason::Forged && kind == Message::Initiation {
+                    let tunnel = table.sender(source).and_then(|place| table.tunnel(place));
+                    mark_other_key(tunnel, now);
                 }
             }
             Ok(Judged::Cookie(cookie)) => {
@@ -97,6 +94,7 @@ impl Handshakes {
         kind: Message,
         message: &[u8],
         source: SocketAddr,
+        since_boot: Duration,
     ) -> Result<Judged<'t>, DropReason> {
         let of = |place: Place| {
             let tunnel = table.tunnel(place)?;
@@ -114,8 +112,16 @@ impl Handshakes {
                         Ok(Verdict::Cookie(cookie)) => return Ok(Judged::Cookie(cookie)),
                         Ok(Verdict::Heed) => {
                             let peer = initiator(&own.private, message)?;
-                            let place = peers.get(&peer).copied();
-                            return place.and_then(of).ok_or(DropReason::UnknownSender);
+                            if let Some(judged) = peers.get(&peer).copied().and_then(of) {
+                                return Ok(judged);
+                            }
+                            // It may be a peer that has another key than it was said to have.
+                            let is_there = |tunnel: &&Tunnel| {
+                                tunnel.destination.as_ref().is_some_and(|to| to.address == source)
+                            };
+                            let mut tunnels = peers.values().filter_map(|place| table.tunnel(*place));
+                            mark_other_key(tunnels.find(is_there), since_boot);
+                            return Err(DropReason::UnknownSender);
                         }
                     }
                 }
@@ -164,6 +170,13 @@ impl Handshakes {
             let to = tunnel.destination.as_ref().map(|destination| destination.address);
             tracing::debug!(?to, %error, "a message of a handshake was not sent");
         }
+    }
+}
+
+/// Notes that somebody where the peer of an encrypted tunnel should be uses another key; anybody can seem to be there.
+fn mark_other_key(tunnel: Option<&Tunnel>, since_boot: Duration) {
+    if let Some(tunnel) = tunnel.filter(|tunnel| tunnel.peer.is_some()) {
+        tunnel.stats.mark_other_key(since_boot);
     }
 }
 

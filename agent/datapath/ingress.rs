@@ -390,7 +390,10 @@ impl Ingress {
         });
         before.goes_on = unwrapped == Ok(0);
         match unwrapped {
-            Ok(start) if self.takes_answer(tunnel, place.start + start..place.end, now) => Heard::Peer,
+            Ok(start) if self.takes_answer(tunnel, place.start + start..place.end, now) => {
+                before.goes_on = false;
+                Heard::Peer
+            }
             Ok(start) => {
                 self.push(device, before.sender, place.start + start..place.end);
                 Heard::Packet
@@ -479,7 +482,10 @@ impl Ingress {
         let admitted = admit(device, tunnel, packet, Some(way.2), &mut known.admitted);
         known.goes_on = admitted.is_ok();
         match admitted {
-            Ok(()) if self.takes_answer(tunnel, at..end, now) => Heard::Peer,
+            Ok(()) if self.takes_answer(tunnel, at..end, now) => {
+                known.goes_on = false;
+                Heard::Peer
+            }
             Ok(()) => {
                 self.push(device, known.sender, at..end);
                 Heard::Packet

@@ -300,7 +300,9 @@ impl LinkEnd {
                 (own, Some(other)) if own < other => status.sent.zip(status.received),
                 (_, Some(_) | None) => None,
             },
-            Measure::Echo(_) => status.round_trip.map(|_| (Hearing::default(), Hearing::default())),
+            // Of one that does not answer now there is nothing new.
+            Measure::Echo(_) if status.why == Why::Heard => Some((Hearing::default(), Hearing::default())),
+            Measure::Echo(_) => None,
         };
         Some(LinkView {
             report: LinkReport {

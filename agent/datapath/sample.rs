@@ -21,6 +21,15 @@ use crate::proto::model::{AllowedPrefix, Framing, Mtu, Offload};
 /// A device with a tunnel to each of `endpoints`, in this order, with the allowed prefixes 10.9.0.1/32 and so on, which do
 /// `without` some offloads.
 pub(super) fn table(endpoints: &[SocketAddr], without: &[Offload]) -> Table {
+    table_of(endpoints, without, |_| Kept::default())
+}
+
+/// The same with what is known of each tunnel, `t1` and so on.
+pub(super) fn table_of(
+    endpoints: &[SocketAddr],
+    without: &[Offload],
+    mut kept: impl FnMut(&str) -> Kept,
+) -> Table {
     let tunnel = |number: usize, endpoint| ForwardingTunnel {
         endpoint: Some(endpoint),
         exact_port: false,
@@ -50,7 +59,7 @@ pub(super) fn table(endpoints: &[SocketAddr], without: &[Offload]) -> Table {
     };
     let mut table = Table::default();
     let open = OpenDevice { id: 1, tun: Arc::new(TunDevice::null()) };
-    table.add(open, &device, |_, _| Kept::default());
+    table.add(open, &device, |name, _| kept(name.as_str()));
     table
 }
 

@@ -1,8 +1,8 @@
 //! The largest packet that the path between two hosts carries, found by what arrives and not by what routers say (RFC 8899).
 //!
 //! What is in use is asked for again and again: a path that carries less than it did, and says so to nobody, is found by three
-//! answers that fail to come while small packets pass, of which one was sent after the last question. Then the least that every path should carry is used, and from there
-//! on larger ones are tried.
+//! answers that fail to come while small packets pass, of which one was sent after the last question. Then the least that every
+//! path should carry is used, and from there on larger ones are tried.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;

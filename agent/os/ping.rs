@@ -8,6 +8,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::agent::packet::echo::{Token, answer, answered, message};
 use crate::agent::packet::parse::Packet;
+use crate::proto::host::clock::now;
 use crate::proto::session::{Ping, Port};
 
 /// How often it is asked.
@@ -16,8 +17,6 @@ const TRIES: u16 = 3;
 const PATIENCE: Duration = Duration::from_millis(500);
 /// How often a port is tried: kernels say once a second that nobody listens, whoever has asked.
 const PORT_TRIES: u16 = 6;
-/// How much else may come at most before the answer.
-const OTHERS: usize = 100;
 
 /// Asks a host by ICMP echoes. `None`: this process may not, or the host has no such addresses.
 pub fn ping(address: IpAddr, token: &Token) -> Option<Ping> {
@@ -32,7 +31,6 @@ pub fn ping(address: IpAddr, token: &Token) -> Option<Ping> {
         Err(_) => (open(Type::DGRAM).ok()?, false),
     };
     let has_header = is_raw && address.is_ipv4();
-    socket.set_read_timeout(Some(PATIENCE)).ok()?;
     let asked = socket
         .connect(&SocketAddr::new(address, 0).into())
         .and_then(|()| ask(&socket, address, has_header, token));
@@ -51,12 +49,17 @@ fn ask(mut socket: &Socket, address: IpAddr, has_header: bool, token: &Token) ->
     };
     for sequence in 0..TRIES {
         socket.write_all(&message(address.is_ipv4(), token, sequence))?;
-        for _ in 0..OTHERS {
+        let deadline = now() + PATIENCE;
+        loop {
+            let left = deadline.saturating_duration_since(now());
+            // A socket waits for ever without a time.
+            if left.is_zero() {
+                break;
+            }
+            socket.set_read_timeout(Some(left))?;
             let mut buffer = [0; 512];
             match socket.read(&mut buffer) {
-                Ok(length) if is_answer(&buffer[..length]) => {
-                    return Ok(true);
-                }
+                Ok(length) if is_answer(&buffer[..length]) => return Ok(true),
                 Ok(_) => {}
                 Err(error) if is_timeout(&error) => break,
                 Err(error) => return Err(error),

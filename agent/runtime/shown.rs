@@ -58,7 +58,8 @@ impl Runtime {
         }
         if self.platform.other_key(&status.name, since_boot) {
             status.notes.push(
-                "somebody at the peer's address uses another key than the tunnel has for the peer or this host: see                  that each end has the other's public key"
+                "somebody at the peer's address uses another key than the tunnel has for the peer or this host: see that \
+                 each end has the other's public key"
                     .to_owned(),
             );
         }

@@ -1,6 +1,6 @@
 //! A session with its connection: performs what the session wants done.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,6 +14,9 @@ use crate::agent::session::{
 use crate::proto::model::{DeviceName, MeshName, NodeName, PublicKey, TunnelName};
 use crate::proto::session::{AgentMessage, Examination, Findings, Forwarding, ItemId, TunnelReport};
 
+/// How many examinations wait at most.
+const EXAMINATIONS: usize = 4;
+
 /// A session with what acts for it.
 pub struct Uplink {
     session: Session,
@@ -25,7 +28,7 @@ pub struct Uplink {
     /// What the session wants kept.
     base: Option<Base>,
     /// What the controller wants tried.
-    examination: Option<Examination>,
+    examinations: VecDeque<Examination>,
     /// Where controllers are, when that has changed.
     addresses: Option<BTreeSet<IpAddr>>,
     node: NodeName,
@@ -53,7 +56,7 @@ impl Uplink {
             connection: None,
             arrived: None,
             base: None,
-            examination: None,
+            examinations: VecDeque::new(),
             node,
             shown: (SessionState::Waiting, None),
             told: Told::default(),
@@ -114,7 +117,10 @@ impl Uplink {
                     self.credentials.operators().replace(operators);
                 }
                 Effect::Operators(_) => {}
-                Effect::Examine(asked) => self.examination = Some(asked),
+                Effect::Examine(asked) if self.examinations.len() < EXAMINATIONS => {
+                    self.examinations.push_back(asked);
+                }
+                Effect::Examine(_) => {}
             }
         }
         self.tell();
@@ -164,7 +170,7 @@ impl Uplink {
 
     /// What is to be tried; then say [`Self::handle_findings`].
     pub(super) fn take_examination(&mut self) -> Option<Examination> {
-        self.examination.take()
+        self.examinations.pop_front()
     }
 
     /// Takes in what was found.

@@ -1,6 +1,7 @@
 //! `controller diagnose`.
 
 use super::{AskArgs, Error};
+use crate::proto::host::output::printable;
 use crate::proto::v1;
 
 /// Say what is wrong between two nodes, and what to try
@@ -25,6 +26,6 @@ impl Args {
         let request =
             v1::DiagnoseRequest { node: self.node.clone(), peer: self.peer.clone(), mesh: self.mesh.clone() };
         let answer = self.ask.connect().await?.diagnose(request).await?.into_inner();
-        self.ask.write(&answer, |answer| answer.paragraph.clone())
+        self.ask.write(&answer, |answer| printable(&answer.paragraph))
     }
 }

@@ -6,7 +6,7 @@ fn end(name: &str) -> End {
         health: Some(Health::Live),
         last_heard: Some(Duration::from_secs(1)),
         clock: None,
-        offers: false,
+        offers: [false; 2],
         failure: None,
         loses: None,
         host: Some(Vec::new()),
@@ -26,6 +26,7 @@ fn way(ping: Ping) -> PeerFinding {
 /// Two nodes whose link passes so, and a third that reaches both.
 fn evidence(passages: [Passage; 2]) -> Evidence {
     Evidence {
+        mesh: "m".parse().unwrap(),
         ends: [end("a"), end("b")],
         link: Verdict { state: Some(LinkStanding { passages }), ..Verdict::default() },
         third: Some(Third {
@@ -48,7 +49,7 @@ const THERE_CUT: [Passage; 2] = [Passage::Cut, Passage::Heard];
 fn where_nothing_is_wrong_nothing_is_said_to_be() {
     let right = evidence(UP);
     assert_eq!(kinds(&right), []);
-    assert_eq!(paragraph(&right, &[]), "Nothing is wrong between a and b: both hear each other.");
+    assert_eq!(paragraph(&right, &[]), "Nothing is wrong between a and b in mesh m: both hear each other.");
 }
 
 #[test]
@@ -67,6 +68,46 @@ fn who_is_not_there_is_told_by_what_its_host_answers() {
     assert_eq!(gone(Ping::Answered, Port::OpenOrSilent, unheard), [Kind::AgentDown]);
     assert_eq!(gone(Ping::Silent, Port::OpenOrSilent, unheard), [Kind::HostDown]);
     assert_eq!(gone(Ping::Answered, Port::OpenOrSilent, UP), [Kind::Away]);
+    // It is heard, and does not hear.
+    assert_eq!(gone(Ping::Answered, Port::OpenOrSilent, THERE_CUT), [Kind::Away, Kind::Firewall]);
+}
+
+#[test]
+fn who_does_not_answer_an_examination_is_not_gone_for_that() {
+    let mut silent = evidence(UP);
+    (silent.ends[1].host, silent.ends[1].peer) = (None, None);
+    let unanswered = Some(way(Ping::Silent));
+    (silent.ends[0].peer, silent.third.as_mut().unwrap().peers[1]) = (unanswered.clone(), unanswered);
+    assert_eq!(kinds(&silent), [], "its tunnels carry packets");
+    silent.link = evidence(DOWN).link;
+    assert_eq!(kinds(&silent), [Kind::HostDown]);
+}
+
+#[test]
+fn a_peer_without_an_agent_may_be_asleep() {
+    for (passages, ping) in [
+        ([Passage::Unknown, Passage::Cut], Some(Ping::Answered)),
+        ([Passage::Unknown, Passage::Cut], Some(Ping::Silent)),
+        ([Passage::Unknown, Passage::Heard], Some(Ping::Answered)),
+        ([Passage::Unknown, Passage::Cut], None),
+    ] {
+        let mut asleep = evidence(passages);
+        asleep.ends[1].health = None;
+        (asleep.ends[1].host, asleep.ends[1].peer) = (None, None);
+        asleep.ends[0].peer = Some(PeerFinding { ping: ping.clone(), ..PeerFinding::default() });
+        assert_eq!(kinds(&asleep), [Kind::Silent], "{passages:?} {ping:?}");
+    }
+}
+
+#[test]
+fn pings_that_were_not_sent_are_not_told_of() {
+    for passages in [THERE_CUT, DOWN] {
+        let mut unasked = evidence(passages);
+        unasked.ends.iter_mut().for_each(|end| end.peer = Some(PeerFinding::default()));
+        unasked.third = None;
+        let told = paragraph(&unasked, &judge(&unasked));
+        assert!(!told.contains("pings"), "{told}");
+    }
 }
 
 #[test]
@@ -79,6 +120,7 @@ fn pings_that_pass_tell_a_firewall_from_a_cut() {
         (DOWN, Ping::NoWay("no route to host".to_owned()), Kind::PathCut),
         ([Passage::Unknown, Passage::Cut], Ping::Silent, Kind::PathCut),
         ([Passage::Unknown; 2], Ping::Silent, Kind::Unclear),
+        ([Passage::Unknown; 2], Ping::Answered, Kind::Unclear),
     ] {
         let mut evidence = evidence(passages);
         evidence.ends.iter_mut().for_each(|end| end.peer = Some(way(ping.clone())));
@@ -115,9 +157,15 @@ fn what_is_set_up_wrong_comes_before_what_follows_from_it() {
     let mut failed = evidence(DOWN);
     failed.ends[0].failure = Some("device m is another's".to_owned());
     assert_eq!(kinds(&failed), [Kind::Tunnel]);
+    let refusing = || Some(PeerFinding { port: Some(Port::Refused), ..way(Ping::Answered) });
     let mut elsewhere = evidence(DOWN);
-    elsewhere.ends[0].peer = Some(PeerFinding { port: Some(Port::Refused), ..way(Ping::Answered) });
+    elsewhere.ends[0].peer = refusing();
+    elsewhere.third.as_mut().unwrap().arrives = [Passage::Unknown; 2];
     assert_eq!(kinds(&elsewhere), [Kind::NobodyListens]);
+    // The agent runs: somebody before it says so.
+    let mut rejected = evidence(THERE_CUT);
+    rejected.ends[0].peer = refusing();
+    assert_eq!(kinds(&rejected), [Kind::Firewall]);
 }
 
 #[test]
@@ -126,15 +174,26 @@ fn what_stands_beside_a_link_is_told_with_it() {
     beside.ends[0].loses = Some((1401, 1400));
     beside.ends[1].clock =
         Some("its clock is 1 h 0 min behind the controller's: set the one that is wrong".to_owned());
-    let subjects = [HostSubject::Forwarding, HostSubject::ReversePath, HostSubject::Firewall];
-    let findings = |subject| HostFinding { subject, found: "f".to_owned(), remedy: "r".to_owned() };
+    let subjects = [
+        HostSubject::ForwardingV4,
+        HostSubject::ForwardingV6,
+        HostSubject::ReversePath,
+        HostSubject::Firewall,
+    ];
+    let findings = |subject| HostFinding { subject, found: "f".to_owned() };
     beside.ends[0].host = Some(subjects.map(findings).into());
     assert_eq!(kinds(&beside), [Kind::Firewall, Kind::SmallPath, Kind::ReversePath, Kind::ClockOff]);
-    beside.ends[0].offers = true;
+    beside.ends[0].offers = [true, false];
     let all =
         [Kind::SmallPath, Kind::ForwardingOff, Kind::ReversePath, Kind::ForwardFirewall, Kind::ClockOff];
     beside.link = evidence(UP).link;
     assert_eq!(kinds(&beside), all);
+    beside.ends[0].offers = [false; 2];
+    assert_eq!(
+        kinds(&beside),
+        [Kind::SmallPath, Kind::ClockOff],
+        "what goes straight into its tunnel passes"
+    );
     let faults = judge(&beside);
     let text = paragraph(&beside, &faults);
     assert!(faults.iter().all(|fault| text.contains(&fault.words) && text.contains(&fault.remedy)), "{text}");

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use super::links::judge_link;
+use super::links::{Passage, judge_link};
 use super::{ControllerState, Effect};
 use crate::controller::diagnosis::{End, Evidence, Third};
 use crate::controller::mesh::Mesh;
@@ -11,6 +11,9 @@ use crate::controller::plan::tunnel_name;
 use crate::controller::registry::Health;
 use crate::proto::model::{MeshName, NodeName, TunnelName, TunnelState};
 use crate::proto::session::{ControllerMessage, Examination, Findings, ItemId};
+
+/// How many nodes are looked at for a third one at most.
+const THIRDS: usize = 100;
 
 /// What somebody wants to know: what is wrong between two nodes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,7 +68,18 @@ impl ControllerState {
             .find(|(mesh, members)| a != b && members.contains(a) && members.contains(b) && joins(mesh))
             .ok_or_else(|| NoInquiry::Apart(a.clone(), b.clone()))?;
         let speaks = |node: &NodeName| self.registry.node(node).is_some_and(|node| node.speaks(now));
-        let third = members.into_iter().find(|node| !ends.contains(node) && speaks(node));
+        let third = members.into_iter().filter(|node| !ends.contains(node) && speaks(node));
+        // Who reaches both says more, and who is cut off itself nothing.
+        let worth = |node: &NodeName| {
+            let of_pair = |end| {
+                let passages = judge_link(self, mesh, [node, end], now).passages();
+                (self.has_tunnel(mesh, node, end), passages[0] == Passage::Heard)
+            };
+            let [a, b] = [a, b].map(of_pair);
+            (u8::from(a.0) + u8::from(b.0), u8::from(a.1) + u8::from(b.1))
+        };
+        // Of a large mesh some are enough.
+        let third = third.take(THIRDS).max_by_key(worth).filter(|node| worth(node).0 > 0);
         let tunnels = |node: &NodeName, peers: &[&NodeName]| {
             let named = peers.iter().filter(|peer| self.has_tunnel(mesh, node, peer));
             (node.clone(), named.filter_map(|peer| tunnel_name(mesh, peer)).collect::<Vec<_>>())
@@ -121,14 +135,17 @@ impl ControllerState {
                     .and_then(|node| node.last_heard)
                     .map(|heard| now.saturating_duration_since(heard)),
                 clock: node.and_then(|node| node.clock_words()),
-                offers: mesh.nodes.get(name).is_some_and(|wanted| !wanted.routes.is_empty()),
+                offers: [true, false].map(|is_v4| {
+                    let routes = mesh.nodes.get(name).map_or(&[][..], |wanted| &wanted.routes);
+                    routes.iter().any(|route| route.addr().is_ipv4() == is_v4)
+                }),
                 failure: tunnel.and_then(|tunnel| self.failure(name, tunnel)),
                 loses: link.and_then(|link| link.report.loses.zip(link.report.carries)),
                 host: found.get(name).map(|findings| findings.host.clone()),
                 peer: way(name, other),
             }
         });
-        Some(Evidence { ends, link: judge_link(self, mesh, [a, b], now), third })
+        Some(Evidence { mesh: inquiry.mesh.clone(), ends, link: judge_link(self, mesh, [a, b], now), third })
     }
 
     fn has_tunnel(&self, mesh: &Mesh, of: &NodeName, to: &NodeName) -> bool {

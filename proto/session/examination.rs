@@ -35,15 +35,15 @@ pub struct HostFinding {
     pub subject: HostSubject,
     /// What was found, in words.
     pub found: String,
-    /// What to do about it.
-    pub remedy: String,
 }
 
 /// What of a host keeps subnets behind it from being reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum HostSubject {
-    /// Forwarding is off.
-    Forwarding,
+    /// Forwarding of IPv4 is off.
+    ForwardingV4,
+    /// Forwarding of IPv6 is off.
+    ForwardingV6,
     /// The reverse-path filter is strict.
     ReversePath,
     /// A firewall drops what is forwarded.
@@ -59,7 +59,8 @@ pub struct PeerFinding {
     pub ping: Option<Ping>,
     /// What became of a datagram to its data port; absent: none was sent.
     pub port: Option<Port>,
-    /// An overlay address of the peer's whose packets do not go into the tunnel's device, and where they go.
+    /// An overlay address of the peer's, or one behind it, whose packets do not go into the tunnel's device, and the interface
+    /// by which they leave; empty: there is no route.
     pub strayed: Option<(IpAddr, String)>,
     /// Somebody at the peer's address begins handshakes with another key than the tunnel has, or for another key than this
     /// host's.

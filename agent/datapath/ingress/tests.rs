@@ -41,6 +41,47 @@ fn marks_are_asked_for_as_soon_as_there_is_what_can_be_marked() {
     assert_eq!(congested(), 2);
 }
 
+/// Whoever is asked by ICMP echoes must not bring packets in another's name behind its answer.
+#[test]
+fn behind_an_answer_each_packet_is_judged() {
+    use crate::agent::datapath::link::LinkEnd;
+    use crate::agent::datapath::stats::TunnelStats;
+    use crate::agent::datapath::table::Kept;
+    let own: IpAddr = [10, 9, 0, 9].into();
+    let end = Arc::new(LinkEnd::asking((own, [10, 9, 0, 2].into()), false, [7; 16], Duration::ZERO));
+    let asked = end.poll(&TunnelStats::default(), None, Duration::from_secs(1)).echo.expect("it asks");
+    let mut answer = Vec::new();
+    etherparse::PacketBuilder::ipv4([10, 9, 0, 2], [10, 9, 0, 9], 64)
+        .icmpv4_echo_reply(
+            u16::from_be_bytes([asked[24], asked[25]]),
+            u16::from_be_bytes([asked[26], asked[27]]),
+        )
+        .write(&mut answer, &asked[28..])
+        .unwrap();
+    let packet = || {
+        let mut packet = Vec::new();
+        let builder = etherparse::PacketBuilder::ipv4([10, 9, 0, 1], [10, 9, 0, 9], 64).udp(7777, 7777);
+        builder.write(&mut packet, b"of the first one").unwrap();
+        packet
+    };
+    let peers: Vec<_> = (0..2).map(|_| UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap()).collect();
+    let endpoints: Vec<_> = peers.iter().map(|peer| peer.local_addr().unwrap()).collect();
+    let link = |name: &str| (name == "t2").then(|| Arc::clone(&end));
+    let table = sample::table_of(&endpoints, &[], |name| Kept { link: link(name), ..Kept::default() });
+    let (shared, _) = sample::shared(table);
+    let port = shared.sockets.v4.as_ref().unwrap().local_addr().unwrap();
+    for (peer, datagram) in [(0, packet()), (1, answer), (1, packet())] {
+        peers[peer].send_to(&datagram, port).unwrap();
+    }
+    assert!(Ingress::of_port(Arc::clone(&shared), true).pass(Reading::Many).unwrap());
+    assert_eq!(end.status(|at| at).map(|status| status.why), Some(crate::proto::model::Why::Heard));
+    let table = shared.table.load();
+    let received =
+        |peer: usize| &table.tunnel(table.sender(endpoints[peer]).unwrap()).unwrap().stats.received;
+    assert_eq!(received(1).drops.read().get("source_not_allowed"), Some(&1));
+    assert_eq!([0, 1].map(|peer| received(peer).packets()), [1, 0]);
+}
+
 /// Peers on loopback with a tunnel each, and what receives from them.
 struct World {
     peers: Vec<UdpSocket>,

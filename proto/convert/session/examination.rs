@@ -34,12 +34,13 @@ pub(super) fn findings(wire: v1::Findings) -> Result<Findings, MessageError> {
 /// `None`: it is about what only a later release knows.
 fn host(wire: v1::HostFinding) -> Option<HostFinding> {
     let subject = match wire.subject() {
-        Subject::Forwarding => HostSubject::Forwarding,
+        Subject::ForwardingV4 => HostSubject::ForwardingV4,
+        Subject::ForwardingV6 => HostSubject::ForwardingV6,
         Subject::ReversePath => HostSubject::ReversePath,
         Subject::Firewall => HostSubject::Firewall,
         Subject::Unspecified => return None,
     };
-    Some(HostFinding { subject, found: cut(wire.found), remedy: cut(wire.remedy) })
+    Some(HostFinding { subject, found: cut(wire.found) })
 }
 
 fn peer(wire: v1::PeerFinding) -> Result<(TunnelName, PeerFinding), MessageError> {
@@ -72,13 +73,13 @@ pub(super) fn wire_examination(examination: Examination) -> v1::Examination {
 pub(super) fn wire_findings(findings: Findings) -> v1::Findings {
     let host = findings.host.into_iter().map(|finding| v1::HostFinding {
         subject: match finding.subject {
-            HostSubject::Forwarding => Subject::Forwarding,
+            HostSubject::ForwardingV4 => Subject::ForwardingV4,
+            HostSubject::ForwardingV6 => Subject::ForwardingV6,
             HostSubject::ReversePath => Subject::ReversePath,
             HostSubject::Firewall => Subject::Firewall,
         }
         .into(),
         found: finding.found,
-        remedy: finding.remedy,
     });
     v1::Findings {
         request: findings.request,
@@ -142,10 +143,10 @@ mod tests {
         #[test]
         fn what_is_found_is_understood_as_it_was_told(
             peers in prop::collection::btree_map("[a-z]{1,10}", peer_finding(), 0..EXAMINED), request in any::<u64>(),
-            (found, remedy) in ("[a-z ]{0,30}", "[a-z ]{0,30}"),
+            found in "[a-z ]{0,30}",
         ) {
-            let subjects = [HostSubject::Forwarding, HostSubject::ReversePath, HostSubject::Firewall];
-            let host = subjects.map(|subject| HostFinding { subject, found: found.clone(), remedy: remedy.clone() });
+            let subjects = [HostSubject::ForwardingV4, HostSubject::ForwardingV6, HostSubject::ReversePath, HostSubject::Firewall];
+            let host = subjects.map(|subject| HostFinding { subject, found: found.clone() });
             let peers = peers.into_iter().map(|(name, finding)| (name.parse().unwrap(), finding)).collect();
             let told = Findings { request, host: host.into(), peers };
             prop_assert_eq!(findings(wire_findings(told.clone())).unwrap(), told);
