@@ -10,8 +10,8 @@ use std::thread;
 use std::time::Duration;
 
 use lab::{
-    AGENT, Agent, Family, Faults, Host, Lab, Passed, Pinger, Relay, SOON, ThreeHosts, grpcurl, number, ping,
-    ping_ok, refusing_trains_to, transfer, wait_until,
+    AGENT, Agent, Family, Faults, Host, Lab, Passed, Pinger, Relayed, SOON, ThreeHosts, grpcurl, number,
+    ping, ping_ok, refusing_trains_to, transfer, wait_until,
 };
 use serde_json::{Value, json};
 
@@ -313,31 +313,10 @@ fn congestion_marked_on_the_way_reaches_the_packets_inside() {
     assert_eq!(carried()[1..], before[1..], "of a packet nothing is shown");
 }
 
-/// Two hosts whose datagrams go by way of a third, which is not kind to them.
 fn passes_an_underlay_with(faults: Faults, framing: &str) {
-    let lab = Lab::new();
-    let (a, b, between) = (lab.host("a"), lab.host("b"), lab.host("between"));
-    lab.link(&a, "172.100.1.1/24", &between, "172.100.1.254/24");
-    lab.link(&b, "172.100.2.1/24", &between, "172.100.2.254/24");
-    let address = |text: &str| text.parse().unwrap();
-    let relay = Relay::start(
-        &between,
-        [address("172.100.1.254:5000"), address("172.100.2.254:5000")],
-        [address("172.100.1.1:5000"), address("172.100.2.1:5000")],
-        faults,
-        7,
-    );
-    let agents = [Agent::start(&a, &[]), Agent::start(&b, &[])];
-    for (n, agent) in (1..).zip(&agents) {
-        let tunnel = json!({"tunnel": {
-            "name": "link", "addresses": [format!("10.0.1.{n}/24")], "remote": format!("172.100.{n}.254"),
-            "framing": framing, "peerPublicKey": key(&agents[2 - n], framing),
-        }});
-        grpcurl(agent, ADD, &tunnel).unwrap();
-    }
-    ping_ok(&a, "10.0.1.2");
-    transfer(&a, &b, "10.0.1.2", 3_000_000);
-    transfer(&b, &a, "10.0.1.1", 3_000_000);
+    let Relayed { hosts: [a, b], agents, relay, .. } = &Relayed::new(framing, faults, 7);
+    transfer(a, b, "10.0.1.2", 3_000_000);
+    transfer(b, a, "10.0.1.1", 3_000_000);
     for (from, to) in [(0, 1), (1, 0)] {
         let passed = &relay.passed[from];
         wait_until(SOON, "what went in came out, or is counted as dropped", || {

@@ -11,40 +11,16 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use lab::{
-    Agent, Disk, Host, Lab, Names, SOON, actual, grpcurl, holds_within, legacy_add, ping_ok, wait_until,
+    Agent, Disk, Names, SOON, actual, grpcurl, holds_within, legacy_add, ping_ok, tunnels_of_every_kind,
+    two_hosts, wait_until,
 };
 use serde_json::json;
-
-const ADD: &str = "tunmesh.v1.TunnelService/AddTunnel";
-
-fn mesh(host: &Host, agent: &Agent) {
-    legacy_add(host, "udp2", "10.0.1.1", "172.100.1.2", 1400);
-    for tunnel in [
-        json!({"name": "udp3", "addresses": ["10.0.3.1/30", "fd00:3::1/64"], "remote": "172.100.1.3", "framing": "RAW",
-               "mtu": 1280, "routes": ["192.168.3.0/24", "fd00:33::/64"]}),
-        json!({"name": "shared-4", "device": "mesh0", "addresses": ["10.9.0.1/24"], "remote": "172.100.1.4",
-               "framing": "RAW", "allowedPrefixes": [{"prefix": "10.9.0.4/32"}, {"prefix": "192.168.4.0/24"}],
-               "routes": ["192.168.4.0/24"]}),
-        json!({"name": "shared-5", "device": "mesh0", "remote": "172.100.1.5:6000", "framing": "PI", "mtu": 1300,
-               "allowedPrefixes": [{"prefix": "10.9.0.5/32"}, {"prefix": "192.168.5.0/24"}],
-               "routes": ["192.168.5.0/24"]}),
-    ] {
-        grpcurl(agent, ADD, &json!({ "tunnel": tunnel })).unwrap();
-    }
-}
-
-fn two_hosts() -> (Lab, Host, Host) {
-    let lab = Lab::new();
-    let (host, other) = (lab.host("host"), lab.host("other"));
-    lab.link(&host, "172.100.1.1/24", &other, "172.100.1.2/24");
-    (lab, host, other)
-}
 
 #[test]
 fn killed_twenty_times_it_comes_back_as_it_was() {
     let (_lab, host, other) = two_hosts();
     let mut agent = Agent::start(&host, &[]);
-    mesh(&host, &agent);
+    tunnels_of_every_kind(&host, &agent);
     let their = Agent::start(&other, &[]);
     legacy_add(&other, "udp1", "10.0.1.2", "172.100.1.1", 1400);
     let wanted = actual(&host);
@@ -68,7 +44,7 @@ fn terminated_it_leaves_nothing_and_remembers_everything() {
     let (_lab, host, other) = two_hosts();
     let before = (host.ip_json(["addr"]), host.ip_json(["route", "show", "table", "all"]));
     let mut agent = Agent::start(&host, &[]);
-    mesh(&host, &agent);
+    tunnels_of_every_kind(&host, &agent);
     let wanted = actual(&host);
     let socket = agent.socket();
     assert!(agent.terminate().success());
@@ -90,7 +66,7 @@ fn terminated_it_leaves_nothing_and_remembers_everything() {
 fn a_corrupt_state_file_is_set_aside() {
     let (_lab, host, _other) = two_hosts();
     let mut agent = Agent::start(&host, &[]);
-    mesh(&host, &agent);
+    tunnels_of_every_kind(&host, &agent);
     let path = agent.state_dir().join("state");
     let good = fs::read(&path).unwrap();
     let half = good[..good.len() / 2].to_vec();
@@ -111,7 +87,7 @@ fn a_corrupt_state_file_is_set_aside() {
 fn a_second_agent_says_what_is_taken() {
     let (_lab, host, _other) = two_hosts();
     let mut first = Agent::start(&host, &[]);
-    mesh(&host, &first);
+    tunnels_of_every_kind(&host, &first);
     let wanted = actual(&host);
     let socket = first.socket();
     let (socket, state) = (socket.to_str().unwrap(), first.state_dir());

@@ -5,8 +5,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::lab::{
-    Agent, Host, Lab, SOON, Segment, actual, grpcurl, holds_within, legacy_add, node_name, ping, ping_ok,
-    tunnel_status, wait_until,
+    Agent, Host, SOON, Segment, actual, grpcurl, holds_within, legacy_add, node_name, ping, ping_ok,
+    tunnel_status, tunnels_of_every_kind, two_hosts, wait_until,
 };
 
 const ADD: &str = "tunmesh.v1.TunnelService/AddTunnel";
@@ -102,13 +102,6 @@ fn case_03_what_was_deleted_and_readdressed_while_it_was_dead_leaves_nothing() {
     }
 }
 
-fn two_hosts() -> (Lab, Host, Host) {
-    let lab = Lab::new();
-    let (host, other) = (lab.host("host"), lab.host("other"));
-    lab.link(&host, "172.100.1.1/24", &other, "172.100.1.2/24");
-    (lab, host, other)
-}
-
 #[test]
 fn case_04_started_while_its_predecessor_is_ending_it_waits() {
     let (_lab, host, _other) = two_hosts();
@@ -129,27 +122,11 @@ fn case_04_started_while_its_predecessor_is_ending_it_waits() {
     assert!(agent.alive());
 }
 
-fn mesh(host: &Host, agent: &Agent) {
-    legacy_add(host, "udp2", "10.0.1.1", "172.100.1.2", 1400);
-    for tunnel in [
-        json!({"name": "udp3", "addresses": ["10.0.3.1/30", "fd00:3::1/64"], "remote": "172.100.1.3", "framing": "RAW",
-               "mtu": 1280, "routes": ["192.168.3.0/24", "fd00:33::/64"]}),
-        json!({"name": "shared-4", "device": "mesh0", "addresses": ["10.9.0.1/24"], "remote": "172.100.1.4",
-               "framing": "RAW", "allowedPrefixes": [{"prefix": "10.9.0.4/32"}, {"prefix": "192.168.4.0/24"}],
-               "routes": ["192.168.4.0/24"]}),
-        json!({"name": "shared-5", "device": "mesh0", "remote": "172.100.1.5:6000", "framing": "PI", "mtu": 1300,
-               "allowedPrefixes": [{"prefix": "10.9.0.5/32"}, {"prefix": "192.168.5.0/24"}],
-               "routes": ["192.168.5.0/24"]}),
-    ] {
-        grpcurl(agent, ADD, &json!({ "tunnel": tunnel })).unwrap();
-    }
-}
-
 #[test]
 fn case_04_a_foreign_device_of_the_same_name_costs_its_tunnel_alone() {
     let (_lab, host, other) = two_hosts();
     let mut agent = Agent::start(&host, &[]);
-    mesh(&host, &agent);
+    tunnels_of_every_kind(&host, &agent);
     let wanted = actual(&host);
     agent.kill9();
     for foreign in [&["type", "bridge"][..], &["tuntap"]] {

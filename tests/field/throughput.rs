@@ -7,11 +7,9 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::lab::{
-    AGENT, Agent, Faults, Flow, Host, Lab, Probed, Relay, SOON, Way, add_probed, grpcurl, number, ping_ok,
-    refusing_merged_to, transfer, tunnel_status, wait_until,
+    AGENT, Agent, Faults, Flow, Host, Probed, Relayed, SOON, Way, add_probed, number, refusing_merged_to,
+    transfer, tunnel_status, wait_until,
 };
-
-const ADD: &str = "tunmesh.v1.TunnelService/AddTunnel";
 
 /// What the kernel of a host counts under "TcpExt:" of /proc/net/netstat, in sum of these.
 fn tcp(host: &Host, names: &[&str]) -> u64 {
@@ -25,41 +23,21 @@ fn tcp(host: &Host, names: &[&str]) -> u64 {
 
 /// A stream over a way that takes 20 ms in each direction.
 fn keeps_a_stream_in_order(framing: &str, time: Duration) {
-    let lab = Lab::new();
-    let (a, b, between) = (lab.host("a"), lab.host("b"), lab.host("between"));
-    lab.link(&a, "172.100.1.1/24", &between, "172.100.1.254/24");
-    lab.link(&b, "172.100.2.1/24", &between, "172.100.2.254/24");
-    let address = |text: &str| text.parse().unwrap();
-    let relay = Relay::start(
-        &between,
-        [address("172.100.1.254:5000"), address("172.100.2.254:5000")],
-        [address("172.100.1.1:5000"), address("172.100.2.1:5000")],
-        Faults { delay: Duration::from_millis(20), ..Faults::default() },
-        18,
-    );
-    let agents = [Agent::start(&a, &[]), Agent::start(&b, &[])];
-    for (n, agent) in (1..).zip(&agents) {
-        let key = if framing == "WIREGUARD" { agents[2 - n].public_key() } else { String::new() };
-        let tunnel = json!({"tunnel": {
-            "name": "link", "addresses": [format!("10.0.1.{n}/24")], "remote": format!("172.100.{n}.254"),
-            "framing": framing, "peerPublicKey": key,
-        }});
-        grpcurl(agent, ADD, &tunnel).unwrap();
-    }
+    let faults = Faults { delay: Duration::from_millis(20), ..Faults::default() };
+    let Relayed { hosts: [a, b], agents, relay, .. } = &Relayed::new(framing, faults, 18);
     // What is under way fits every buffer: nothing is lost for want of room, so that whatever is out of order was put so.
-    for host in [&a, &b] {
+    for host in [a, b] {
         host.sysctl("net.ipv4.tcp_rmem", "4096 131072 1048576");
         host.sysctl("net.ipv4.tcp_wmem", "4096 131072 1048576");
     }
-    ping_ok(&a, "10.0.1.2");
-    let flow = Flow::start(&a, &b, "10.0.1.2");
+    let flow = Flow::start(a, b, "10.0.1.2");
     thread::sleep(time);
     let received = flow.received();
     drop(flow);
     // The way carries a window each 40 ms.
     let least = 1_000_000 * time.as_secs();
     assert!(received > least, "{framing}: {received} bytes in {time:?}");
-    let out_of_order = tcp(&b, &["TCPOFOQueue"]) + tcp(&a, &["TCPSACKReorder", "TCPTSReorder"]);
+    let out_of_order = tcp(b, &["TCPOFOQueue"]) + tcp(a, &["TCPSACKReorder", "TCPTSReorder"]);
     assert_eq!(out_of_order, 0, "{framing}");
     for (from, to) in [(0, 1), (1, 0)] {
         let passed = &relay.passed[from];
