@@ -117,10 +117,12 @@ fn who_is_asked_is_an_address_of_a_host_that_sends_no_probes() {
         ("0.0.0.0", false, "is no address of a host"),
         ("minion", false, "is no address of a host"),
         ("10.9.0.2", true, "is not asked where probes are sent"),
+        ("10.9.0.1", false, "is this host's own"),
+        ("10.8.0.2", false, "is in none of allowed_prefixes"),
     ] {
         let tunnel = json!({"tunnel": {
             "name": "link", "addresses": ["10.9.0.1/24"], "remote": "172.100.2.2", "framing": "RAW", "echo": echo,
-            "probed": probed,
+            "probed": probed, "allowedPrefixes": [{"prefix": "10.9.0.0/24"}],
         }});
         let refused = grpcurl(&agent, ADD, &tunnel).unwrap_err();
         assert!(refused.message.contains("tunnel.echo") && refused.message.contains(problem), "{refused:?}");

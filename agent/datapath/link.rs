@@ -281,7 +281,8 @@ impl LinkEnd {
             since: since_epoch(since),
             last_heard: last_heard.map(since_epoch),
             detection_time,
-            round_trip: inner.round_trip().map(|round_trip| round_trip.mean),
+            // What is known by keys alone says nothing of how long an answer takes.
+            round_trip: inner.round_trip().filter(|_| why != Why::Keyed).map(|round_trip| round_trip.mean),
             sent: known(figures.and_then(Figures::heard)),
             received: known(figures.map(Figures::hearing)),
             changes,

@@ -82,6 +82,8 @@ pub struct Link {
     timing: Timing,
     random: u64,
     other: Option<Other>,
+    /// When a packet came, while no probe has.
+    packet_at: Option<Duration>,
     state: LinkState,
     why: Why,
     is_leaving: bool,
@@ -104,6 +106,7 @@ impl Link {
             timing,
             random: seed | 1,
             other: None,
+            packet_at: None,
             state: LinkState::Down,
             why: Why::Never,
             is_leaving: false,
@@ -164,8 +167,9 @@ impl Link {
 
     /// A packet of the other end came at a time that may have passed.
     pub fn handle_data(&mut self, at: Duration) {
-        if let Some(other) = &mut self.other {
-            other.heard_at = other.heard_at.max(at);
+        match &mut self.other {
+            Some(other) => other.heard_at = other.heard_at.max(at),
+            None => self.packet_at = self.packet_at.max(Some(at)),
         }
     }
 
@@ -241,7 +245,9 @@ impl Link {
             return (LinkState::AdminDown, Why::Leaving);
         }
         let Some(other) = &self.other else {
-            return (LinkState::Down, Why::Never);
+            // Its tunnel may not be probed.
+            let comes = self.packet_at.is_some_and(|at| now < at + SLOWEST);
+            return (LinkState::Down, if comes { Why::Wordless } else { Why::Never });
         };
         match other.state {
             // Nobody else knows this end's number.

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use gotatun::noise::errors::WireGuardError;
@@ -117,6 +117,8 @@ pub struct Noise {
     is_confirmed: bool,
     /// How many initiations of the peer were answered since it has shown that it has keys.
     answered: usize,
+    /// When the keys were agreed on that are in use while these answers are not known to have arrived.
+    held: Option<Instant>,
     /// With their lengths before they were padded.
     waiting: VecDeque<(Packet, usize)>,
     /// Where packets are put together before they are encrypted, and datagrams are decrypted.
@@ -131,7 +133,14 @@ impl Noise {
         let unused = RateLimiter::new(own.point(), u64::MAX);
         let peer = x25519::PublicKey::from(*peer.as_bytes());
         let tunn = Tunn::new(own.secret(), peer, None, keepalive, indices.0.clone(), Arc::new(unused));
-        Self { tunn, is_confirmed: false, answered: 0, waiting: VecDeque::new(), scratch: BytesMut::new() }
+        Self {
+            tunn,
+            is_confirmed: false,
+            answered: 0,
+            held: None,
+            waiting: VecDeque::new(),
+            scratch: BytesMut::new(),
+        }
     }
 
     fn packet(&mut self, bytes: &[u8]) -> Packet {
@@ -163,6 +172,7 @@ impl Noise {
     }
 }
 
+#[allow(clippy::disallowed_methods, reason = "the library reads the clock as well")]
 impl Tunnel for Noise {
     fn seal(&mut self, pieces: [&[u8]; 2], longest: u16, room: &mut Vec<u8>) -> Sealed {
         let length: usize = pieces.iter().map(|piece| piece.len()).sum();
@@ -217,6 +227,7 @@ impl Tunnel for Noise {
 
     fn shake(&mut self, message: &[u8]) -> Result<Option<Vec<u8>>, Refused> {
         let message = self.packet(message).try_into_wg().map_err(|_| Refused::Malformed)?;
+        let before = self.age();
         match self.tunn.handle_incoming_packet(message) {
             TunnResult::Done => Ok(None),
             TunnResult::WriteToNetwork(answer) => {
@@ -225,6 +236,9 @@ impl Tunnel for Noise {
                     (self.is_confirmed, self.answered) = (true, 0);
                 } else {
                     // The peer has not heard the answers before, and its session gives way to the last of them.
+                    if self.answered == 0 {
+                        self.held = before.and_then(|age| Instant::now().checked_sub(age));
+                    }
                     self.answered += 1;
                     self.is_confirmed &= self.answered < SESSIONS;
                 }
@@ -270,7 +284,12 @@ impl Tunnel for Noise {
     }
 
     fn age(&self) -> Option<Duration> {
-        self.tunn.time_since_last_handshake().filter(|_| self.is_confirmed)
+        // What was answered is no handshake until the peer shows that it has heard the answer.
+        let age = match self.answered {
+            0 => self.tunn.time_since_last_handshake(),
+            _ => self.held.map(|held| held.elapsed()),
+        };
+        age.filter(|_| self.is_confirmed)
     }
 }
 

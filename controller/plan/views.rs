@@ -217,7 +217,11 @@ fn tunnel_to(
         device: mesh.device.clone(),
         addresses: Vec::new(),
         mtu: mesh.mtu,
-        remote: member.endpoint.clone(),
+        // Of a peer that sends no probes nobody knows which of several answer.
+        remote: match member.wireguard {
+            Some(_) => member.endpoint.as_ref().map(|endpoint| endpoint.first().clone().into()),
+            None => member.endpoint.clone(),
+        },
         framing,
         keepalive,
         also_plain,

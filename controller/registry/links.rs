@@ -41,6 +41,11 @@ impl Links {
         self.by_tunnel.get(tunnel)
     }
 
+    #[cfg(test)]
+    pub(crate) fn by_tunnel_mut(&mut self, tunnel: &TunnelName) -> &mut KnownLink {
+        self.by_tunnel.get_mut(tunnel).unwrap()
+    }
+
     /// All of them.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (&TunnelName, &KnownLink)> {
         self.by_tunnel.iter()

@@ -258,8 +258,18 @@ impl MeshAdmin for Admin {
     ) -> Result<Response<v1::ListLinksResponse>, Status> {
         let v1::ListLinksRequest { after, mesh } = request.into_inner();
         let mesh: Option<MeshName> = (!mesh.is_empty()).then(|| parsed("mesh", &mesh)).transpose()?;
-        let look = move |state: &ControllerState, now, _| links::list(state, &after, mesh.as_ref(), now);
-        Ok(Response::new(self.controller.look(look).await?))
+        let look = move |state: &ControllerState, now, _| {
+            let unknown = mesh.as_ref().filter(|mesh| !state.stored().wanted.meshes.contains_key(*mesh));
+            match unknown {
+                Some(mesh) => {
+                    Err(format!("mesh {mesh} is not known; `controller mesh list` has their names"))
+                }
+                None => Ok(links::list(state, &after, mesh.as_ref(), now)),
+            }
+        };
+        let listed = self.controller.look(look).await?;
+        let listed = listed.map_err(|words| wire::refused(Code::NotFound, vec![("mesh".to_owned(), words)]));
+        Ok(Response::new(listed?))
     }
 
     async fn diagnose(

@@ -31,6 +31,12 @@ pub struct Inquiry {
 /// Why nothing can be found out of two nodes.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NoInquiry {
+    /// There is no such mesh.
+    #[error("mesh {0} is not known; `controller mesh list` has their names")]
+    NoMesh(MeshName),
+    /// One node was named twice.
+    #[error("{0} is one node: name two")]
+    Same(NodeName),
     /// A node is of no mesh.
     #[error(
         "node {0} is in no mesh, or not in the one that is asked for; `controller nodes` has their names"
@@ -38,7 +44,8 @@ pub enum NoInquiry {
     Unknown(NodeName),
     /// Nothing joins them.
     #[error(
-        "nodes {0} and {1} are in no mesh together: no tunnel joins them; `controller links --list` has the pairs"
+        "no tunnel joins {0} and {1}: they are in no mesh together, or one of them is of kind wireguard and does not list the \
+         other; `controller links --list` has the pairs"
     )]
     Apart(NodeName, NodeName),
 }
@@ -59,13 +66,19 @@ impl ControllerState {
             all.filter(|one| mesh.is_none_or(|mesh| *mesh == one.name))
                 .map(|mesh| (mesh, self.stored.wanted.members(mesh)))
         };
+        if let Some(unknown) = mesh.filter(|mesh| !self.stored.wanted.meshes.contains_key(*mesh)) {
+            return Err(NoInquiry::NoMesh(unknown.clone()));
+        }
+        if ends[0] == ends[1] {
+            return Err(NoInquiry::Same(ends[0].clone()));
+        }
         if let Some(stranger) = ends.iter().find(|end| !meshes().any(|(_, members)| members.contains(*end))) {
             return Err(NoInquiry::Unknown(stranger.clone()));
         }
         let [a, b] = &ends;
         let joins = |mesh: &Mesh| self.has_tunnel(mesh, a, b) || self.has_tunnel(mesh, b, a);
         let (mesh, members) = meshes()
-            .find(|(mesh, members)| a != b && members.contains(a) && members.contains(b) && joins(mesh))
+            .find(|(mesh, members)| members.contains(a) && members.contains(b) && joins(mesh))
             .ok_or_else(|| NoInquiry::Apart(a.clone(), b.clone()))?;
         let speaks = |node: &NodeName| self.registry.node(node).is_some_and(|node| node.speaks(now));
         let third = members.into_iter().filter(|node| !ends.contains(node) && speaks(node));

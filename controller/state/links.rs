@@ -257,7 +257,8 @@ fn reason(ends: [End<'_>; 2], passages: [Passage; 2]) -> String {
     };
     for end in [a, b] {
         if let Some(link) = end.says().filter(|link| !link.report.unsent.is_empty()) {
-            words += &format!("; {} cannot send: {}", end.name, link.report.unsent);
+            let separator = if words.is_empty() { "" } else { "; " };
+            words += &format!("{separator}{} cannot send: {}", end.name, link.report.unsent);
         }
     }
     words
@@ -366,6 +367,22 @@ mod tests {
         }
         let silent = verdict(None, None, both);
         assert_eq!((silent.state, &*silent.reason), (None, "its ends do not probe each other"));
+    }
+
+    #[test]
+    fn what_cannot_be_sent_is_told_of_a_link_that_is_up_as_well() {
+        let now = now();
+        let names: [NodeName; 2] = ["a", "b"].map(|name| name.parse().unwrap());
+        let mut links = [told(LinkState::Up, Why::Heard, now), told(LinkState::Up, Why::Heard, now)];
+        let tunnel = "t".parse().unwrap();
+        links[0].by_tunnel_mut(&tunnel).report.unsent = "no_session".to_owned();
+        let end = |n: usize| End {
+            name: &names[n],
+            link: links[n].get(&tunnel),
+            heard: Some((Duration::ZERO, true)),
+            has_agent: true,
+        };
+        assert_eq!(judge([end(0), end(1)], now).reason, "a cannot send: no_session");
     }
 
     #[test]

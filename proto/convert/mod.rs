@@ -84,7 +84,7 @@ fn tunnel_spec(tunnel: &v1::Tunnel) -> Result<TunnelSpec, CommandError> {
         keepalive: keepalive(tunnel.keepalive, is_encrypted)?,
         also_plain: tunnel.also_plain,
         probed: tunnel.probed,
-        echo: echo(&tunnel.echo, tunnel.probed)?,
+        echo: echo(tunnel)?,
         allowed_prefixes: allowed_prefixes(&tunnel.allowed_prefixes)?,
         routes: list(&tunnel.routes, Field::Route, parse_network)?,
         without: list(&tunnel.without, Field::Without, str::parse)?.into_iter().collect(),
@@ -247,7 +247,8 @@ fn remotes_to_wire(remotes: Option<&Remotes>) -> (String, Vec<String>) {
 }
 
 /// Who is asked by an ICMP echo.
-fn echo(address: &str, probed: bool) -> Result<Option<IpAddr>, CommandError> {
+fn echo(tunnel: &v1::Tunnel) -> Result<Option<IpAddr>, CommandError> {
+    let (address, probed) = (&tunnel.echo, tunnel.probed);
     if address.is_empty() {
         return Ok(None);
     }
@@ -257,7 +258,20 @@ fn echo(address: &str, probed: bool) -> Result<Option<IpAddr>, CommandError> {
         Ok(_) if probed => {
             refused("is not asked where probes are sent", "leave out one of `probed` and `echo`")
         }
-        Ok(address) if is_host_address(address) => Ok(Some(address)),
+        Ok(asked) if is_host_address(asked) => {
+            let own = list(&tunnel.addresses, Field::Address, parse_interface_address)?;
+            let allowed = allowed_prefixes(&tunnel.allowed_prefixes)?;
+            if own.iter().any(|own| own.addr() == asked) {
+                return refused("is this host's own", "give an overlay address of the peer, as 10.9.0.2");
+            }
+            if !allowed.is_empty() && !allowed.iter().any(|allowed| allowed.prefix.contains(&asked)) {
+                return refused(
+                    "is in none of allowed_prefixes",
+                    "give an address of the peer that is in one",
+                );
+            }
+            Ok(Some(asked))
+        }
         Ok(_) | Err(_) => {
             refused("is no address of a host", "give an overlay address of the peer, as 10.9.0.2")
         }

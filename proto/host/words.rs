@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::clock;
-use crate::proto::model::LinkState;
+use crate::proto::model::{LinkState, Why};
 use crate::proto::v1::tunnel_status::State;
 use crate::proto::words::{fine, span};
 use crate::proto::{convert, v1};
@@ -56,7 +56,8 @@ pub fn link(link: &v1::Link) -> String {
         State::Init => LinkState::Init.name(),
         State::Up => LinkState::Up.name(),
     };
-    if link.state() != State::Up {
+    // It may be up by less than what both ends hear.
+    if link.state() != State::Up || link.reason != Why::Heard.to_string() {
         return format!("{state} for {since}: {}", link.reason);
     }
     let trip = link.round_trip.as_ref().map(|trip| format!(", {} there and back", fine(convert::span(trip))));

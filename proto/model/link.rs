@@ -57,7 +57,7 @@ impl fmt::Display for Why {
             Self::Heard => "both ends hear each other",
             Self::Never => "nothing has come from the peer yet",
             Self::Silent => "nothing comes from the peer any more",
-            Self::Wordless => "packets come from the peer, but no probe",
+            Self::Wordless => "packets come from the peer, but no probe: its tunnel is to be probed, too",
             Self::Unanswered => "packets come from the peer, but no answer to an ICMP echo any more",
             Self::Keyed => "the peer answers no ICMP echo, but has agreed on keys within the last 3 minutes",
             Self::NotHeard => "the peer is heard, and does not hear this host",

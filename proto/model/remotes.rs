@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Invalid, Remote};
+use super::{Host, Invalid, Remote};
 
 /// Where a peer is reached: one place or more, each once, the preferred first. In words they stand behind each other
 /// with commas. One alone is kept as a text, several as a list.
@@ -30,6 +30,11 @@ impl Remotes {
                 let fault = Invalid::new("is one too many", format!("give at most {}", Self::MOST));
                 return Err((position, fault));
             }
+            if matches!(&remote.host, Host::Name(name) if name == "none") {
+                let remedy =
+                    "leave it out; an agent that is reached nowhere is started with --endpoint none alone";
+                return Err((position, Invalid::new("is no host", remedy)));
+            }
             if remotes.iter().take(position).any(|other| other == remote) {
                 return Err((position, Invalid::new("stands twice", "give it once")));
             }
@@ -37,7 +42,10 @@ impl Remotes {
         let mut remotes = remotes.into_iter();
         match remotes.next() {
             Some(first) => Ok(Self { first, others: remotes.collect() }),
-            None => Err((0, Invalid::new("is missing", "give an address or a host name, as 172.100.1.2"))),
+            None => Err((
+                0,
+                Invalid::new("is empty", "leave it out, or give an address or a host name, as 172.100.1.2"),
+            )),
         }
     }
 
@@ -163,6 +171,8 @@ mod tests {
             ("a,b,A", "stands twice; give it once"),
             ("a,b,c,d,e", "is one too many; give at most 4"),
             ("a,0.0.0.0", "is no host's address"),
+            ("none", "is no host; leave it out"),
+            ("none,172.100.1.2", "is no host; leave it out"),
         ] {
             let fault = text.parse::<Remotes>().unwrap_err().to_string();
             assert!(fault.contains(words), "{text}: {fault}");

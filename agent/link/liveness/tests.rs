@@ -366,3 +366,15 @@ fn the_probes_of_many_links_are_bounded_together() {
         assert_eq!(timing.interval * timing.multiplier.get().into(), millis(detection), "{links}");
     }
 }
+
+#[test]
+fn packets_without_any_probe_are_told_from_silence() {
+    let (mut link, second) = (Link::new(NonZeroU32::MIN, FEW, 1, Duration::ZERO), Duration::from_secs(1));
+    link.poll(second);
+    assert_eq!(link.state().2, Why::Never);
+    link.handle_data(second);
+    link.poll(second * 2);
+    assert_eq!((link.state().0, link.state().2), (LinkState::Down, Why::Wordless));
+    link.poll(second * 60);
+    assert_eq!(link.state().2, Why::Never);
+}

@@ -112,6 +112,21 @@ fn who_has_answered_sends_nothing_before_the_other_has_shown_that_it_is_there() 
 }
 
 #[test]
+fn an_answer_that_is_not_heard_makes_no_keys_new() {
+    let mut pair = Pair::joined();
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    for _ in 0..3 {
+        let initiation = pair.ends[0].initiate().unwrap();
+        let answer = pair.ends[1].shake(&initiation).unwrap();
+        assert!(answer.is_some(), "and it is lost");
+        assert!(pair.ends[1].age().unwrap() >= std::time::Duration::from_millis(50));
+    }
+    let initiation = pair.ends[0].initiate().unwrap();
+    pair.answer(initiation);
+    assert!(pair.ends[1].age().unwrap() < std::time::Duration::from_millis(50));
+}
+
+#[test]
 fn what_has_been_here_is_refused_and_what_comes_in_disorder_is_not() {
     const WINDOW: usize = 8_192;
     let mut pair = Pair::joined();

@@ -248,7 +248,7 @@ fn any_tunnel_spec() -> impl Strategy<Value = TunnelSpec> {
     let mtu = option::of((68..=65_535_u32).prop_map(|bytes| Mtu::try_from(bytes).unwrap()));
     let allowed = (networks(), vec(any::<u32>(), 5)).prop_map(|(networks, preferences)| {
         let both = networks.into_iter().zip(preferences);
-        both.map(|(prefix, preference)| AllowedPrefix { prefix, preference }).collect()
+        both.map(|(prefix, preference)| AllowedPrefix { prefix, preference }).collect::<Vec<_>>()
     });
     let remote = (remotes(), any::<bool>(), option::of(any::<std::num::NonZeroU16>()), any::<bool>());
     (tunnel(), device(), mtu, remote, framing, allowed, networks(), offloads()).prop_map(
@@ -261,7 +261,7 @@ fn any_tunnel_spec() -> impl Strategy<Value = TunnelSpec> {
             keepalive: remote.2.filter(|_| matches!(framing, Framing::Wireguard(_))),
             also_plain: remote.1 && remote.3 && framing != Framing::Pi,
             probed: remote.3 && framing != Framing::Pi,
-            echo: (!remote.3 && remote.1).then_some([10, 9, 0, 2].into()),
+            echo: (!remote.3 && remote.1 && allowed_prefixes.is_empty()).then_some([10, 9, 0, 2].into()),
             framing,
             allowed_prefixes,
             routes,
