@@ -173,7 +173,7 @@ fn every_fault_has_its_place_field_value_and_remedy() {
             "nodes: {a: {endpoint: [1.2.3.4, 1.2.3.5, 1.2.3.6, 1.2.3.7, 1.2.3.8]}}",
             &[(":3:60: nodes.a.endpoint[4] \"1.2.3.8\" is one too many", "give at most 4")],
         ),
-        ("nodes: {a: {endpoint: []}}", &[(":3:23: nodes.a.endpoint is missing", "as 172.100.1.2")]),
+        ("nodes: {a: {endpoint: []}}", &[(":3:23: nodes.a.endpoint is empty", "as 172.100.1.2")]),
         (
             "nodes: {a: {endpoint: [1.2.3.4, 1.2.3.5]}, b: {endpoint: [1.2.3.6, 1.2.3.5]}}",
             &[(":3:68: nodes.b.endpoint[1] \"1.2.3.5\" is also nodes.a.endpoint[1]", "its own port")],
