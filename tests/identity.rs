@@ -40,13 +40,6 @@ fn lost_nothing(traffic: Vec<(String, Pinger)>) {
     traffic.into_iter().for_each(|(what, pinger)| pinger.lost_nothing(&what));
 }
 
-/// Where an agent sends what is for its tunnel `prod.n2`.
-fn endpoint_of_2(agent: &Agent) -> String {
-    let tunnels = agent.tunnels();
-    let found = tunnels.iter().find(|status| status["tunnel"]["name"] == "prod.n2").expect("the tunnel");
-    found["endpoint"].as_str().unwrap_or_default().to_owned()
-}
-
 fn trouble(agent: &Agent) -> String {
     agent.session()["trouble"].as_str().unwrap_or_default().to_owned()
 }
@@ -221,6 +214,6 @@ fn an_agent_of_another_release_is_one_of_the_mesh() {
         let changed = file.replace("nodes:", &format!("mtu: {}\nnodes:", 1400 + version));
         segment.controller.apply_with(&changed, &["--wait"]).unwrap();
         assert_eq!(segment.controller.node("n2")["health"], "LIVE");
-        assert_eq!(endpoint_of_2(&first[0]), "172.100.1.2:5000");
+        assert_eq!(first[0].endpoint_of("prod.n2"), "172.100.1.2:5000");
     }
 }

@@ -39,13 +39,6 @@ fn lost_nothing(traffic: Vec<(String, Pinger)>) {
     traffic.into_iter().for_each(|(what, pinger)| pinger.lost_nothing(&what));
 }
 
-/// Where an agent sends what is for its tunnel `prod.n2`.
-fn endpoint_of_2(agent: &Agent) -> String {
-    let tunnels = agent.tunnels();
-    let found = tunnels.iter().find(|status| status["tunnel"]["name"] == "prod.n2").expect("the tunnel");
-    found["endpoint"].as_str().unwrap_or_default().to_owned()
-}
-
 #[test]
 fn case_06_an_address_is_given_to_one_node_alone() {
     let segment = Segment::new(3);
@@ -107,14 +100,14 @@ fn case_06_a_node_that_was_stopped_is_fenced_when_it_goes_on() {
     ping_ok(segment.host(1), "10.9.0.2");
     agents[1].signal(Signal::SIGSTOP);
     let successor = Agent::join_verbose(segment.host(3), Segment::CONTROLLER, "n2");
-    wait_until(TAKEOVER, "another has its place", || endpoint_of_2(&agents[0]) == "172.100.1.3:5000");
+    wait_until(TAKEOVER, "another has its place", || agents[0].endpoint_of("prod.n2") == "172.100.1.3:5000");
     ping_ok(segment.host(1), "10.9.0.2");
     let flow = Pinger::start(segment.host(1), "10.9.0.2", INTERVAL);
     agents[1].signal(Signal::SIGCONT);
     wait_until(3 * SOON, "it is told that it is the second one", || {
         trouble(&agents[1]).contains("another agent with this name is connected and alive")
     });
-    assert_eq!(endpoint_of_2(&agents[0]), "172.100.1.3:5000");
+    assert_eq!(agents[0].endpoint_of("prod.n2"), "172.100.1.3:5000");
     assert_eq!(successor.session()["state"], "SYNCED");
     assert_eq!(controller.node("n2")["health"], "LIVE");
     flow.lost_nothing("to who has its place");
@@ -149,7 +142,7 @@ fn case_07_a_copy_of_an_agent_waits_until_the_first_is_dead() {
     is_refused_as_a_second_one(&namesake);
     assert_eq!((copy.tunnel_names(), namesake.tunnel_names()), (vec!["prod.n1".to_owned()], Vec::new()));
     assert!(!ping(segment.host(3), "10.9.0.1", &[]), "the copy has taken the place of the first");
-    assert_eq!(endpoint_of_2(&first), "172.100.1.2:5000");
+    assert_eq!(first.endpoint_of("prod.n2"), "172.100.1.2:5000");
     // As gRPC says it.
     let other = Early::dial(segment.host(3), Segment::CONTROLLER.parse().unwrap(), "n2", 1);
     let refusal = other.refusal();
@@ -179,7 +172,7 @@ fn case_07_a_copy_of_an_agent_waits_until_the_first_is_dead() {
     drop(namesake);
     second.kill9();
     let dead = Instant::now();
-    wait_until(TAKEOVER, "the copy has its place", || endpoint_of_2(&first) == "172.100.1.3:5000");
+    wait_until(TAKEOVER, "the copy has its place", || first.endpoint_of("prod.n2") == "172.100.1.3:5000");
     assert!(dead.elapsed() < TAKEOVER, "{:?}", dead.elapsed());
     ping_ok(segment.host(1), "10.9.0.2");
     assert_eq!(controller.events("node-restarted", "n2").len(), 1);
@@ -190,10 +183,12 @@ fn case_07_a_copy_of_an_agent_waits_until_the_first_is_dead() {
         (format!("{from} to {to}"), Pinger::start(segment.host(from), &address, INTERVAL))
     });
     is_refused_as_a_second_one(&second);
-    assert_eq!(endpoint_of_2(&first), "172.100.1.3:5000");
+    assert_eq!(first.endpoint_of("prod.n2"), "172.100.1.3:5000");
     lost_nothing(flow.into());
     copy.kill9();
-    wait_until(TAKEOVER, "the first has its place back", || endpoint_of_2(&first) == "172.100.1.2:5000");
+    wait_until(TAKEOVER, "the first has its place back", || {
+        first.endpoint_of("prod.n2") == "172.100.1.2:5000"
+    });
     ping_ok(segment.host(1), "10.9.0.2");
 }
 

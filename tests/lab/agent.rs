@@ -64,6 +64,13 @@ impl Agent {
         self.host().run([AGENT, command, "--socket", self.socket().to_str().unwrap()])
     }
 
+    /// Where it sends what is for a tunnel.
+    pub fn endpoint_of(&self, tunnel: &str) -> String {
+        let tunnels = self.tunnels();
+        let found = tunnels.iter().find(|status| status["tunnel"]["name"] == tunnel).expect("the tunnel");
+        found["endpoint"].as_str().unwrap_or_default().to_owned()
+    }
+
     /// The names of its tunnels.
     pub fn tunnel_names(&self) -> Vec<String> {
         let names = self.tunnels().into_iter();
