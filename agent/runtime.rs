@@ -306,6 +306,7 @@ impl Runtime {
     fn attend(&mut self) {
         let Some(uplink) = &mut self.uplink else { return };
         uplink.attend(now());
+        self.state.handle_second(uplink.is_second(), now());
         if let Some(addresses) = uplink.take_addresses() {
             self.state.handle_controllers(addresses, now());
         }

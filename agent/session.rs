@@ -46,6 +46,8 @@ const BACKOFF_MOST: Duration = Duration::from_secs(6);
 const GOOD: Duration = Duration::from_secs(10);
 /// How soon a controller is asked again to which this agent does not belong.
 const REFUSED: Duration = Duration::from_secs(30);
+/// The code of gRPC by which a controller that was told who this agent is says that it has another one of that name.
+const ALREADY_EXISTS: i32 = 6;
 /// How many repairs wait to be told, and how many are told at once: a connection takes only so much.
 const REPAIRS: usize = 1_000;
 const AT_ONCE: usize = 8;
@@ -115,7 +117,7 @@ pub struct Standing {
     pub last_heard: Option<Instant>,
     /// What is kept.
     pub generation: Option<Generation>,
-    /// What was to be removed and is kept, for want of consent.
+    /// What was to be removed and is kept all the same.
     pub held: BTreeSet<ItemId>,
     /// Why it is not in step.
     pub trouble: Option<Trouble>,
@@ -137,6 +139,7 @@ pub struct Session {
     attempts: u32,
     last_heard: Option<Instant>,
     trouble: Option<Trouble>,
+    is_second: bool,
     /// The keys by which the peers of encrypted tunnels know this host.
     keys: BTreeMap<MeshName, PublicKey>,
     effects: VecDeque<Effect>,
@@ -193,6 +196,7 @@ impl Session {
             attempts: 0,
             last_heard: None,
             trouble: None,
+            is_second: false,
             keys: BTreeMap::new(),
             effects: VecDeque::new(),
         }
@@ -215,6 +219,11 @@ impl Session {
             held: self.base.iter().flat_map(|base| base.held.iter()).map(|item| item.id.clone()).collect(),
             trouble: self.trouble.clone(),
         }
+    }
+
+    /// Whether the controller that was heard last has another agent of this name, which is alive.
+    pub fn is_second(&self) -> bool {
+        self.is_second
     }
 
     /// What is kept of the controller.
@@ -268,6 +277,8 @@ impl Session {
     /// The connection is gone, was refused, or did not come about; `retry_after`: the least time that the controller
     /// asks for.
     pub fn handle_closed(&mut self, why: Trouble, retry_after: Option<Duration>, now: Instant) {
+        let is_told_who = matches!(self.phase, Phase::Open(_));
+        self.is_second |= is_told_who && why.kind == TroubleKind::Refused(ALREADY_EXISTS);
         match self.phase {
             Phase::Dialling { .. } | Phase::Open(_) => self.wait(why, retry_after.unwrap_or_default(), now),
             Phase::Waiting { .. } | Phase::Ended => {}
@@ -486,6 +497,7 @@ impl Session {
             );
             return self.refuse(reason, now);
         }
+        self.is_second = false;
         if let Phase::Open(open) = &mut self.phase {
             open.store_id = Some(welcome.store_id.clone());
             open.timeline.clone_from(&welcome.timeline);

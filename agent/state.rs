@@ -300,6 +300,15 @@ impl AgentState {
         }
     }
 
+    /// Takes in whether the controller has another agent of this name, which is alive.
+    pub fn handle_second(&mut self, is_second: bool, now: Instant) {
+        self.now = now;
+        if self.facts.is_second != is_second {
+            self.facts.is_second = is_second;
+            self.rebuild();
+        }
+    }
+
     /// Whether what is sent to `address` goes into a device of ours.
     fn is_covered(&self, address: IpAddr) -> bool {
         let connected = self.target.devices.values().flat_map(|device| &device.addresses);

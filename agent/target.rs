@@ -18,7 +18,7 @@ use crate::agent::wireguard::message;
 use crate::proto::command::{CommandError, ErrorKind, Field};
 use crate::proto::model::{
     AllowedPrefix, Desired, Device, DeviceName, Framing, Host, Invalid, MeshName, Mtu, Offload, Offloads,
-    PublicKey, Remote, Tunnel, TunnelName,
+    Owner, PublicKey, Remote, Tunnel, TunnelName,
 };
 
 /// Bytes of an IPv4 and a UDP header.
@@ -62,6 +62,16 @@ pub struct Facts {
     pub carried: BTreeMap<TunnelName, u16>,
     /// Of tunnels with several remotes, the position of the one in use; absent: the preferred one, 0.
     pub in_use: BTreeMap<TunnelName, usize>,
+    /// Whether the controller has another agent of this name, which is alive.
+    pub is_second: bool,
+}
+
+impl Facts {
+    /// Whether a tunnel has its place and carries nothing: two hosts with one key would take each other's packets from the
+    /// peer, which sends to whichever it heard last.
+    pub fn rests(&self, tunnel: &Tunnel) -> bool {
+        self.is_second && tunnel.owner == Owner::Controller && tunnel.is_encrypted()
+    }
 }
 
 /// What the kernel and the data path should hold.
@@ -384,7 +394,7 @@ fn place(target: &mut Target, facts: &Facts, policy: &Policy, wish: &Wish<'_>) {
         Framing::Raw | Framing::Pi => endpoint.is_some(),
         Framing::Wireguard(_) => keys.is_some() && endpoint.is_some() == tunnel.remote.is_some(),
     };
-    if !is_known {
+    if !is_known || facts.rests(tunnel) {
         return;
     }
     // A server of 2015 reads at most its MTU, four bytes of packet information included.

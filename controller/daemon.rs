@@ -180,6 +180,9 @@ async fn load(store: &dyn Store) -> anyhow::Result<(Stored, u64)> {
     let stored = read().await?;
     for (key, reason) in &stored.faults {
         tracing::error!(%key, %reason, "a value of the store cannot be read and is passed over");
+        if let Some(remedy) = stored.remedy(key) {
+            tracing::error!(%key, "no node removes anything until {remedy}");
+        }
     }
     Ok((stored, start))
 }

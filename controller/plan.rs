@@ -139,6 +139,12 @@ impl Wanted {
         selected
     }
 
+    /// Whether a node is named in a mesh, or has an address in one.
+    pub fn has_place(&self, node: &NodeName) -> bool {
+        let is_named = self.meshes.values().any(|mesh| mesh.nodes.contains_key(node));
+        is_named || self.allocations.values().any(|all| all.nodes.contains_key(node))
+    }
+
     /// The nodes of a mesh with what is known of them.
     fn parts<'a>(&'a self, mesh: &'a Mesh, underlay: &Underlay<'_>) -> BTreeMap<NodeName, Member<'a>> {
         let members = self.members(mesh).into_iter();

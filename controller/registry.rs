@@ -8,7 +8,7 @@ use self::links::Links;
 use crate::proto::model::{NodeName, TunnelName};
 use crate::proto::rate::Bucket;
 use crate::proto::session::{
-    Digest, Findings, Forwarding, Generation, Hello, ItemId, Items, Report, RunId, TunnelReport,
+    Digest, Findings, Forwarding, Generation, Hello, ItemId, Items, Removals, Report, RunId, TunnelReport,
 };
 use crate::proto::trust::KeyId;
 
@@ -74,8 +74,8 @@ pub struct Push {
     pub generation: Generation,
     /// All items with it.
     pub items: Items,
-    /// The consent that went with it.
-    pub consent: u64,
+    /// What was said of removals with it.
+    pub removals: Removals,
 }
 
 /// The session of a node.
@@ -175,7 +175,7 @@ pub struct Node {
     pub observed: Option<Generation>,
     /// What of it cannot be had, and why.
     pub failures: BTreeMap<ItemId, String>,
-    /// What was to be removed and is kept, for want of consent.
+    /// What was to be removed and is kept all the same.
     pub removals_held: BTreeSet<ItemId>,
     /// What its host forwards, as last reported; absent: it is not known.
     pub forwarding: Option<Forwarding>,

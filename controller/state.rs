@@ -16,7 +16,7 @@ use super::registry::petitions::Petitions;
 use super::store::transaction::Transaction;
 use super::stored::Stored;
 use crate::proto::model::{MeshName, NodeName};
-use crate::proto::session::{ControllerMessage, Digest, Generation, Items};
+use crate::proto::session::{ControllerMessage, Digest, Generation, Items, Removals};
 
 mod access;
 mod changes;
@@ -70,8 +70,8 @@ pub struct Snapshot {
     pub generation: Generation,
     /// The items.
     pub items: Items,
-    /// The revision up to which removals have been consented to; 0: none.
-    pub consent: u64,
+    /// What may go.
+    pub removals: Removals,
 }
 
 /// Why a stream is refused or ended.

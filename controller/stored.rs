@@ -15,7 +15,7 @@ use super::plan::{NodeRecord, Wanted};
 use super::store::transaction::{Change, Condition, Entry, Transaction, Write};
 use super::trust::{Draft, Identity, Item, Operator, Token, Trust};
 use crate::proto::model::{MeshName, NodeName, OperatorName};
-use crate::proto::session::{Generation, Have};
+use crate::proto::session::{Generation, Have, Removals};
 use crate::proto::trust::TokenId;
 
 /// The version of keys and encodings that this release reads and writes.
@@ -193,6 +193,48 @@ impl Stored {
     /// The incarnation and revision of all this.
     pub fn generation(&self) -> Generation {
         Generation { incarnation: self.incarnation, revision: self.revision }
+    }
+
+    /// What a node may remove. While it cannot be read what is wanted of nodes, nobody knows what is not wanted any more.
+    pub fn removals(&self, node: &NodeName) -> Removals {
+        let consent = self.consents.get(node).copied().unwrap_or(0);
+        Removals { consent, are_held: self.holds_removals() }
+    }
+
+    /// Whether no node removes anything, for what of the store cannot be read.
+    pub fn holds_removals(&self) -> bool {
+        self.faults.keys().any(|key| self.remedy(key).is_some())
+    }
+
+    /// What makes removals possible again that a value holds up which cannot be read; `None`: it holds up none.
+    pub fn remedy(&self, fault: &str) -> Option<String> {
+        match Key::parse(fault)?.ok()? {
+            Key::Mesh(mesh) => Some(format!("mesh {mesh} is applied again, or deleted")),
+            Key::Allocations(mesh) => Some(format!(
+                "mesh {mesh} is applied again, which gives its nodes their addresses anew, or deleted"
+            )),
+            Key::Node(node) if self.wanted.has_place(&node) => {
+                Some(format!("{node} is heard again, or is in no mesh any more"))
+            }
+            Key::Node(_)
+            | Key::StoreId
+            | Key::Incarnation
+            | Key::Starts
+            | Key::Schema
+            | Key::Timelines
+            | Key::Meshes
+            | Key::Consent(_)
+            | Key::Token(_)
+            | Key::Identity(_)
+            | Key::Removed(_)
+            | Key::Operator(_)
+            | Key::Audit(_) => None,
+        }
+    }
+
+    /// Whether it cannot be read who has which address in a mesh.
+    pub(super) fn has_lost_allocations(&self, mesh: &MeshName) -> bool {
+        !self.faults.is_empty() && self.faults.contains_key(&Key::Allocations(mesh.clone()).to_string())
     }
 
     /// The revision that set a mesh, also one that cannot be read.

@@ -469,8 +469,17 @@ pub struct SnapshotChunk {
 pub struct SnapshotEnd {
     /// The digest of all items.
     pub digest: Digest,
+    /// What may go.
+    pub removals: Removals,
+}
+
+/// What of what an agent has may go when it is not wanted any more.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Removals {
     /// The revision up to which removals have been consented to; 0: none.
     pub consent: u64,
+    /// Whether nothing goes, consent or not: what is wanted cannot be read whole.
+    pub are_held: bool,
 }
 
 /// What changes from one generation to another.
@@ -486,8 +495,8 @@ pub struct Delta {
     pub delete: BTreeSet<ItemId>,
     /// The digest of all items with the change.
     pub digest: Digest,
-    /// The revision up to which removals have been consented to; 0: none.
-    pub consent: u64,
+    /// What may go.
+    pub removals: Removals,
 }
 
 /// A generation has been kept and tried.
@@ -497,7 +506,7 @@ pub struct Ack {
     pub generation: Generation,
     /// What of it cannot be had, in words why.
     pub failures: BTreeMap<ItemId, String>,
-    /// What was to be removed and is kept, for want of consent.
+    /// What was to be removed and is kept all the same.
     pub removals_held: BTreeSet<ItemId>,
 }
 

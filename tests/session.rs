@@ -19,8 +19,8 @@ use tunmesh::proto::command::TunnelSpec;
 use tunmesh::proto::convert::session::{DeviceSpec, device_item, tunnel_item};
 use tunmesh::proto::model::{AllowedPrefix, Framing, Owner, TunnelState};
 use tunmesh::proto::session::{
-    AgentMessage, ControllerMessage, Delta, Generation, Heartbeat, Item, ItemId, Items, Reach, Report,
-    SnapshotChunk, SnapshotEnd, Tag,
+    AgentMessage, ControllerMessage, Delta, Generation, Heartbeat, Item, ItemId, Items, Reach, Removals,
+    Report, SnapshotChunk, SnapshotEnd, Tag,
 };
 use tunmesh::proto::v1;
 
@@ -86,7 +86,7 @@ fn snapshot(revision: u64, items: &Items) -> ControllerMessage {
     ControllerMessage::Snapshot(SnapshotChunk {
         generation: generation(revision),
         items: items.iter().cloned().collect(),
-        end: Some(SnapshotEnd { digest: items.digest(), consent: 0 }),
+        end: Some(SnapshotEnd { digest: items.digest(), removals: Removals::default() }),
     })
 }
 
@@ -98,7 +98,7 @@ fn delta(before: (u64, &Items), after: (u64, &Items), consent: u64) -> Controlle
         set,
         delete,
         digest: after.1.digest(),
-        consent,
+        removals: Removals { consent, ..Removals::default() },
     })
 }
 
@@ -287,7 +287,10 @@ fn many_tunnels_stay_until_somebody_consents() {
     talk.say(ControllerMessage::Snapshot(SnapshotChunk {
         generation: generation(4),
         items: views[1].iter().cloned().collect(),
-        end: Some(SnapshotEnd { digest: views[1].digest(), consent: 4 }),
+        end: Some(SnapshotEnd {
+            digest: views[1].digest(),
+            removals: Removals { consent: 4, ..Removals::default() },
+        }),
     }));
     assert_eq!(talk.ack().removals_held, BTreeSet::new());
     assert_eq!(agent.tunnel_names(), ["m.n2", "m.n20"]);

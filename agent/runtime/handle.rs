@@ -93,7 +93,7 @@ pub struct ControllerStatus {
     pub store_id: Option<String>,
     /// The version of what is kept.
     pub generation: Option<Generation>,
-    /// What is not wanted any more and is kept, for want of consent.
+    /// What is not wanted any more and is kept all the same.
     pub held: BTreeSet<ItemId>,
     /// What of the controller's cannot be had, and why.
     pub failures: BTreeMap<ItemId, String>,

@@ -152,7 +152,11 @@ impl Uplink {
                 tracing::info!(%address, generation, "in step with the controller");
             }
             Some(Trouble { kind, words: reason }) if is_fresh && self.told.is_news(controller, *kind) => {
-                tracing::warn!(%address, %reason, "not in step with the controller; tunnels stay as they are");
+                let tunnels = match self.session.is_second() {
+                    true => "its encrypted tunnels rest",
+                    false => "tunnels stay as they are",
+                };
+                tracing::warn!(%address, %reason, "not in step with the controller; {tunnels}");
             }
             Some(_) | None => tracing::debug!(%address, ?state, "the session with the controller"),
         }
@@ -161,6 +165,11 @@ impl Uplink {
 
     pub(super) fn take_addresses(&mut self) -> Option<BTreeSet<IpAddr>> {
         self.addresses.take()
+    }
+
+    /// Whether the controller has another agent of this name, which is alive.
+    pub(super) fn is_second(&self) -> bool {
+        self.session.is_second()
     }
 
     /// What is to be kept; then say [`Self::handle_kept`].

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::proto::session::{Generation, Have, Item, ItemId, Items};
+use crate::proto::session::{Generation, Have, Item, ItemId, Items, Removals};
 
 /// The most tunnels that go without anyone's consent, however many there are.
 const FEW: usize = 3;
@@ -21,7 +21,7 @@ pub struct Base {
     /// What is wanted.
     #[serde(with = "kept")]
     pub items: Items,
-    /// What is not wanted any more, and is kept for want of consent.
+    /// What is not wanted any more, and is kept all the same.
     #[serde(with = "kept", default)]
     pub held: Items,
 }
@@ -46,18 +46,19 @@ impl Base {
 
     /// What follows `base` when `items` are wanted. More than half of the tunnels, and more than three, go only with
     /// consent that is younger than `base`; so do those that were held before. Nobody can have consented to the removal
-    /// of what an older copy of the store knows nothing of: in another incarnation the numbers say nothing. The timeline
-    /// is the session's to say.
+    /// of what an older copy of the store knows nothing of: in another incarnation the numbers say nothing. Where removals
+    /// are held nothing goes at all. The timeline is the session's to say.
     pub(super) fn next(
         base: Option<&Self>,
         store_id: String,
         generation: Generation,
         items: Items,
-        consent: u64,
+        removals: Removals,
     ) -> Self {
         let held = match base {
+            Some(base) if removals.are_held => Items::new(base.all().missing_in(&items).cloned()),
             Some(base)
-                if consent <= base.generation.revision
+                if removals.consent <= base.generation.revision
                     || generation.incarnation != base.generation.incarnation =>
             {
                 base.held_without(&items)

@@ -97,7 +97,7 @@ impl Session {
             return self.resync(&reason, now, now);
         }
         let store_id = open.store_id.clone().unwrap_or_default();
-        let next = Base::next(self.base.as_ref(), store_id, chunk.generation, items, end.consent);
+        let next = Base::next(self.base.as_ref(), store_id, chunk.generation, items, end.removals);
         self.keep(next, now);
     }
 
@@ -114,7 +114,7 @@ impl Session {
             let reason = format!("the change to {} does not come out", delta.generation);
             return self.resync(&reason, now, now);
         }
-        let next = Base::next(Some(base), base.store_id.clone(), delta.generation, items, delta.consent);
+        let next = Base::next(Some(base), base.store_id.clone(), delta.generation, items, delta.removals);
         self.keep(next, now);
     }
 

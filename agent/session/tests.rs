@@ -8,7 +8,9 @@ use proptest::prelude::*;
 use super::push::SNAPSHOT_BYTES;
 use super::*;
 use crate::proto::model::{Owner, PublicKey, TunnelState};
-use crate::proto::session::{Delta, Digest, Have, Item, Items, Report, SnapshotChunk, SnapshotEnd, Tag};
+use crate::proto::session::{
+    Delta, Digest, Have, Item, Items, Removals, Report, SnapshotChunk, SnapshotEnd, Tag,
+};
 
 #[allow(clippy::disallowed_methods, reason = "any instant will do to count from")]
 fn start() -> Instant {
@@ -42,7 +44,10 @@ fn chunk(revision: u64, items: &[Arc<Item>], end: Option<(Digest, u64)>) -> Cont
     ControllerMessage::Snapshot(SnapshotChunk {
         generation: generation(revision),
         items: items.to_vec(),
-        end: end.map(|(digest, consent)| SnapshotEnd { digest, consent }),
+        end: end.map(|(digest, consent)| SnapshotEnd {
+            digest,
+            removals: Removals { consent, ..Removals::default() },
+        }),
     })
 }
 
@@ -59,7 +64,7 @@ fn delta(before: (u64, &Items), after: (u64, &Items), consent: u64) -> Controlle
         set,
         delete,
         digest: after.1.digest(),
-        consent,
+        removals: Removals { consent, ..Removals::default() },
     })
 }
 
@@ -448,6 +453,32 @@ fn a_controller_welcomes_once_and_before_anything_else() {
     assert_eq!(begun(&[ping(0)]).len(), 1);
 }
 
+#[test]
+fn an_agent_is_the_second_of_its_name_until_it_is_welcome() {
+    let refused = |code| Trouble::new(TroubleKind::Refused(code), "refused");
+    let mut bench = Bench::synced(&items(1..=2, 0));
+    bench.session.handle_closed(refused(ALREADY_EXISTS + 1), None, bench.now);
+    assert!(!bench.session.is_second(), "another refusal");
+    bench.dial();
+    // Of one that has not said yet who it is: its name is taken, by whomever.
+    bench.session.handle_closed(refused(ALREADY_EXISTS), None, bench.now);
+    assert!(!bench.session.is_second());
+    bench.dial();
+    bench.session.handle_connected(bench.now);
+    bench.effects();
+    bench.session.handle_closed(refused(ALREADY_EXISTS), None, bench.now);
+    assert!(bench.session.is_second());
+    bench.dial();
+    bench.session.handle_closed(lost(), None, bench.now);
+    assert!(bench.session.is_second(), "nobody has said otherwise");
+    bench.dial();
+    bench.session.handle_connected(bench.now);
+    bench.effects();
+    assert!(bench.session.is_second(), "it may be refused again");
+    bench.say(welcome("s1"));
+    assert!(!bench.session.is_second());
+}
+
 /// Tunnels before and after, and how many of them are held without consent.
 const REMOVALS: [(u64, u64, usize); 7] =
     [(3, 0, 0), (4, 0, 4), (4, 1, 0), (8, 4, 0), (8, 3, 5), (9, 4, 5), (100, 49, 51)];
@@ -489,6 +520,37 @@ fn what_is_held_goes_with_a_later_consent_and_by_no_other_way() {
     assert_eq!((ack.removals_held.len(), bench.has().all()), (0, views[3].clone()));
 }
 
+/// The controller cannot read what is wanted: what it does not want may be wanted.
+#[test]
+fn nothing_goes_while_removals_are_held_however_few_and_with_consent() {
+    let views = [items(1..=3, 0), items(3..=4, 1), items(1..=4, 2)];
+    let (set, delete) = views[0].changes_to(&views[1]);
+    let removals = Removals { consent: 2, are_held: true };
+    let change = ControllerMessage::Delta(Delta {
+        base: generation(1),
+        generation: generation(2),
+        set,
+        delete,
+        digest: views[1].digest(),
+        removals,
+    });
+    let whole = ControllerMessage::Snapshot(SnapshotChunk {
+        generation: generation(2),
+        items: views[1].iter().cloned().collect(),
+        end: Some(SnapshotEnd { digest: views[1].digest(), removals }),
+    });
+    for push in [change, whole] {
+        let mut bench = Bench::synced(&views[0]);
+        let ack = bench.push(push);
+        let held: Vec<_> = ack.removals_held.iter().map(ToString::to_string).collect();
+        assert_eq!(held, ["tunnel m.n1", "tunnel m.n2"]);
+        assert!(views[1].iter().all(|item| bench.has().all().iter().any(|there| there == item)));
+        // It can be read again.
+        let ack = bench.push(delta((2, &views[1]), (3, &views[2]), 2));
+        assert_eq!((ack.removals_held.len(), bench.has().all()), (0, views[2].clone()));
+    }
+}
+
 /// The operators of an older copy of the store consent to what they see, and that is not what the agent has.
 #[test]
 fn no_consent_counts_for_what_was_wanted_in_another_incarnation() {
@@ -498,7 +560,10 @@ fn no_consent_counts_for_what_was_wanted_in_another_incarnation() {
     let ack = bench.push(ControllerMessage::Snapshot(SnapshotChunk {
         generation: generation(5),
         items: after.iter().cloned().collect(),
-        end: Some(SnapshotEnd { digest: after.digest(), consent: 4 }),
+        end: Some(SnapshotEnd {
+            digest: after.digest(),
+            removals: Removals { consent: 4, ..Removals::default() },
+        }),
     }));
     assert_eq!(ack.removals_held.len(), 6);
     // What is consented to from here on is what it says that it has.
@@ -509,7 +574,7 @@ fn no_consent_counts_for_what_was_wanted_in_another_incarnation() {
         set,
         delete,
         digest: after.digest(),
-        consent: 6,
+        removals: Removals { consent: 6, ..Removals::default() },
     }));
     assert_eq!((ack.removals_held.len(), bench.has().all()), (0, after));
 }

@@ -9,6 +9,10 @@ use crate::proto::model::{
 };
 use crate::proto::session::ItemId;
 
+/// What an encrypted tunnel waits for whose peer has another host with this one's key.
+const RESTS: &str = "another agent of this name is connected to the controller and alive; the tunnel rests until the \
+                     controller lets this agent in";
+
 impl AgentState {
     /// Every tunnel as far as this state knows it: without counters, and never passing.
     pub fn statuses(&self) -> impl Iterator<Item = TunnelStatus> {
@@ -171,6 +175,9 @@ impl AgentState {
             .filter(|(route, _)| route.device == tunnel.device && tunnel.routes.contains(&route.prefix));
         if let Some((route, failure)) = routes.next() {
             return TunnelState::Failed(format!("route {}: {}", route.prefix, failure.reason));
+        }
+        if self.facts.rests(tunnel) {
+            return TunnelState::Waiting(Some(RESTS.to_owned()));
         }
         if let Some(remote) = tunnel.remote.as_ref().filter(|_| !self.target.endpoints.contains_key(name)) {
             return TunnelState::Waiting(Some(format!("{remote} is being resolved")));

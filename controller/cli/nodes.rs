@@ -116,7 +116,7 @@ fn carrying(node: &v1::Node) -> String {
     let diverted = diverted(node.diverted);
     let mut words = format!("{} ({} passing, {} failed{diverted})", node.tunnels, node.passing, node.failed);
     if node.removals_held > 0 {
-        words += &format!(", {} kept for want of --allow-removals", node.removals_held);
+        words += &format!(", {} kept that were to be removed", node.removals_held);
     }
     words
 }
@@ -189,7 +189,7 @@ mod tests {
             "172.100.1.1:5000",
             "0.1.0",
             "1.5 of 1.7",
-            "3 (2 passing, 1 failed), 4 kept for want of --allow-removals",
+            "3 (2 passing, 1 failed), 4 kept that were to be removed",
         ] {
             assert!(text.contains(words), "{text}");
         }

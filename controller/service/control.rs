@@ -20,7 +20,8 @@ use crate::proto::host::accept::Peer;
 use crate::proto::host::clock::now;
 use crate::proto::rate::{Bucket, Rate};
 use crate::proto::session::{
-    AgentMessage, ControllerMessage, Digest, Generation, Hello, Item, Items, SnapshotChunk, SnapshotEnd,
+    AgentMessage, ControllerMessage, Digest, Generation, Hello, Item, Items, Removals, SnapshotChunk,
+    SnapshotEnd,
 };
 use crate::proto::trust::Caller;
 use crate::proto::v1;
@@ -248,16 +249,16 @@ struct Chunks {
     items: Items,
     /// How many items are sent.
     sent: usize,
-    consent: u64,
+    removals: Removals,
     digest: Digest,
     is_done: bool,
 }
 
 impl Chunks {
     fn new(snapshot: Snapshot) -> Self {
-        let Snapshot { generation, items, consent } = snapshot;
+        let Snapshot { generation, items, removals } = snapshot;
         let digest = items.digest();
-        Self { generation, items, sent: 0, consent, digest, is_done: false }
+        Self { generation, items, sent: 0, removals, digest, is_done: false }
     }
 }
 
@@ -277,7 +278,7 @@ impl Iterator for Chunks {
         let items: Vec<_> = self.items.iter().skip(self.sent).take_while(fits).cloned().collect();
         self.sent += items.len();
         self.is_done = self.sent == self.items.len();
-        let end = self.is_done.then_some(SnapshotEnd { digest: self.digest, consent: self.consent });
+        let end = self.is_done.then_some(SnapshotEnd { digest: self.digest, removals: self.removals });
         Some(SnapshotChunk { generation: self.generation, items, end })
     }
 }

@@ -61,7 +61,7 @@ pub enum EventKind {
     LinkOneWay,
     /// Others have changed a device of an agent's, which has put it right.
     DeviceRepaired,
-    /// A node keeps what was to be removed, for want of consent.
+    /// A node keeps what was to be removed.
     RemovalsHeld,
     /// An older state of the store has been restored.
     StoreRestored,

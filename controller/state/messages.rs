@@ -105,8 +105,12 @@ impl ControllerState {
             };
             format!("generation {}: {item}: {reason}{more}", ack.generation)
         });
+        let why = match self.stored.holds_removals() {
+            true => "the store cannot be read whole",
+            false => "apply the mesh with --allow-removals",
+        };
         let held = (node.removals_held.is_empty() && !ack.removals_held.is_empty())
-            .then(|| format!("{} are kept: apply the mesh with --allow-removals", ack.removals_held.len()));
+            .then(|| format!("{} are kept: {why}", ack.removals_held.len()));
         node.failures = ack.failures;
         node.removals_held = ack.removals_held;
         for (kind, message) in [(EventKind::GenerationFailed, failed), (EventKind::RemovalsHeld, held)] {

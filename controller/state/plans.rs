@@ -37,7 +37,7 @@ pub struct Basis {
     pub(super) stored: Arc<Stored>,
     pub(super) history: Arc<BTreeMap<MeshName, Versions>>,
     reached_at: BTreeSet<IpAddr>,
-    /// The nodes that keep what was to go, for want of consent.
+    /// The nodes that keep what was to go.
     keepers: BTreeSet<NodeName>,
 }
 

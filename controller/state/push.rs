@@ -20,7 +20,7 @@ impl ControllerState {
     pub(super) fn push(&mut self, name: &NodeName, now: Instant) {
         let view = self.views.get(name).unwrap_or(&self.nothing);
         let generation = self.generation;
-        let consent = self.stored.consents.get(name).copied().unwrap_or(0);
+        let removals = self.stored.removals(name);
         let Some(node) = self.registry.node_mut(name) else { return };
         let Some(session) = node.session.as_mut() else { return };
         let is_busy = session.under_way.is_some() || session.held_until.is_some();
@@ -37,14 +37,14 @@ impl ControllerState {
             Some((base, (set, delete)))
                 if set.is_empty()
                     && delete.is_empty()
-                    && base.consent == consent
+                    && base.removals == removals
                     && base.generation >= view.since =>
             {
                 return;
             }
             Some((base, (set, delete))) if length(&set) <= CHANGE => {
                 let (base, digest) = (base.generation, view.digest());
-                let delta = Delta { base, generation, set, delete, digest, consent };
+                let delta = Delta { base, generation, set, delete, digest, removals };
                 Effect::Send(session.connection, ControllerMessage::Delta(delta))
             }
             None if claim == Some(view.digest()) => {
@@ -57,11 +57,11 @@ impl ControllerState {
                 return;
             }
             Some(_) | None => {
-                let snapshot = Snapshot { generation, items: items.clone(), consent };
+                let snapshot = Snapshot { generation, items: items.clone(), removals };
                 Effect::SendSnapshot(session.connection, snapshot)
             }
         };
-        session.under_way = Some(Push { generation, items, consent });
+        session.under_way = Some(Push { generation, items, removals });
         session.acknowledge_by.get_or_insert(now + ACKNOWLEDGE);
         self.effects.push_back(effect);
         self.registry.reschedule(name);

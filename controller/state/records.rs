@@ -284,7 +284,9 @@ impl ControllerState {
     /// By mesh, the addresses of its nodes where they are to be others than they are.
     pub(super) fn due_allocations(&self, wanted: &Wanted, wall: Duration) -> Vec<(MeshName, Allocations)> {
         let nothing = Allocations::default();
-        let due = wanted.meshes.iter().filter_map(|(name, mesh)| {
+        // Nobody gets another address because it cannot be read which one it has.
+        let readable = wanted.meshes.iter().filter(|(name, _)| !self.stored.has_lost_allocations(name));
+        let due = readable.filter_map(|(name, mesh)| {
             let before = wanted.allocations.get(name).unwrap_or(&nothing);
             let (mut after, _) = alloc::allocate(mesh, &wanted.members(mesh), before, wall);
             self.advance_leaving(wanted, name, &mut after);

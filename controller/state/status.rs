@@ -78,7 +78,7 @@ pub struct NodeStatus {
     pub failed: usize,
     /// Those of them that go to another than the preferred endpoint of their peer.
     pub diverted: usize,
-    /// How much it keeps that was to be removed, for want of consent.
+    /// How much it keeps that was to be removed.
     pub removals_held: usize,
 }
 
@@ -212,7 +212,11 @@ impl ControllerState {
             }
         };
         for (key, reason) in &self.stored.faults {
-            tell(None, None, format!("the store's {key} cannot be read and is passed over: {reason}"));
+            let mut message = format!("the store's {key} cannot be read and is passed over: {reason}");
+            if let Some(remedy) = self.stored.remedy(key) {
+                message += &format!("; no node removes anything until {remedy}");
+            }
+            tell(None, None, message);
         }
         if let Some((reason, since)) = &self.records.refusal {
             let message = format!(
@@ -261,10 +265,11 @@ impl ControllerState {
                 }
             }
             if status.removals_held > 0 {
-                let message = format!(
-                    "{} are kept that were to be removed: apply a mesh with --allow-removals",
-                    status.removals_held
-                );
+                let until = match self.stored.holds_removals() {
+                    true => " while the store cannot be read whole",
+                    false => ": apply a mesh with --allow-removals",
+                };
+                let message = format!("{} are kept that were to be removed{until}", status.removals_held);
                 tell(name, None, message);
             }
             let Some(node) = node else { continue };

@@ -19,7 +19,7 @@ use crate::proto::model::{
 };
 use crate::proto::session::{
     Ack, AgentMessage, ControllerMessage, Delta, Digest, Forwarding, Generation, Have, Heartbeat, Hello,
-    Item, ItemId, Reach, Report, RunId, SnapshotChunk, SnapshotEnd, Tag, TunnelReport, Welcome,
+    Item, ItemId, Reach, Removals, Report, RunId, SnapshotChunk, SnapshotEnd, Tag, TunnelReport, Welcome,
 };
 use crate::proto::trust::Rights;
 use crate::proto::v1;
@@ -363,7 +363,10 @@ pub fn controller_message(wire: v1::ControllerMessage) -> Result<Option<Controll
             generation: generation("generation", wire.generation)?,
             items: items(wire.items)?,
             end: match wire.last {
-                true => Some(SnapshotEnd { digest: digest(&wire.digest)?, consent: wire.consent }),
+                true => Some(SnapshotEnd {
+                    digest: digest(&wire.digest)?,
+                    removals: Removals { consent: wire.consent, are_held: wire.removals_held },
+                }),
                 false => None,
             },
         }),
@@ -373,7 +376,7 @@ pub fn controller_message(wire: v1::ControllerMessage) -> Result<Option<Controll
             set: items(wire.set)?,
             delete: ids(wire.delete)?,
             digest: digest(&wire.digest)?,
-            consent: wire.consent,
+            removals: Removals { consent: wire.consent, are_held: wire.removals_held },
         }),
         Wire::Heartbeat(wire) => ControllerMessage::Heartbeat(heartbeat(wire)),
         Wire::ReportRequest(wire) => ControllerMessage::ReportRequest(wire.request),
@@ -571,7 +574,8 @@ impl From<ControllerMessage> for v1::ControllerMessage {
                 items: wire_items(&chunk.items),
                 last: chunk.end.is_some(),
                 digest: chunk.end.map(|end| end.digest.as_bytes().to_vec()).unwrap_or_default(),
-                consent: chunk.end.map_or(0, |end| end.consent),
+                consent: chunk.end.map_or(0, |end| end.removals.consent),
+                removals_held: chunk.end.is_some_and(|end| end.removals.are_held),
             }),
             ControllerMessage::Delta(delta) => Wire::Delta(v1::Delta {
                 base: Some(delta.base.into()),
@@ -579,7 +583,8 @@ impl From<ControllerMessage> for v1::ControllerMessage {
                 set: wire_items(&delta.set),
                 delete: wire_ids(delta.delete),
                 digest: delta.digest.as_bytes().to_vec(),
-                consent: delta.consent,
+                consent: delta.removals.consent,
+                removals_held: delta.removals.are_held,
             }),
             ControllerMessage::Heartbeat(heartbeat) => Wire::Heartbeat(heartbeat.into()),
             ControllerMessage::ReportRequest(request) => Wire::ReportRequest(v1::ReportRequest { request }),

@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 use tonic::Code;
 
 use crate::lab::{
-    Agent, Early, Pinger, SOON, Segment, Site, actual, ping, ping_ok, trouble, wait_trouble, wait_until,
+    Agent, Capture, Early, Pinger, SOON, Segment, Site, actual, ping, ping_ok, trouble, wait_trouble,
+    wait_until,
 };
 
 /// When another agent of the name has the place of one that is dead: it dials at most 6 s after it was refused, and
@@ -17,6 +18,8 @@ use crate::lab::{
 const TAKEOVER: Duration = Duration::from_secs(8);
 /// Between the requests of a ping.
 const INTERVAL: Duration = Duration::from_millis(50);
+/// Pings that a copy may cost before it is refused: two seconds' at [`INTERVAL`].
+const START: u64 = 40;
 /// Attempts of an agent that is refused again and again.
 const ATTEMPTS: usize = 3;
 
@@ -185,6 +188,51 @@ fn case_07_a_copy_of_an_agent_waits_until_the_first_is_dead() {
     is_refused_as_a_second_one(&second);
     assert_eq!(first.endpoint_of("prod.n2"), "172.100.1.3:5000");
     lost_nothing(flow.into());
+    copy.kill9();
+    wait_until(TAKEOVER, "the first has its place back", || {
+        first.endpoint_of("prod.n2") == "172.100.1.2:5000"
+    });
+    ping_ok(segment.host(1), "10.9.0.2");
+}
+
+/// It has the keys of the first: whatever it sent, the peers would take it for the first at another place.
+#[test]
+fn case_07_a_copy_in_an_encrypted_mesh_sends_nothing_until_the_first_is_dead() {
+    let segment = Segment::new(3);
+    let controller = &segment.controller;
+    let first = Agent::join_verbose(segment.host(1), Segment::CONTROLLER, "n1");
+    let mut second = Agent::join_verbose(segment.host(2), Segment::CONTROLLER, "n2");
+    segment.wait_live(2);
+    let file =
+        "mesh: prod\noverlay: 10.9.0.0/24\nnodes:\n  n1: {address: 10.9.0.1}\n  n2: {address: 10.9.0.2}\n";
+    controller.apply_with(file, &["--wait"]).unwrap();
+    ping_ok(segment.host(1), "10.9.0.2");
+    let outage = Pinger::start(segment.host(1), "10.9.0.2", INTERVAL);
+    let mut copy = second.copy_to(segment.host(3));
+    is_refused_as_a_second_one(&copy);
+    let words = "another agent of this name is connected to the controller and alive; the tunnel rests";
+    wait_until(SOON, "its tunnel says that it rests", || copy.show("tunnels").contains(words));
+    // Until it was told it may have been heard.
+    wait_until(SOON, "the peer sends to the first", || first.endpoint_of("prod.n2") == "172.100.1.2:5000");
+    ping_ok(segment.host(1), "10.9.0.2");
+    let report = outage.stop();
+    assert!(report.received + START >= report.sent, "beside a copy that starts: {report:?}");
+
+    let flow = traffic(&segment, 1, 2);
+    let capture = Capture::start(segment.host(3), "udp port 5000");
+    is_refused_as_a_second_one(&copy);
+    assert!(!ping(segment.host(3), "10.9.0.1", &[]), "the copy has taken the place of the first");
+    assert!(actual(segment.host(3)).to_string().contains("10.9.0.2/24"), "its device is gone");
+    let captured = capture.stop();
+    assert!(captured.is_empty(), "{} packets from the copy, or to it", captured.count());
+    assert_eq!(first.endpoint_of("prod.n2"), "172.100.1.2:5000");
+    lost_nothing(flow);
+
+    second.kill9();
+    wait_until(TAKEOVER, "the copy has its place", || first.endpoint_of("prod.n2") == "172.100.1.3:5000");
+    ping_ok(segment.host(3), "10.9.0.1");
+    second.restart();
+    is_refused_as_a_second_one(&second);
     copy.kill9();
     wait_until(TAKEOVER, "the first has its place back", || {
         first.endpoint_of("prod.n2") == "172.100.1.2:5000"

@@ -25,8 +25,8 @@
 //!
 //! - 06, 10: epochs that fence between several controllers, and a start with one that never saw the node: a store is of
 //!   one controller.
-//! - 07: a copy in an encrypted mesh: it has the keys of the first, and peers send to whichever of both they heard last.
-//!   The controller holds it off; its tunnels are not held off yet.
+//! - 07: a copy that starts while no controller is there to hold it off: it has the keys of the first, and peers send to
+//!   whichever of both they heard last.
 //! - 09: a rolling restart of several controllers: the same.
 //! - 11: agents on hosts of their own: here all of them and the controller share the processors of one machine.
 //! - 12: a store that several processes write to: nobody but the controller writes to a file, others lock it at most.

@@ -9,7 +9,7 @@ use tunmesh::proto::command::TunnelSpec;
 use tunmesh::proto::convert::session::{DeviceSpec, device_item, tunnel_item};
 use tunmesh::proto::model::{AllowedPrefix, Framing};
 use tunmesh::proto::session::{
-    AgentMessage, ControllerMessage, Generation, Heartbeat, Items, SnapshotChunk, SnapshotEnd,
+    AgentMessage, ControllerMessage, Generation, Heartbeat, Items, Removals, SnapshotChunk, SnapshotEnd,
 };
 
 use crate::lab::{
@@ -165,7 +165,7 @@ fn case_02_a_route_that_a_controller_pushes_is_refused_and_its_stream_goes_on() 
     talk.say(ControllerMessage::Snapshot(SnapshotChunk {
         generation: Generation { incarnation: 1, revision: 1 },
         items: items.iter().cloned().collect(),
-        end: Some(SnapshotEnd { digest: items.digest(), consent: 0 }),
+        end: Some(SnapshotEnd { digest: items.digest(), removals: Removals::default() }),
     }));
     let failures = talk.ack().failures;
     let told: Vec<_> = failures.iter().map(|(item, reason)| format!("{item}: {reason}")).collect();

@@ -12,7 +12,7 @@ use tunmesh::proto::host::client;
 use tunmesh::proto::v1;
 use tunmesh::proto::v1::mesh_admin_client::MeshAdminClient;
 
-use crate::lab::{Controller, Lab, SOON, Segment, ping_ok, secrets, wait_until};
+use crate::lab::{Controller, Lab, Pinger, SOON, Segment, ping_ok, secrets, wait_until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn case_12_a_database_that_is_locked_for_three_seconds_costs_none_of_a_hundred_writes() {
@@ -84,6 +84,16 @@ fn case_12_what_is_asked_while_the_database_is_locked_at_the_start_waits_and_is_
     assert!(start.elapsed() < LOCKED + SOON);
 }
 
+/// Pings between two hosts, by the addresses of the good and of the bad mesh.
+fn flows(segment: &Segment) -> Vec<Pinger> {
+    let start = |network: u8| {
+        let address = format!("10.{network}.0.2");
+        ping_ok(segment.host(1), &address);
+        Pinger::start(segment.host(1), &address, Duration::from_millis(100))
+    };
+    [8, 9].map(start).into()
+}
+
 #[test]
 fn case_12_a_bad_row_is_named_and_costs_no_other() {
     let mut segment = Segment::new(3);
@@ -94,7 +104,7 @@ fn case_12_a_bad_row_is_named_and_costs_no_other() {
     for (name, network) in [("good", 8), ("bad", 9)] {
         segment.controller.apply_with(&mesh(name, network, 1400), &["--wait"]).unwrap();
     }
-    ping_ok(segment.host(1), "10.8.0.2");
+    let before = flows(&segment);
     segment.controller.terminate();
     let rows = ["/meshes/bad", "/nodes/n3", "/nodes/no name at all", "/tokens/x"];
     let database = Connection::open(segment.controller.state_dir().join("store.db")).unwrap();
@@ -127,7 +137,44 @@ fn case_12_a_bad_row_is_named_and_costs_no_other() {
             mtu("good").as_deref() == Some("1300") && mtu("late").as_deref() == Some("1400")
         });
     }
-    for network in [7, 8] {
-        ping_ok(segment.host(1), &format!("10.{network}.0.2"));
+    ping_ok(segment.host(1), "10.7.0.2");
+    // What the bad one was is kept as it is until somebody says what it is to be.
+    let words = "the store's /meshes/bad cannot be read";
+    let remedy = "no node removes anything until mesh bad is applied again, or deleted";
+    assert!(told.lines().any(|line| line.contains(words) && line.contains(remedy)), "{told}");
+    for n in 1..=3 {
+        assert_eq!(controller.node(&format!("n{n}"))["removalsHeld"], 3, "a device and two tunnels");
     }
+    before.into_iter().for_each(|flow| flow.lost_nothing("beside a bad row"));
+    let mended = flows(&segment);
+    controller.apply_with(&mesh("bad", 9, 1400), &["--wait"]).unwrap();
+    let status = controller.run(&["status"]).unwrap();
+    assert!(!status.contains("/meshes/bad") && !status.contains("are kept"), "{status}");
+    mended.into_iter().for_each(|flow| flow.lost_nothing("when it is mended"));
+}
+
+/// A bad row may be of what nobody wants any more.
+#[test]
+fn case_12_what_a_bad_row_was_goes_when_it_is_deleted() {
+    let mut segment = Segment::new(2);
+    let _agents = segment.agents(2);
+    let file = "mesh: bad\noverlay: 10.9.0.0/24\nnodes: {n1:, n2:}\n";
+    segment.controller.apply_with(file, &["--wait"]).unwrap();
+    segment.controller.terminate();
+    let database = Connection::open(segment.controller.state_dir().join("store.db")).unwrap();
+    database.execute("update kv set value = x'7b' where key = '/meshes/bad'", []).unwrap();
+    drop(database);
+    segment.controller.restart();
+    segment.wait_live(2);
+    ping_ok(segment.host(1), "10.9.0.2");
+    segment.controller.run(&["mesh", "delete", "bad", "--allow-removals"]).unwrap();
+    for n in [1, 2] {
+        wait_until(SOON, "its device is gone", || {
+            segment.host(n).try_run(["ip", "link", "show", "dev", "bad"]).is_err()
+        });
+    }
+    wait_until(SOON, "nothing is wrong any more", || {
+        let status = segment.controller.run(&["status"]).unwrap();
+        !status.contains("/meshes/bad") && !status.contains("are kept")
+    });
 }

@@ -332,7 +332,7 @@ impl Server {
                     if let Some(stream) = process.streams.get_mut(&connection) {
                         stream.push(generation, Some(snapshot.items.clone()));
                     }
-                    let end = SnapshotEnd { digest: snapshot.items.digest(), consent: snapshot.consent };
+                    let end = SnapshotEnd { digest: snapshot.items.digest(), removals: snapshot.removals };
                     let items: Vec<_> = snapshot.items.iter().cloned().collect();
                     let size = 1 + env.random.index(6);
                     let mut chunks: Vec<Vec<_>> = items.chunks(size).map(<[_]>::to_vec).collect();

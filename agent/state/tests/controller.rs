@@ -56,6 +56,37 @@ fn names(state: &AgentState) -> Vec<&str> {
 }
 
 #[test]
+fn the_encrypted_tunnels_of_a_second_agent_of_a_name_rest() {
+    let device = DeviceSpec { addresses: vec![net("10.60.0.1/24")], key: None };
+    let sealed = |host: u8| TunnelSpec { framing: Framing::Wireguard([host; 32].into()), ..peer(host) };
+    let mut items = vec![device_item(&"m".parse().unwrap(), &device)];
+    items.extend([tunnel_item(&sealed(2)), tunnel_item(&peer(3))]);
+    let mut bench = Bench::new(true);
+    follow(&mut bench.state, base(1, items));
+    let own = TunnelSpec { framing: Framing::Wireguard([9; 32].into()), ..free() };
+    bench.command(&add(own), Owner::Local).unwrap();
+    bench.settle();
+    let passing = |bench: &Bench| {
+        let devices = bench.state.target().forwarding.values();
+        let names = devices.flat_map(|device| device.tunnels.keys());
+        names.map(|name| name.as_str().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(passing(&bench), ["new", "m.n2", "m.n3"]);
+    let before = bench.state.target().devices.clone();
+    bench.state.handle_second(true, bench.now);
+    bench.settle();
+    assert_eq!(passing(&bench), ["new", "m.n3"], "what is its own, and what has no key");
+    assert_eq!(bench.state.target().devices, before);
+    let state = bench.state.status(&"m.n2".parse().unwrap()).unwrap().state;
+    let TunnelState::Waiting(Some(reason)) = &state else { panic!("{state:?}") };
+    assert!(reason.contains("another agent of this name"), "{reason}");
+    assert!(bench.state.failures().is_empty());
+    bench.state.handle_second(false, bench.now);
+    bench.settle();
+    assert_eq!(passing(&bench), ["new", "m.n2", "m.n3"]);
+}
+
+#[test]
 fn what_others_do_is_told_and_put_right_but_not_for_ever() {
     let mut bench = Bench::new(true);
     let change = bench.state.handle_wanted(Some(base(1, mesh([2]))));

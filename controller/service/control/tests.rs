@@ -320,13 +320,15 @@ fn those_that_are_put_off_are_told_for_how_long() {
     assert_eq!(details.retry_info().unwrap().retry_delay, Some(retry_after));
 }
 
+const REMOVALS: Removals = Removals { consent: 9, are_held: true };
+
 fn snapshot(lengths: &[usize]) -> Snapshot {
     let items = lengths.iter().enumerate().map(|(number, length)| {
         let content = vec![7; *length];
         let id = ItemId::Tunnel(format!("t{number:05}").parse().unwrap());
         Arc::new(Item { id, tag: Tag::of(&content), content })
     });
-    Snapshot { generation: Generation::default(), items: Items::new(items), consent: 9 }
+    Snapshot { generation: Generation::default(), items: Items::new(items), removals: REMOVALS }
 }
 
 #[test]
@@ -336,7 +338,7 @@ fn cuts_snapshots_into_chunks_that_make_the_whole() {
         let chunks: Vec<_> = Chunks::new(snapshot.clone()).collect();
         let (last, others) = chunks.split_last().unwrap();
         assert!(others.iter().all(|chunk| chunk.end.is_none() && !chunk.items.is_empty()));
-        assert_eq!(last.end, Some(SnapshotEnd { digest: snapshot.items.digest(), consent: 9 }));
+        assert_eq!(last.end, Some(SnapshotEnd { digest: snapshot.items.digest(), removals: REMOVALS }));
         for chunk in &chunks {
             let length: usize = chunk.items.iter().map(|item| item.content.len()).sum();
             assert!(length <= CHUNK || chunk.items.len() == 1, "{length}");

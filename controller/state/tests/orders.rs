@@ -68,7 +68,7 @@ fn mass_removals_need_consent_which_goes_with_the_push() {
     let deltas = world.deltas(&agents[0]);
     assert_eq!(deltas.len(), 1);
     assert_eq!(deltas[0].delete.len(), 4);
-    assert_eq!(deltas[0].consent, world.store.revision);
+    assert_eq!(deltas[0].removals.consent, world.store.revision);
 }
 
 #[test]
@@ -89,7 +89,7 @@ fn a_node_that_keeps_what_was_to_go_is_shown_until_it_has_consent() {
     let deltas = world.deltas(&agents[0]);
     assert_eq!(deltas.len(), 1, "nothing but the consent");
     assert!(deltas[0].set.is_empty() && deltas[0].delete.is_empty());
-    assert_eq!(deltas[0].consent, world.store.revision);
+    assert_eq!(deltas[0].removals.consent, world.store.revision);
     assert!(world.deltas(&agents[1]).is_empty());
     world.settle(&mut agents);
     assert_eq!(world.state.nodes(world.now)[0].removals_held, 0);

@@ -132,7 +132,7 @@ fn consent_that_is_missed_comes_with_the_next_reading_of_the_store() {
     world.drain();
     world.pass(Duration::from_millis(20));
     let deltas = world.deltas(&agents[0]);
-    assert_eq!(deltas.iter().map(|delta| delta.consent).collect::<Vec<_>>(), [world.store.revision]);
+    assert_eq!(deltas.iter().map(|delta| delta.removals.consent).collect::<Vec<_>>(), [world.store.revision]);
 }
 
 /// A plan that was made right after a change rests on it.

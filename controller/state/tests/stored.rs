@@ -1,5 +1,7 @@
 //! What the store holds, read.
 
+use std::time::Duration;
+
 use super::world::{Memory, mesh, node};
 use super::{WEB, converged};
 use crate::controller::mesh::NODES;
@@ -29,6 +31,37 @@ fn starts_are_counted_and_the_name_stays() {
     put(&mut store, "/meta/schema", "1");
     put(&mut store, "/meta/incarnation", "many");
     assert!(store.read().start("id").unwrap_err().contains("/meta/incarnation"));
+}
+
+#[test]
+fn nothing_is_removed_while_it_cannot_be_read_what_is_wanted() {
+    let (mut world, _) = converged(2);
+    let whole = world.store.read();
+    let (name, removed) = (node(0), |stored: &Stored| stored.removals(&node(0)).are_held);
+    assert!(!removed(&whole) && whole.wanted.has_place(&name));
+    // Nothing of these is any node's tunnel.
+    for (key, value) in [("/nodes/stranger", "7"), ("/nodes/no name", "7"), ("/tokens/x", "7")] {
+        put(&mut world.store, key, value);
+        assert!(!removed(&world.store.read()), "{key}");
+    }
+    for key in ["/meshes/web", "/allocations/web", "/nodes/n0"] {
+        let mut store = world.store.clone();
+        put(&mut store, key, "{");
+        let stored = store.read();
+        assert!(removed(&stored), "{key}");
+        assert!(stored.remedy(key).is_some());
+    }
+    // Who has which address is not made up anew, and a mesh that is applied again is.
+    put(&mut world.store, "/allocations/web", "{");
+    world.restart();
+    world.pass(Duration::from_secs(2));
+    assert!(removed(&world.store.read()), "the addresses are others now");
+    let problems = world.state.status(world.now).problems;
+    let told = |words: &str| problems.iter().any(|problem| problem.message.contains(words));
+    assert!(told("no node removes anything until mesh web is applied again"), "{problems:?}");
+    world.apply(mesh(WEB));
+    world.deliver_change();
+    assert!(!removed(&world.store.read()));
 }
 
 #[test]

@@ -69,6 +69,10 @@ fn any_item() -> impl Strategy<Value = Arc<Item>> {
         .prop_map(|(id, tag, content)| Arc::new(Item { id, tag: Tag::from_bytes(&tag).unwrap(), content }))
 }
 
+fn any_removals() -> impl Strategy<Value = Removals> {
+    any::<(u64, bool)>().prop_map(|(consent, are_held)| Removals { consent, are_held })
+}
+
 fn any_digest() -> impl Strategy<Value = Digest> {
     any::<[u8; 16]>().prop_map(|bytes| Digest::from_bytes(&bytes).unwrap())
 }
@@ -191,7 +195,7 @@ fn any_controller_message() -> impl Strategy<Value = ControllerMessage> {
             timeline,
         },
     );
-    let end = (any_digest(), any::<u64>()).prop_map(|(digest, consent)| SnapshotEnd { digest, consent });
+    let end = (any_digest(), any_removals()).prop_map(|(digest, removals)| SnapshotEnd { digest, removals });
     let chunk = (generation(), vec(any_item(), 0..4), option::of(end))
         .prop_map(|(generation, items, end)| SnapshotChunk { generation, items, end });
     let delta = (
@@ -200,15 +204,15 @@ fn any_controller_message() -> impl Strategy<Value = ControllerMessage> {
         vec(any_item(), 0..4),
         btree_set(id(), 0..4),
         any_digest(),
-        any::<u64>(),
+        any_removals(),
     )
-        .prop_map(|(base, generation, set, delete, digest, consent)| Delta {
+        .prop_map(|(base, generation, set, delete, digest, removals)| Delta {
             base,
             generation,
             set,
             delete,
             digest,
-            consent,
+            removals,
         });
     prop_oneof![
         welcome.prop_map(ControllerMessage::Welcome),
