@@ -420,8 +420,8 @@ fn place(target: &mut Target, facts: &Facts, policy: &Policy, wish: &Wish<'_>) {
     );
 }
 
-/// The address of a device from which a peer is asked.
-fn asker(device: &Device, peer: IpAddr) -> Option<IpAddr> {
+/// The address of a device from which a peer is asked by an ICMP echo; `None`: it has none of the peer's family.
+pub fn asker(device: &Device, peer: IpAddr) -> Option<IpAddr> {
     let of_family = || device.addresses.iter().filter(|own| own.addr().is_ipv4() == peer.is_ipv4());
     let own = of_family().find(|own| own.contains(&peer)).or_else(|| of_family().next())?;
     Some(own.addr())

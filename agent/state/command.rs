@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use crate::agent::target::asker;
 use crate::proto::command::{Command, CommandError, ErrorKind, Field, TunnelSpec};
 use crate::proto::model::{Desired, Device, Invalid, Owner, Remotes, Tunnel, TunnelName};
 
@@ -19,6 +20,13 @@ fn add(desired: &mut Desired, spec: &TunnelSpec, replace: bool, owner: Owner) ->
         return Err(foreign_owner(Field::Name, &spec.name));
     }
     let device = device_for(desired, spec, replace, owner)?;
+    if let Some(peer) = spec.echo.filter(|peer| asker(&device, *peer).is_none()) {
+        let fault = Invalid::new(
+            format!("is of a family of which device {} has no address", spec.device),
+            "give an address of the peer of the other family, or the device an address of this one",
+        );
+        return Err(CommandError::invalid(Field::Echo, peer, fault));
+    }
     let tunnel = spec.tunnel(owner);
     let same_device = desired
         .devices
