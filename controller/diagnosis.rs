@@ -27,6 +27,8 @@ pub struct End {
     pub offers: [bool; 2],
     /// Why its tunnel to the other one cannot be had.
     pub failure: Option<String>,
+    /// Where it sends to the other one, and the endpoint that it would prefer; absent: it uses that.
+    pub diverted: Option<[String; 2]>,
     /// From which size on the path loses packets to the other one without a word, and how many bytes come through.
     pub loses: Option<(u16, u16)>,
     /// What it found wrong with its host; absent: it did not answer.
@@ -84,6 +86,8 @@ pub enum Kind {
     PathCut,
     /// The path loses large packets without a word.
     SmallPath,
+    /// Another endpoint than the preferred one is in use.
+    OtherEndpoint,
     /// A host does not forward what it offers.
     ForwardingOff,
     /// The reverse-path filter of a host is strict.
@@ -113,6 +117,7 @@ impl Kind {
             Self::OneWay => "one-way",
             Self::PathCut => "path-cut",
             Self::SmallPath => "small-path",
+            Self::OtherEndpoint => "other-endpoint",
             Self::ForwardingOff => "forwarding-off",
             Self::ReversePath => "reverse-path",
             Self::ForwardFirewall => "forward-firewall",
@@ -154,8 +159,11 @@ pub fn judge(evidence: &Evidence) -> Vec<Fault> {
     if faults.iter().all(|fault| fault.kind == Kind::Away) {
         faults.extend(connection(evidence));
     }
-    faults
-        .extend(evidence.ends.iter().zip(others(evidence)).filter_map(|(end, other)| small_path(end, other)));
+    let ends = || evidence.ends.iter().zip(others(evidence));
+    faults.extend(ends().filter_map(|(end, other)| small_path(end, other)));
+    if evidence.is_up() {
+        faults.extend(ends().filter_map(|(end, other)| other_endpoint(end, other)));
+    }
     faults.extend(evidence.ends.iter().flat_map(|end| host(end, evidence.is_up())));
     faults.extend(evidence.ends.iter().filter_map(clock));
     faults
@@ -505,6 +513,20 @@ fn small_path(end: &End, other: &End) -> Option<Fault> {
             end.name, other.name
         ),
         "Have whoever runs that path let ICMP \"fragmentation needed\" and \"packet too big\" pass, or raise its MTU.",
+    ))
+}
+
+fn other_endpoint(end: &End, other: &End) -> Option<Fault> {
+    let [used, preferred] = end.diverted.as_ref()?;
+    Some(Fault::new(
+        Kind::OtherEndpoint,
+        format!(
+            "{} sends to {} at {used}, since it does not reach it at {preferred}, which comes first.",
+            end.name, other.name
+        ),
+        format!(
+            "See what stands in the way to {preferred}; once it has answered for 10 s it is used again, by itself."
+        ),
     ))
 }
 

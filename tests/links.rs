@@ -312,6 +312,10 @@ fn metrics_tell_the_same() {
     wait_until(SOON, "the cut is told", || {
         of_controller(&format!("link_open{way}")) == Some(0.0) && of_agent("link_up") == Some(0.0)
     });
+    assert_eq!(of_agent("link_round_trip_seconds"), None, "it is that of before");
+    wait_until(Duration::from_secs(30), "nothing of before is told as new", || {
+        of_controller(&format!("link_figures_age_seconds{way}")).is_some_and(|age| age > 16.0)
+    });
     // A page whose name was made to lead here.
     let refused = metrics(&a, 7480, "evil.example");
     assert!(refused.starts_with("HTTP/1.1 403") && !refused.contains("tunmesh_"), "{refused}");

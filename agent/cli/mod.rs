@@ -34,6 +34,8 @@ Examples:
   agent --controller 172.100.0.1 --token-file join.token
                                        join the mesh of a controller, which may be there later
   agent --controller 172.100.0.1       the same without a token, once an operator has approved it
+  agent --controller 172.100.0.1 --endpoint 172.100.1.1,node1.example.net
+                                       say where peers reach this host, the preferred place first
   agent status                         what the running agent does
   agent check                          what is missing on this host, and how to mend it";
 

@@ -274,17 +274,20 @@ impl LinkEnd {
         };
         let figures = inner.figures();
         let known = |hearing: Option<Hearing>| hearing.filter(|hearing| hearing.known > 0);
+        // What is not heard any more tells nothing of now: its figures are those of before.
+        let (hears, is_up) =
+            (matches!(state, LinkState::Init | LinkState::Up), state == LinkState::Up && why != Why::Keyed);
         Some(LinkStatus {
             state: if why == Why::Left { LinkState::AdminDown } else { state },
             why,
-            unsent: inner.unsent.map(DropReason::name),
+            unsent: inner.unsent.map(DropReason::words),
             since: since_epoch(since),
             last_heard: last_heard.map(since_epoch),
             detection_time,
             // What is known by keys alone says nothing of how long an answer takes.
-            round_trip: inner.round_trip().filter(|_| why != Why::Keyed).map(|round_trip| round_trip.mean),
-            sent: known(figures.and_then(Figures::heard)),
-            received: known(figures.map(Figures::hearing)),
+            round_trip: inner.round_trip().filter(|_| is_up).map(|round_trip| round_trip.mean),
+            sent: known(figures.and_then(Figures::heard)).filter(|_| is_up),
+            received: known(figures.map(Figures::hearing)).filter(|_| hears),
             changes,
             carries: inner.path.as_ref().map(|(path, _)| path.current()),
             is_carried: inner.path.as_ref().is_some_and(|(path, _)| path.is_verified()),

@@ -111,6 +111,32 @@ impl DropReason {
     }
 }
 
+impl DropReason {
+    /// Why nothing could be sent, in words; where it is no reason for that, its name.
+    pub const fn words(self) -> &'static str {
+        match self {
+            Self::TooBig => "it is larger than the path carries",
+            Self::Unreachable => "this host has no way to the peer",
+            Self::Firewall => "a firewall of this host refuses it",
+            Self::SocketFull => "this host could not send for some time",
+            Self::Refused => "the kernel of this host refuses it",
+            Self::NoSession => "the ends have not agreed on keys",
+            Self::UnknownSender
+            | Self::Framing
+            | Self::Malformed
+            | Self::Martian
+            | Self::SourceNotAllowed
+            | Self::Congested
+            | Self::NoTunnel
+            | Self::DeviceDown
+            | Self::Forged
+            | Self::Repeated
+            | Self::TooLate
+            | Self::TooMany => self.name(),
+        }
+    }
+}
+
 /// Drops by reason.
 #[derive(Debug, Default)]
 pub struct Drops([AtomicU64; DropReason::ALL.len()]);

@@ -11,8 +11,8 @@ use crate::proto::model::{Framing, Remote, TunnelName, TunnelState, TunnelStatus
 use crate::proto::session::{ItemId, TunnelReport};
 
 /// What an encrypted tunnel waits for.
-const NO_HANDSHAKE: &str = "the peer has not agreed on keys yet: its agent must run, reach this host, and have this host's \
-                            public key";
+const NO_HANDSHAKE: &str = "the peer has not agreed on keys yet: its agent or its WireGuard must run, reach this host, and \
+                            have this host's public key";
 
 /// When the host was started, as time since the Unix epoch. Read once: two readings of two clocks are never the same,
 /// and a time that was told must not change.

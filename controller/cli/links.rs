@@ -95,13 +95,15 @@ fn summary(links: &[v1::NodeLink]) -> String {
     let states = [State::Up, State::OneWay, State::Down, State::Unknown, State::NotProbed];
     let counts = states.map(|state| (count(state), word(state))).into_iter().filter(|(count, _)| *count > 0);
     let counts = counts.map(|(count, word)| format!("{count} {word}")).collect::<Vec<_>>().join(", ");
-    let oldest = |age: fn(&v1::NodeLink) -> Option<pbjson_types::Duration>| {
-        links.iter().filter_map(age).map(|age| convert::span(&age)).max()
+    let oldest = |ages: &mut dyn Iterator<Item = pbjson_types::Duration>| {
+        ages.map(|age| convert::span(&age)).max().map(span)
     };
-    let told =
-        oldest(|link| link.age).map_or(String::new(), |age| format!("; told at most {} ago", span(age)));
-    let figures = oldest(|link| link.figures_age)
-        .map_or(String::new(), |age| format!("; figures at most {} old", span(age)));
+    let told = oldest(&mut links.iter().filter_map(|link| link.age));
+    let told = told.map_or(String::new(), |age| format!("; told at most {age} ago"));
+    // Of the others there are none since.
+    let up = links.iter().filter(|link| link.state() == State::Up);
+    let figures = oldest(&mut up.filter_map(|link| link.figures_age));
+    let figures = figures.map_or(String::new(), |age| format!("; figures at most {age} old"));
     let links = if links.len() == 1 { "1 link".to_owned() } else { format!("{} links", links.len()) };
     format!("{links}: {counts}{told}{figures}")
 }

@@ -51,7 +51,9 @@ Examples:
   controller token create --name 'web-*' a token with which one host joins within an hour
   controller plan -f mesh.yaml           what applying the file would do
   controller apply -f mesh.yaml --wait   do it, and wait until every node has it
-  controller nodes                       the nodes and how far they are";
+  controller nodes                       the nodes and how far they are
+  controller links                       how they hear each other, in each direction
+  controller diagnose web-1 web-2        what is wrong between two of them, and what to try";
 
 #[derive(Debug, Subcommand)]
 enum Command {

@@ -7,6 +7,7 @@ fn end(name: &str) -> End {
         last_heard: Some(Duration::from_secs(1)),
         clock: None,
         offers: [false; 2],
+        diverted: None,
         failure: None,
         loses: None,
         host: Some(Vec::new()),
@@ -50,6 +51,20 @@ fn where_nothing_is_wrong_nothing_is_said_to_be() {
     let right = evidence(UP);
     assert_eq!(kinds(&right), []);
     assert_eq!(paragraph(&right, &[]), "Nothing is wrong between a and b in mesh m: both hear each other.");
+}
+
+#[test]
+fn an_endpoint_that_is_not_the_preferred_one_is_named_while_the_link_is_up() {
+    let mut diverted = evidence(UP);
+    diverted.ends[0].diverted = Some(["10.2.0.2:5000", "10.1.0.2:5000"].map(str::to_owned));
+    assert_eq!(kinds(&diverted), [Kind::OtherEndpoint]);
+    let words = paragraph(&diverted, &judge(&diverted));
+    assert!(
+        words.starts_with("a sends to b at 10.2.0.2:5000, since it does not reach it at 10.1.0.2"),
+        "{words}"
+    );
+    let cut = Evidence { link: evidence(DOWN).link, ..diverted };
+    assert!(!kinds(&cut).contains(&Kind::OtherEndpoint));
 }
 
 #[test]

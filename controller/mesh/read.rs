@@ -345,7 +345,7 @@ impl Reader {
     ) -> Option<Remotes> {
         let at = place(list.as_ref()?);
         let texts = Self::texts(field, list);
-        let mut endpoints = Vec::new();
+        let (mut given, mut endpoints) = (Vec::new(), Vec::new());
         for (field, text) in &texts {
             let Some(mut endpoint) = self.read(field, text, Remote::from_str) else { continue };
             endpoint.port = endpoint.port.or(is_wireguard.then_some(WIREGUARD_PORT));
@@ -353,16 +353,20 @@ impl Reader {
             if !endpoints.contains(&endpoint) {
                 self.claim_endpoint(field, text, &endpoint);
             }
+            given.push((field, text));
             endpoints.push(endpoint);
         }
-        if endpoints.len() < texts.len() {
-            return None;
+        for (position, fault) in Remotes::faults(&endpoints) {
+            if let Some((field, text)) = given.get(position) {
+                self.fault(place(text), field, &text.value, fault);
+            }
         }
-        let endpoints = Remotes::new(endpoints).map_err(|(position, fault)| match texts.get(position) {
-            Some((field, text)) => self.fault(place(text), field, &text.value, fault),
-            None => self.fault(at, field, "", fault),
-        });
-        endpoints.ok()
+        let is_whole = endpoints.len() == texts.len();
+        let endpoints = Remotes::new(endpoints);
+        if let (Err((_, fault)), true) = (&endpoints, texts.is_empty()) {
+            self.fault(at, field, "", fault.clone());
+        }
+        endpoints.ok().filter(|_| is_whole)
     }
 
     fn claim_endpoint(&mut self, field: &str, text: &Text, endpoint: &Remote) {

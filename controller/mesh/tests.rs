@@ -163,7 +163,17 @@ fn every_fault_has_its_place_field_value_and_remedy() {
         ),
         (
             "nodes: {a: {endpoint: [1.2.3.4, 1.2.3, 1.2.3.4]}}",
-            &[(":3:33: nodes.a.endpoint[1] \"1.2.3\" is neither", "minion-2:5000")],
+            &[
+                (":3:33: nodes.a.endpoint[1] \"1.2.3\" is neither", "minion-2:5000"),
+                (":3:40: nodes.a.endpoint[2] \"1.2.3.4\" stands twice", "give it once"),
+            ],
+        ),
+        (
+            "nodes: {a: {endpoint: [none, 1.2.3.4, 1.2.3.4]}}",
+            &[
+                (":3:24: nodes.a.endpoint[0] \"none\" is no host", "alone"),
+                (":3:39: nodes.a.endpoint[2] \"1.2.3.4\" stands twice", "give it once"),
+            ],
         ),
         (
             "nodes: {a: {endpoint: [1.2.3.4, a.example, 1.2.3.4]}}",

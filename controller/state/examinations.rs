@@ -152,6 +152,11 @@ impl ControllerState {
                     let routes = mesh.nodes.get(name).map_or(&[][..], |wanted| &wanted.routes);
                     routes.iter().any(|route| route.addr().is_ipv4() == is_v4)
                 }),
+                diverted: tunnel.as_ref().and_then(|tunnel| {
+                    let (report, _) = node?.tunnels.get(tunnel)?;
+                    let is_other = !report.preferred.is_empty();
+                    is_other.then(|| [report.endpoint.clone(), report.preferred.clone()])
+                }),
                 failure: tunnel.and_then(|tunnel| self.failure(name, tunnel)),
                 loses: link.and_then(|link| link.report.loses.zip(link.report.carries)),
                 host: found.get(name).map(|findings| findings.host.clone()),

@@ -375,14 +375,14 @@ mod tests {
         let names: [NodeName; 2] = ["a", "b"].map(|name| name.parse().unwrap());
         let mut links = [told(LinkState::Up, Why::Heard, now), told(LinkState::Up, Why::Heard, now)];
         let tunnel = "t".parse().unwrap();
-        links[0].by_tunnel_mut(&tunnel).report.unsent = "no_session".to_owned();
+        links[0].by_tunnel_mut(&tunnel).report.unsent = "the ends have not agreed on keys".to_owned();
         let end = |n: usize| End {
             name: &names[n],
             link: links[n].get(&tunnel),
             heard: Some((Duration::ZERO, true)),
             has_agent: true,
         };
-        assert_eq!(judge([end(0), end(1)], now).reason, "a cannot send: no_session");
+        assert_eq!(judge([end(0), end(1)], now).reason, "a cannot send: the ends have not agreed on keys");
     }
 
     #[test]

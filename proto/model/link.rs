@@ -87,7 +87,7 @@ pub struct LinkStatus {
     pub state: LinkState,
     /// Why.
     pub why: Why,
-    /// Why this end could not send the last probe: the name of a reason for drops.
+    /// Why this end could not send the last probe, in words.
     pub unsent: Option<&'static str>,
     /// Since when.
     pub since: Duration,

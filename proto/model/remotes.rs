@@ -20,24 +20,13 @@ impl Remotes {
     /// The most places of one peer: each takes its time until it is known whether it answers.
     pub const MOST: usize = 4;
 
-    /// Of places in the order of preference; which of them is at fault is said with its position.
+    /// Of places in the order of preference; which of them is at fault first is said with its position.
     ///
     /// # Errors
-    /// Where there is none, where one stands twice, and where there are more than [`Self::MOST`].
+    /// The first of [`Self::faults`], or that there is none.
     pub fn new(remotes: Vec<Remote>) -> Result<Self, (usize, Invalid)> {
-        for (position, remote) in remotes.iter().enumerate() {
-            if position >= Self::MOST {
-                let fault = Invalid::new("is one too many", format!("give at most {}", Self::MOST));
-                return Err((position, fault));
-            }
-            if matches!(&remote.host, Host::Name(name) if name == "none") {
-                let remedy =
-                    "leave it out; an agent that is reached nowhere is started with --endpoint none alone";
-                return Err((position, Invalid::new("is no host", remedy)));
-            }
-            if remotes.iter().take(position).any(|other| other == remote) {
-                return Err((position, Invalid::new("stands twice", "give it once")));
-            }
+        if let Some(fault) = Self::faults(&remotes).into_iter().next() {
+            return Err(fault);
         }
         let mut remotes = remotes.into_iter();
         match remotes.next() {
@@ -47,6 +36,29 @@ impl Remotes {
                 Invalid::new("is empty", "leave it out, or give an address or a host name, as 172.100.1.2"),
             )),
         }
+    }
+
+    /// What is wrong with places beside each other, by position: what is no host, what stands twice, and the first of those
+    /// that are more than [`Self::MOST`].
+    pub fn faults(remotes: &[Remote]) -> Vec<(usize, Invalid)> {
+        let mut faults = Vec::new();
+        for (position, remote) in remotes.iter().enumerate() {
+            if position >= Self::MOST {
+                faults.push((
+                    position,
+                    Invalid::new("is one too many", format!("give at most {}", Self::MOST)),
+                ));
+                break;
+            }
+            if matches!(&remote.host, Host::Name(name) if name == "none") {
+                let remedy =
+                    "leave it out; an agent that is reached nowhere is started with --endpoint none alone";
+                faults.push((position, Invalid::new("is no host", remedy)));
+            } else if remotes.iter().take(position).any(|other| other == remote) {
+                faults.push((position, Invalid::new("stands twice", "give it once")));
+            }
+        }
+        faults
     }
 
     /// The preferred one.

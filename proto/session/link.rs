@@ -32,7 +32,7 @@ pub struct LinkReport {
     pub detection_time: Option<Duration>,
     /// How often the state has changed since this end knows the link.
     pub changes: u32,
-    /// Why the last probe was not sent, as the name of a reason for drops; empty: it was.
+    /// Why the last probe was not sent, in words; empty: it was.
     pub unsent: String,
     /// The largest packet of the underlay that comes through, in bytes, IP header included; absent: not known yet.
     pub carries: Option<u16>,

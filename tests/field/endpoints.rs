@@ -294,6 +294,9 @@ fn case_13_a_node_of_a_mesh_has_several_endpoints() {
         assert!(shown.contains("0 failed, 1 not to the preferred endpoint)"), "{shown}");
         let shown = controller.run(&["tunnels", "a"]).unwrap();
         assert!(shown.contains("172.100.3.2:5000, instead of 172.100.2.2:5000"), "{shown}");
+        let said = controller.run(&["diagnose", "a", "b"]).unwrap();
+        let words = "a sends to b at 172.100.3.2:5000, since it does not reach it at 172.100.2.2:5000";
+        assert!(said.contains(words), "{said}");
 
         // What b sends over the first cable is lost still: that it hears there moves neither.
         router.run([
@@ -340,7 +343,10 @@ fn case_16_a_default_route_that_goes_and_comes_costs_no_other_peer() {
     });
     let gone = tunnel_status(&agent, "far");
     assert!(gone["reason"].as_str().unwrap().contains("no route to fd00:100:2::2"), "{gone}");
-    assert!(gone["link"]["reason"].as_str().unwrap().contains("was not sent: unreachable"), "{gone}");
+    assert!(
+        gone["link"]["reason"].as_str().unwrap().contains("was not sent: this host has no way to the peer"),
+        "{gone}"
+    );
     let lines = agent.log().lines().count();
     while since_epoch() - start < Duration::from_secs(30) {
         // What nobody can carry is sent all the same.

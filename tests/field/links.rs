@@ -36,6 +36,8 @@ fn says_what_the_way_does(is_encrypted: bool) {
         assert!(since(&link, start) <= SEEN, "{link} after {start:?}");
         assert!(link["reason"].as_str().unwrap().contains("nothing comes from the peer any more"), "{link}");
         assert!(time(&link["lastHeard"]) < time(&link["since"]), "{link}");
+        // They would be those of before.
+        assert!(["roundTrip", "sent", "received"].iter().all(|figure| link[*figure].is_null()), "{link}");
     }
     way.heal();
     pair.wait(["UP", "UP"]);
@@ -49,6 +51,8 @@ fn says_what_the_way_does(is_encrypted: bool) {
         }
         let unheard = pair.link(n);
         assert!(unheard["reason"].as_str().unwrap().contains("does not hear this host"), "{unheard}");
+        let known = ["roundTrip", "sent", "received"].map(|figure| !unheard[figure].is_null());
+        assert_eq!(known, [false, false, true], "{unheard}");
         way.heal();
         pair.wait(["UP", "UP"]);
     }
