@@ -5,7 +5,8 @@
 //! tell it how the tunnels are with [`Session::handle_tunnels`] and [`Session::handle_failures`]. `now` never goes
 //! back.
 //!
-//! Nothing here touches forwarding: whatever becomes of a session, what was kept stays real.
+//! Nothing here touches forwarding: whatever becomes of a session, what was kept stays real. Only that another agent has
+//! this one's place is for others to act upon: [`Session::is_second`].
 
 mod base;
 mod links;
@@ -480,6 +481,7 @@ impl Session {
     }
 
     fn handle_welcome(&mut self, welcome: &Welcome, now: Instant) {
+        self.is_second = false;
         let foreign = self.base.as_ref().filter(|base| base.store_id != welcome.store_id);
         if let Some(base) = foreign {
             let reason = format!(
@@ -497,7 +499,6 @@ impl Session {
             );
             return self.refuse(reason, now);
         }
-        self.is_second = false;
         if let Phase::Open(open) = &mut self.phase {
             open.store_id = Some(welcome.store_id.clone());
             open.timeline.clone_from(&welcome.timeline);

@@ -141,6 +141,7 @@ mod tests {
             generation: Generation { incarnation: 1, revision: u64::MAX },
             timeline: "t1".to_owned(),
             items: Items::new([item.into()]),
+            consents_after: None,
             held: Items::default(),
         };
         Wanted { desired, controller: Some(base) }

@@ -118,6 +118,8 @@ pub struct ForwardingDevice {
     pub key: Option<MeshName>,
     /// What is not to be used on the device.
     pub without: Offloads,
+    /// Whether there are tunnels that rest, and of which nobody is told that they go.
+    pub rests: bool,
     /// Its tunnels by name.
     pub tunnels: BTreeMap<TunnelName, ForwardingTunnel>,
 }
@@ -388,8 +390,10 @@ fn place(target: &mut Target, facts: &Facts, policy: &Policy, wish: &Wish<'_>) {
         addresses: device.addresses.iter().map(IpNet::addr).collect(),
         key: device.key.clone(),
         without: Offloads::new(),
+        rests: false,
         tunnels: BTreeMap::new(),
     });
+    forwarding.rests |= facts.rests(tunnel);
     let is_known = match tunnel.framing {
         Framing::Raw | Framing::Pi => endpoint.is_some(),
         Framing::Wireguard(_) => keys.is_some() && endpoint.is_some() == tunnel.remote.is_some(),

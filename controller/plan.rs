@@ -67,6 +67,8 @@ pub struct Wanted {
     pub nodes: BTreeMap<NodeName, NodeRecord>,
     /// Nodes that were removed: they are members of nothing until they join again.
     pub removed: BTreeSet<NodeName>,
+    /// Nodes of which it cannot be read what they said: they stay members, and nobody is told anything of them.
+    pub unread: BTreeSet<NodeName>,
 }
 
 /// A node as one of a mesh.
@@ -134,7 +136,8 @@ impl Wanted {
         };
         let selected =
             self.nodes.iter().filter(|(node, record)| !mesh.nodes.contains_key(*node) && is_selected(record));
-        let mut selected: Vec<_> = selected.map(|(node, _)| node).collect();
+        let unread = self.unread.iter().filter(|node| !mesh.nodes.contains_key(*node) && is_member(node));
+        let mut selected: Vec<_> = selected.map(|(node, _)| node).chain(unread).collect();
         selected.sort_by_key(|node| !is_member(node));
         selected
     }
@@ -142,12 +145,15 @@ impl Wanted {
     /// Whether a node is named in a mesh, or has an address in one.
     pub fn has_place(&self, node: &NodeName) -> bool {
         let is_named = self.meshes.values().any(|mesh| mesh.nodes.contains_key(node));
-        is_named || self.allocations.values().any(|all| all.nodes.contains_key(node))
+        let allocated = self.allocations.values().filter_map(|all| all.nodes.get(node));
+        !self.removed.contains(node)
+            && (is_named || allocated.into_iter().any(|allocation| allocation.freed.is_none()))
     }
 
     /// The nodes of a mesh with what is known of them.
     fn parts<'a>(&'a self, mesh: &'a Mesh, underlay: &Underlay<'_>) -> BTreeMap<NodeName, Member<'a>> {
-        let members = self.members(mesh).into_iter();
+        let is_read = |node: &NodeName| !self.unread.contains(node) || mesh.is_wireguard(node);
+        let members = self.members(mesh).into_iter().filter(is_read);
         members.map(|node| (node.clone(), self.member(mesh, &node, underlay))).collect()
     }
 

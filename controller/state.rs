@@ -174,6 +174,8 @@ pub struct ControllerState {
     /// By node, what it is to have at `generation`. A node that had a view has one, if only an empty one.
     views: BTreeMap<NodeName, View>,
     generation: Generation,
+    /// Whether nothing goes that is not in `views`: not all of what is wanted could be read for them.
+    removals_held: bool,
     pending: Pending,
     history: Arc<BTreeMap<MeshName, Versions>>,
     registry: Registry,
@@ -204,6 +206,7 @@ impl ControllerState {
     pub fn new(stored: Stored, start: u64, now: Instant, wall: Duration) -> Self {
         let mut state = Self {
             generation: stored.generation(),
+            removals_held: false,
             timeline: stored.timeline().to_owned(),
             stored: Arc::new(stored),
             views: BTreeMap::new(),

@@ -15,7 +15,7 @@ use super::plan::{NodeRecord, Wanted};
 use super::store::transaction::{Change, Condition, Entry, Transaction, Write};
 use super::trust::{Draft, Identity, Item, Operator, Token, Trust};
 use crate::proto::model::{MeshName, NodeName, OperatorName};
-use crate::proto::session::{Generation, Have, Removals};
+use crate::proto::session::{Generation, Have};
 use crate::proto::trust::TokenId;
 
 /// The version of keys and encodings that this release reads and writes.
@@ -195,13 +195,8 @@ impl Stored {
         Generation { incarnation: self.incarnation, revision: self.revision }
     }
 
-    /// What a node may remove. While it cannot be read what is wanted of nodes, nobody knows what is not wanted any more.
-    pub fn removals(&self, node: &NodeName) -> Removals {
-        let consent = self.consents.get(node).copied().unwrap_or(0);
-        Removals { consent, are_held: self.holds_removals() }
-    }
-
-    /// Whether no node removes anything, for what of the store cannot be read.
+    /// Whether no node removes anything: while it cannot be read what is wanted of nodes, nobody knows what is not wanted any
+    /// more.
     pub fn holds_removals(&self) -> bool {
         self.faults.keys().any(|key| self.remedy(key).is_some())
     }
@@ -209,12 +204,15 @@ impl Stored {
     /// What makes removals possible again that a value holds up which cannot be read; `None`: it holds up none.
     pub fn remedy(&self, fault: &str) -> Option<String> {
         match Key::parse(fault)?.ok()? {
-            Key::Mesh(mesh) => Some(format!("mesh {mesh} is applied again, or deleted")),
+            Key::Mesh(mesh) => {
+                Some(format!("mesh {mesh} is applied again, or deleted with --allow-removals"))
+            }
             Key::Allocations(mesh) => Some(format!(
-                "mesh {mesh} is applied again, which gives its nodes their addresses anew, or deleted"
+                "mesh {mesh} is applied again, which gives its nodes their addresses anew, or deleted with \
+                 --allow-removals"
             )),
             Key::Node(node) if self.wanted.has_place(&node) => {
-                Some(format!("{node} is heard again, or is in no mesh any more"))
+                Some(format!("{node} is heard again, removed, or in no mesh any more"))
             }
             Key::Node(_)
             | Key::StoreId
@@ -230,6 +228,11 @@ impl Stored {
             | Key::Operator(_)
             | Key::Audit(_) => None,
         }
+    }
+
+    /// Whether a mesh, or who has which address in it, cannot be read.
+    pub(super) fn is_unread(&self, mesh: &MeshName) -> bool {
+        self.faults.contains_key(&Key::Mesh(mesh.clone()).to_string()) || self.has_lost_allocations(mesh)
     }
 
     /// Whether it cannot be read who has which address in a mesh.
@@ -372,7 +375,12 @@ impl Stored {
             }
             Key::Node(name) => {
                 let before = self.wanted.nodes.remove(&name);
-                if let Some(record) = content.map(read_json::<NodeRecord>).transpose()? {
+                let record = content.map(read_json::<NodeRecord>).transpose();
+                match record.is_err() {
+                    true => self.wanted.unread.insert(name.clone()),
+                    false => self.wanted.unread.remove(&name),
+                };
+                if let Some(record) = record? {
                     if before.is_none() {
                         touched.joined.insert(name.clone());
                     }

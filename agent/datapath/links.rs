@@ -1,11 +1,9 @@
 //! Sends the probes of all links and asks what their paths carry, and tells the runtime how they change.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::handshakes::Handshakes;
-use super::link::LinkEnd;
 use super::peer::Peer;
 use super::post::{Post, Unsent};
 use super::stats::DropReason;
@@ -80,8 +78,7 @@ impl Links {
 
     /// Says goodbye on the links of a table that another one has no more.
     pub(super) fn leave(&mut self, before: &Table, after: &Table, now: Duration) {
-        let stay: HashSet<*const LinkEnd> = after.links().map(|(_, end)| std::ptr::from_ref(end)).collect();
-        for (tunnel, end) in before.links().filter(|(_, end)| !stay.contains(&std::ptr::from_ref(*end))) {
+        for (tunnel, end) in before.gone_in(after) {
             for _ in 0..FAREWELLS {
                 if let Some(probe) = end.leave(now) {
                     let sent = self.send(tunnel, &probe.encode());

@@ -52,6 +52,7 @@ pub(super) fn table_of(
         addresses: BTreeSet::new(),
         key: None,
         without: BTreeSet::new(),
+        rests: false,
         tunnels: (1..)
             .zip(endpoints)
             .map(|(number, endpoint)| (format!("t{number}").parse().unwrap(), tunnel(number, *endpoint)))

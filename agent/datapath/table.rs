@@ -1,6 +1,6 @@
 //! Which tunnel a packet takes, and which tunnel a datagram belongs to.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -52,6 +52,8 @@ pub struct Device {
     pub open: OpenDevice,
     addresses: BTreeSet<IpAddr>,
     tunnels: Vec<Tunnel>,
+    /// Whether there are tunnels that rest, and are none of these.
+    rests: bool,
     choice: Choice,
 }
 
@@ -199,7 +201,8 @@ impl Table {
             }
         };
         self.by_id.insert(open.id, device);
-        self.devices.push(Device { open, addresses: forwarding.addresses.clone(), tunnels, choice });
+        let (addresses, rests) = (forwarding.addresses.clone(), forwarding.rests);
+        self.devices.push(Device { open, addresses, tunnels, rests, choice });
     }
 
     fn add_peer(&mut self, peer: &Peer, place: Place) {
@@ -251,6 +254,20 @@ impl Table {
     pub fn peer_at(&self, position: usize) -> Option<(&Tunnel, &Peer)> {
         let tunnel = self.tunnel(*self.encrypted.get(position)?)?;
         Some((tunnel, tunnel.peer.as_deref()?))
+    }
+
+    /// The tunnels whose links are measured, with this end of them, that another table has no more, and that have gone for good.
+    pub fn gone_in(&self, after: &Self) -> impl Iterator<Item = (&Tunnel, &LinkEnd)> {
+        let stay: HashSet<*const LinkEnd> = after.links().map(|(_, end)| std::ptr::from_ref(end)).collect();
+        let resting = after.devices.iter().filter(|device| device.rests);
+        let resting: HashSet<u64> = resting.map(|device| device.open.id).collect();
+        let gone = self.measured.iter().filter(move |place| {
+            let device = self.devices.get(place.device);
+            device.is_some_and(|device| !resting.contains(&device.open.id))
+        });
+        let gone = gone.filter_map(|place| self.tunnel(*place));
+        let ends = gone.filter_map(|tunnel| Some((tunnel, tunnel.link.as_deref()?)));
+        ends.filter(move |(_, end)| !stay.contains(&std::ptr::from_ref(*end)))
     }
 
     /// All tunnels whose links are measured, with this end of them.

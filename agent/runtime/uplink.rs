@@ -152,7 +152,7 @@ impl Uplink {
                 tracing::info!(%address, generation, "in step with the controller");
             }
             Some(Trouble { kind, words: reason }) if is_fresh && self.told.is_news(controller, *kind) => {
-                let tunnels = match self.session.is_second() {
+                let tunnels = match self.is_second() {
                     true => "its encrypted tunnels rest",
                     false => "tunnels stay as they are",
                 };
@@ -167,9 +167,9 @@ impl Uplink {
         self.addresses.take()
     }
 
-    /// Whether the controller has another agent of this name, which is alive.
+    /// Whether the controller has another agent of this name, which is alive. What is said in plain text anybody may have said.
     pub(super) fn is_second(&self) -> bool {
-        self.session.is_second()
+        self.credentials.has_joined() && self.session.is_second()
     }
 
     /// What is to be kept; then say [`Self::handle_kept`].

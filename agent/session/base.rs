@@ -21,6 +21,9 @@ pub struct Base {
     /// What is wanted.
     #[serde(with = "kept")]
     pub items: Items,
+    /// The revision after which consents count, where that is not the generation's: since then removals are held.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub consents_after: Option<u64>,
     /// What is not wanted any more, and is kept all the same.
     #[serde(with = "kept", default)]
     pub held: Items,
@@ -47,7 +50,7 @@ impl Base {
     /// What follows `base` when `items` are wanted. More than half of the tunnels, and more than three, go only with
     /// consent that is younger than `base`; so do those that were held before. Nobody can have consented to the removal
     /// of what an older copy of the store knows nothing of: in another incarnation the numbers say nothing. Where removals
-    /// are held nothing goes at all. The timeline is the session's to say.
+    /// are held nothing goes at all, and who consents meanwhile does so to what follows. The timeline is the session's to say.
     pub(super) fn next(
         base: Option<&Self>,
         store_id: String,
@@ -55,17 +58,19 @@ impl Base {
         items: Items,
         removals: Removals,
     ) -> Self {
+        let seen = base.map(|base| base.consents_after.unwrap_or(base.generation.revision));
+        let is_same = base.is_some_and(|base| base.generation.incarnation == generation.incarnation);
+        let consents_after = match is_same {
+            true => seen,
+            false => Some(generation.revision),
+        };
         let held = match base {
             Some(base) if removals.are_held => Items::new(base.all().missing_in(&items).cloned()),
-            Some(base)
-                if removals.consent <= base.generation.revision
-                    || generation.incarnation != base.generation.incarnation =>
-            {
-                base.held_without(&items)
-            }
+            Some(base) if !is_same || seen >= Some(removals.consent) => base.held_without(&items),
             Some(_) | None => Items::default(),
         };
-        Self { store_id, generation, timeline: String::new(), items, held }
+        let consents_after = consents_after.filter(|_| removals.are_held);
+        Self { store_id, generation, timeline: String::new(), items, consents_after, held }
     }
 
     /// What of this stays beside `wanted` without consent.

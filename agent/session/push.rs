@@ -62,7 +62,9 @@ impl Session {
         let Phase::Open(open) = &self.phase else { return };
         match &self.base {
             Some(base) if !open.answered => {
-                let base = Base { generation, ..base.clone() };
+                // It is all that it said it has: what was held is wanted again.
+                let (items, held) = (base.all(), Items::default());
+                let base = Base { generation, items, held, consents_after: None, ..base.clone() };
                 self.keep(base, now);
             }
             // It would say nothing of what is here now.

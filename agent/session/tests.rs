@@ -249,6 +249,7 @@ fn a_snapshot_is_acknowledged_once_it_is_kept() {
         generation: generation(7),
         timeline: "t1".to_owned(),
         items: wanted,
+        consents_after: None,
         held: Items::default(),
     };
     assert_eq!(bench.effects(), [Effect::Keep(base.clone())]);
@@ -477,6 +478,18 @@ fn an_agent_is_the_second_of_its_name_until_it_is_welcome() {
     assert!(bench.session.is_second(), "it may be refused again");
     bench.say(welcome("s1"));
     assert!(!bench.session.is_second());
+    // It is free again, if only with a controller that is not followed.
+    bench.push(snapshot(2, &items(1..=2, 0), 0));
+    bench.session.handle_closed(lost(), None, bench.now);
+    bench.effects();
+    bench.dial();
+    bench.session.handle_connected(bench.now);
+    bench.session.handle_closed(refused(ALREADY_EXISTS), None, bench.now);
+    bench.effects();
+    bench.dial();
+    bench.session.handle_connected(bench.now);
+    bench.say(welcome("another"));
+    assert!(!bench.session.is_second());
 }
 
 /// Tunnels before and after, and how many of them are held without consent.
@@ -549,6 +562,39 @@ fn nothing_goes_while_removals_are_held_however_few_and_with_consent() {
         let ack = bench.push(delta((2, &views[1]), (3, &views[2]), 2));
         assert_eq!((ack.removals_held.len(), bench.has().all()), (0, views[2].clone()));
     }
+}
+
+/// A push of what `after` is for one that has `before` at a generation.
+fn held(before: (u64, &Items), after: (u64, &Items), consent: u64) -> ControllerMessage {
+    let ControllerMessage::Delta(change) = delta(before, after, consent) else { unreachable!() };
+    ControllerMessage::Delta(Delta { removals: Removals { consent, are_held: true }, ..change })
+}
+
+#[test]
+fn a_consent_that_is_given_while_removals_are_held_counts_once_they_are_not() {
+    let views = [items(1..=9, 0), items(1..=4, 0), items(1..=3, 0)];
+    for (consent, is_held) in [(1, true), (3, false)] {
+        let mut bench = Bench::synced(&views[0]);
+        assert_eq!(bench.push(held((1, &views[0]), (2, &views[1]), 0)).removals_held.len(), 5);
+        assert_eq!(bench.push(held((2, &views[1]), (4, &views[2]), consent)).removals_held.len(), 6);
+        let ack = bench.push(delta((4, &views[2]), (5, &views[2]), consent));
+        assert_eq!(ack.removals_held.is_empty(), !is_held, "{consent}: {ack:?}");
+        assert_eq!(bench.has().consents_after, None);
+    }
+}
+
+#[test]
+fn what_was_held_and_is_wanted_again_is_held_no_more_without_a_push() {
+    let views = [items(1..=3, 0), items(1..=1, 0)];
+    let mut bench = Bench::synced(&views[0]);
+    bench.push(held((1, &views[0]), (2, &views[1]), 0));
+    bench.session.handle_closed(lost(), None, bench.now);
+    bench.effects();
+    let hello = bench.connect();
+    assert_eq!(hello.have.unwrap().digest, views[0].digest());
+    let ack = bench.push(ControllerMessage::NotModified(generation(3)));
+    assert!(ack.removals_held.is_empty());
+    assert_eq!((&bench.has().items, &bench.has().held), (&views[0], &Items::default()));
 }
 
 /// The operators of an older copy of the store consent to what they see, and that is not what the agent has.
@@ -704,6 +750,7 @@ proptest! {
             store_id: "s1".to_owned(),
             generation: generation(content),
             timeline: format!("t{}", content % 2).split_off(usize::from(content % 3 == 0) * 2),
+            consents_after: (content % 5 == 0).then_some(content),
             items: items(0..tunnels, content),
             held: items(20..20 + held, content),
         };

@@ -68,6 +68,12 @@ impl RemoveArgs {
 
 fn removed(node: &str, answer: &v1::RemoveNodeResponse) -> String {
     let mut lines = vec![format!("node {node} is removed; {}", generation(answer.generation))];
+    if answer.removals_held {
+        lines.push(
+            "no node drops its tunnel to it until the store can be read whole: see `controller status`"
+                .to_owned(),
+        );
+    }
     let mut tell = |nodes: &[String], more: u32, words: &str| {
         let more = match more {
             0 => String::new(),
@@ -93,6 +99,8 @@ mod tests {
     fn those_that_cannot_be_told_now_are_named() {
         let mut answer = v1::RemoveNodeResponse::default();
         assert_eq!(removed("web-1", &answer).lines().count(), 1);
+        answer.removals_held = true;
+        assert!(removed("web-1", &answer).contains("no node drops its tunnel to it until"));
         answer.later = vec!["web-2".to_owned(), "web-3".to_owned()];
         answer.more_later = 7;
         assert!(removed("web-1", &answer).ends_with("web-2, web-3 and 7 more"));

@@ -102,6 +102,7 @@ impl ControllerState {
         self.pending.due = None;
         self.allocated_at = now;
         self.generation = self.stored.generation();
+        self.removals_held = self.stored.holds_removals();
         let mut changed = std::mem::take(&mut self.pending.consents);
         let mut fresh = self.stored.wanted.views();
         for node in self.views.keys() {

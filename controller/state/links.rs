@@ -179,7 +179,12 @@ pub(super) fn judge_link(
     [a, b]: [&NodeName; 2],
     now: Instant,
 ) -> Verdict {
-    judge([state.end(mesh, a, b, now), state.end(mesh, b, a, now)], now)
+    let verdict = judge([state.end(mesh, a, b, now), state.end(mesh, b, a, now)], now);
+    match verdict.passages() {
+        [Passage::Heard, Passage::Heard] => verdict,
+        // They would be those of before.
+        _ => Verdict { round_trip: None, hearing: [None; 2], ..verdict },
+    }
 }
 
 /// Whether what `from` sends arrives at `to`, by what both say. Whoever hears knows best.

@@ -121,7 +121,12 @@ impl Basis {
             conditions: self.stored.unchanged_mesh(mesh).into(),
             writes: stored::delete_mesh(mesh).into(),
         };
-        self.consent(&plan.mass_removals, allow_removals, &mut transaction)?;
+        let mut losers = plan.mass_removals.clone();
+        if self.stored.is_unread(mesh) {
+            // Whose tunnels it had is not known.
+            losers.extend(self.stored.wanted.nodes.keys().cloned());
+        }
+        self.consent(&losers, allow_removals, &mut transaction)?;
         self.exclude_others(&mut transaction);
         Ok((plan, transaction))
     }
@@ -157,6 +162,14 @@ impl Basis {
         let mut losers = plan::losers(&self.stored.wanted, &after);
         losers.remove(node);
         losers
+    }
+
+    /// Those that need a consent to drop their tunnels to `node`, beside its losers: where removals are held, all nodes.
+    pub fn keepers_of(&self, node: &NodeName) -> BTreeSet<NodeName> {
+        match self.stored.holds_removals() {
+            true => self.stored.wanted.nodes.keys().filter(|other| *other != node).cloned().collect(),
+            false => BTreeSet::new(),
+        }
     }
 
     /// The plan, and its writes without any consent.

@@ -7,7 +7,7 @@ use super::{ControllerState, Effect, Snapshot};
 use crate::controller::registry::{ACKNOWLEDGE, Push};
 use crate::proto::model::NodeName;
 use crate::proto::rate::Rate;
-use crate::proto::session::{ControllerMessage, Delta, Generation, Item};
+use crate::proto::session::{ControllerMessage, Delta, Generation, Item, Removals};
 
 /// How often a node is sent all that is wanted because it asks for that, or comes with something else. A faithful
 /// agent asks every 5 s at most, and one that comes gives up after 15 s without an answer.
@@ -20,7 +20,8 @@ impl ControllerState {
     pub(super) fn push(&mut self, name: &NodeName, now: Instant) {
         let view = self.views.get(name).unwrap_or(&self.nothing);
         let generation = self.generation;
-        let removals = self.stored.removals(name);
+        let consent = self.stored.consents.get(name).copied().unwrap_or(0);
+        let removals = Removals { consent, are_held: self.removals_held };
         let Some(node) = self.registry.node_mut(name) else { return };
         let Some(session) = node.session.as_mut() else { return };
         let is_busy = session.under_way.is_some() || session.held_until.is_some();

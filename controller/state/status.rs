@@ -350,7 +350,8 @@ impl ControllerState {
     /// The members of each mesh that have no address in it.
     fn without_address(&self) -> Vec<(MeshName, NodeName)> {
         let wanted = &self.stored.wanted;
-        let without = wanted.meshes.iter().flat_map(|(name, mesh)| {
+        let readable = wanted.meshes.iter().filter(|(name, _)| !self.stored.has_lost_allocations(name));
+        let without = readable.flat_map(|(name, mesh)| {
             let allocations = wanted.allocations.get(name);
             let has_address = move |node: &NodeName| {
                 let allocation = allocations.and_then(|allocations| allocations.nodes.get(node));

@@ -198,46 +198,49 @@ fn case_07_a_copy_of_an_agent_waits_until_the_first_is_dead() {
 /// It has the keys of the first: whatever it sent, the peers would take it for the first at another place.
 #[test]
 fn case_07_a_copy_in_an_encrypted_mesh_sends_nothing_until_the_first_is_dead() {
-    let segment = Segment::new(3);
-    let controller = &segment.controller;
-    let first = Agent::join_verbose(segment.host(1), Segment::CONTROLLER, "n1");
-    let mut second = Agent::join_verbose(segment.host(2), Segment::CONTROLLER, "n2");
-    segment.wait_live(2);
-    let file =
-        "mesh: prod\noverlay: 10.9.0.0/24\nnodes:\n  n1: {address: 10.9.0.1}\n  n2: {address: 10.9.0.2}\n";
-    controller.apply_with(file, &["--wait"]).unwrap();
-    ping_ok(segment.host(1), "10.9.0.2");
-    let outage = Pinger::start(segment.host(1), "10.9.0.2", INTERVAL);
-    let mut copy = second.copy_to(segment.host(3));
+    let site = Site::new(3, &[]);
+    let controller = &site.controller;
+    let token = controller.token(&["--name", "web-*", "--uses", "2"]);
+    let first = site.agent_verbose(1, "web-1", &["--token", &token]);
+    let mut second = site.agent_verbose(2, "web-2", &["--token", &token]);
+    site.wait_live(2);
+    let nodes = "nodes:\n  web-1: {address: 10.9.0.1}\n  web-2: {address: 10.9.0.2}\n";
+    controller.apply_with(&format!("mesh: prod\noverlay: 10.9.0.0/24\n{nodes}"), &["--wait"]).unwrap();
+    let hosts = &site.hosts;
+    let endpoint = || first.endpoint_of("prod.web-2");
+    ping_ok(&hosts[0], "10.9.0.2");
+    let outage = Pinger::start(&hosts[0], "10.9.0.2", INTERVAL);
+    let mut copy = second.copy_to(&hosts[2]);
     is_refused_as_a_second_one(&copy);
     let words = "another agent of this name is connected to the controller and alive; the tunnel rests";
     wait_until(SOON, "its tunnel says that it rests", || copy.show("tunnels").contains(words));
     // Until it was told it may have been heard.
-    wait_until(SOON, "the peer sends to the first", || first.endpoint_of("prod.n2") == "172.100.1.2:5000");
-    ping_ok(segment.host(1), "10.9.0.2");
+    wait_until(SOON, "the peer sends to the first", || endpoint() == "172.100.1.2:5000");
+    ping_ok(&hosts[0], "10.9.0.2");
     let report = outage.stop();
     assert!(report.received + START >= report.sent, "beside a copy that starts: {report:?}");
 
-    let flow = traffic(&segment, 1, 2);
-    let capture = Capture::start(segment.host(3), "udp port 5000");
+    let flow = [(0, "10.9.0.2"), (1, "10.9.0.1")].map(|(from, to)| {
+        ping_ok(&hosts[from], to);
+        (format!("to {to}"), Pinger::start(&hosts[from], to, INTERVAL))
+    });
+    let capture = Capture::start(&hosts[2], "udp port 5000");
     is_refused_as_a_second_one(&copy);
-    assert!(!ping(segment.host(3), "10.9.0.1", &[]), "the copy has taken the place of the first");
-    assert!(actual(segment.host(3)).to_string().contains("10.9.0.2/24"), "its device is gone");
+    assert!(!ping(&hosts[2], "10.9.0.1", &[]), "the copy has taken the place of the first");
+    assert!(actual(&hosts[2]).to_string().contains("10.9.0.2/24"), "its device is gone");
     let captured = capture.stop();
     assert!(captured.is_empty(), "{} packets from the copy, or to it", captured.count());
-    assert_eq!(first.endpoint_of("prod.n2"), "172.100.1.2:5000");
-    lost_nothing(flow);
+    assert_eq!(endpoint(), "172.100.1.2:5000");
+    lost_nothing(flow.into());
 
     second.kill9();
-    wait_until(TAKEOVER, "the copy has its place", || first.endpoint_of("prod.n2") == "172.100.1.3:5000");
-    ping_ok(segment.host(3), "10.9.0.1");
+    wait_until(TAKEOVER, "the copy has its place", || endpoint() == "172.100.1.3:5000");
+    ping_ok(&hosts[2], "10.9.0.1");
     second.restart();
     is_refused_as_a_second_one(&second);
     copy.kill9();
-    wait_until(TAKEOVER, "the first has its place back", || {
-        first.endpoint_of("prod.n2") == "172.100.1.2:5000"
-    });
-    ping_ok(segment.host(1), "10.9.0.2");
+    wait_until(TAKEOVER, "the first has its place back", || endpoint() == "172.100.1.2:5000");
+    ping_ok(&hosts[0], "10.9.0.2");
 }
 
 /// A machine that was cloned, with the certificate by which the controller knows the first.

@@ -1,6 +1,6 @@
 //! Hosts that join a controller to which nothing is plain text.
 
-use super::{Agent, CONTROLLER as PROGRAM, Controller, Host, Lab, SOON, holds_within, wait_live};
+use super::{AGENT, Agent, CONTROLLER as PROGRAM, Controller, Host, Lab, SOON, holds_within, wait_live};
 
 /// Where hosts of a [`Site`] dial its controller.
 pub const DIALLED: &str = "172.100.1.254:7443";
@@ -45,6 +45,12 @@ impl Site {
     pub fn agent(&self, n: usize, name: &str, arguments: &[&str]) -> Agent {
         let fixed = ["--controller", DIALLED, "--name", name];
         Agent::start(&self.hosts[n - 1], &[&fixed, arguments].concat())
+    }
+
+    /// The same, for one that logs all that it does.
+    pub fn agent_verbose(&self, n: usize, name: &str, arguments: &[&str]) -> Agent {
+        let fixed = ["env", "TUNMESH_LOG=tunmesh=debug", AGENT, "--controller", DIALLED, "--name", name];
+        Agent::start_by(&self.hosts[n - 1], &[&fixed, arguments].concat())
     }
 
     /// The agents of `count` nodes that have joined with one token.

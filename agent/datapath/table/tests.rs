@@ -64,7 +64,7 @@ fn device(tunnels: &[Vec<AllowedPrefix>]) -> Forwarding {
     let addresses = BTreeSet::from(["10.5.5.1".parse().unwrap()]);
     BTreeMap::from([(
         "d0".parse().unwrap(),
-        ForwardingDevice { addresses, key: None, without: BTreeSet::new(), tunnels },
+        ForwardingDevice { addresses, key: None, without: BTreeSet::new(), rests: false, tunnels },
     )])
 }
 
@@ -157,6 +157,7 @@ proptest! {
                 addresses: BTreeSet::new(),
                 key: None,
                 without: BTreeSet::new(),
+                rests: false,
                 tunnels: tunnels.collect(),
             };
             forwarding.insert(format!("d{number}").parse().unwrap(), device);
@@ -254,7 +255,7 @@ fn with_others() -> Table {
     };
     let addresses = BTreeSet::from(["10.5.5.1".parse().unwrap()]);
     let tunnels = BTreeMap::from([(name(0), tunnel)]);
-    let device = ForwardingDevice { addresses, key: None, without: BTreeSet::new(), tunnels };
+    let device = ForwardingDevice { addresses, key: None, without: BTreeSet::new(), rests: false, tunnels };
     table(&BTreeMap::from([("d0".parse().unwrap(), device)]))
 }
 

@@ -23,6 +23,7 @@ fn base(revision: u64, items: impl IntoIterator<Item = Item>) -> Base {
         generation: Generation { incarnation: 1, revision },
         timeline: String::new(),
         items: Items::new(items.into_iter().map(Arc::new)),
+        consents_after: None,
         held: Items::default(),
     }
 }

@@ -102,13 +102,16 @@ impl Admin {
             };
             self.controller.look(look).await?
         };
-        let losers = {
+        let keepers = basis.keepers_of(&node);
+        let mut losers = {
             let node = node.clone();
             tokio::task::spawn_blocking(move || basis.losers_of(&node)).await.map_err(|_| Stopping)?
         };
         if !allow_removals && !losers.is_empty() {
             return Err(wire::not_applied(ApplyError::NeedsConsent(losers)));
         }
+        let removals_held = !keepers.is_empty();
+        losers.extend(keepers);
         let removed =
             self.controller.change(Some(deed), move |draft, _| draft.remove_node(&node, &losers)).await;
         removed.map_err(not_changed)?;
@@ -123,6 +126,7 @@ impl Admin {
             more_later,
             wireguard,
             more_wireguard,
+            removals_held,
         }))
     }
 }

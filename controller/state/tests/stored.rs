@@ -6,6 +6,7 @@ use super::world::{Memory, mesh, node};
 use super::{WEB, converged};
 use crate::controller::mesh::NODES;
 use crate::controller::plan::NodeRecord;
+use crate::controller::state::{ApplyError, Connection, Effect};
 use crate::controller::store::transaction::{Transaction, Write};
 use crate::controller::stored::Stored;
 use crate::proto::session::{Digest, Generation, Have};
@@ -36,32 +37,56 @@ fn starts_are_counted_and_the_name_stays() {
 #[test]
 fn nothing_is_removed_while_it_cannot_be_read_what_is_wanted() {
     let (mut world, _) = converged(2);
-    let whole = world.store.read();
-    let (name, removed) = (node(0), |stored: &Stored| stored.removals(&node(0)).are_held);
-    assert!(!removed(&whole) && whole.wanted.has_place(&name));
+    assert!(!world.store.read().holds_removals() && world.store.read().wanted.has_place(&node(0)));
     // Nothing of these is any node's tunnel.
     for (key, value) in [("/nodes/stranger", "7"), ("/nodes/no name", "7"), ("/tokens/x", "7")] {
         put(&mut world.store, key, value);
-        assert!(!removed(&world.store.read()), "{key}");
+        assert!(!world.store.read().holds_removals(), "{key}");
     }
     for key in ["/meshes/web", "/allocations/web", "/nodes/n0"] {
         let mut store = world.store.clone();
         put(&mut store, key, "{");
         let stored = store.read();
-        assert!(removed(&stored), "{key}");
-        assert!(stored.remedy(key).is_some());
+        assert!(stored.holds_removals() && stored.remedy(key).is_some(), "{key}");
     }
     // Who has which address is not made up anew, and a mesh that is applied again is.
     put(&mut world.store, "/allocations/web", "{");
     world.restart();
     world.pass(Duration::from_secs(2));
-    assert!(removed(&world.store.read()), "the addresses are others now");
+    while world.do_commit() || world.deliver_change() {}
+    assert!(world.store.read().holds_removals(), "the addresses are others now");
     let problems = world.state.status(world.now).problems;
     let told = |words: &str| problems.iter().any(|problem| problem.message.contains(words));
     assert!(told("no node removes anything until mesh web is applied again"), "{problems:?}");
+    assert!(!told("no overlay address is left"), "{problems:?}");
+    let deleted = world.state.basis().delete_mesh(&"web".parse().unwrap(), false);
+    assert!(matches!(deleted, Err(ApplyError::NeedsConsent(_))), "{deleted:?}");
     world.apply(mesh(WEB));
     world.deliver_change();
-    assert!(!removed(&world.store.read()));
+    assert!(!world.store.read().holds_removals());
+}
+
+/// The views follow a change of the store a little later.
+#[test]
+fn what_was_worked_out_of_a_part_is_never_sent_as_all() {
+    let (mut world, mut agents) = converged(2);
+    put(&mut world.store, "/meshes/other", "{");
+    world.restart();
+    let writes = vec![Write::Delete("/meshes/other".to_owned())];
+    let mended = world.store.commit(Transaction { conditions: Vec::new(), writes }).unwrap();
+    world.state.handle_change(&mended, world.now, world.wall());
+    assert!(!world.state.stored().holds_removals());
+    agents[1].has = None;
+    let (origin, hello) = (agents[1].origin(world.local), agents[1].hello.clone());
+    world.state.handle_connected(Connection(99), origin, hello, world.now, world.wall());
+    let effects = std::iter::from_fn(|| world.state.poll_effect());
+    let held: Vec<bool> = effects
+        .filter_map(|effect| match effect {
+            Effect::SendSnapshot(_, snapshot) => Some(snapshot.removals.are_held),
+            Effect::Send(..) | Effect::Commit(_) | Effect::Close(..) => None,
+        })
+        .collect();
+    assert_eq!(held, [true]);
 }
 
 #[test]
