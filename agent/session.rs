@@ -47,8 +47,10 @@ const BACKOFF_MOST: Duration = Duration::from_secs(6);
 const GOOD: Duration = Duration::from_secs(10);
 /// How soon a controller is asked again to which this agent does not belong.
 const REFUSED: Duration = Duration::from_secs(30);
-/// The code of gRPC by which a controller that was told who this agent is says that it has another one of that name.
+/// The codes of gRPC by which a controller that was told who this agent is says that it has another one that is, and that
+/// it is not.
 const ALREADY_EXISTS: i32 = 6;
+const PERMISSION_DENIED: i32 = 7;
 /// How many repairs wait to be told, and how many are told at once: a connection takes only so much.
 const REPAIRS: usize = 1_000;
 const AT_ONCE: usize = 8;
@@ -278,8 +280,23 @@ impl Session {
     /// The connection is gone, was refused, or did not come about; `retry_after`: the least time that the controller
     /// asks for.
     pub fn handle_closed(&mut self, why: Trouble, retry_after: Option<Duration>, now: Instant) {
-        let is_told_who = matches!(self.phase, Phase::Open(_));
-        self.is_second |= is_told_who && why.kind == TroubleKind::Refused(ALREADY_EXISTS);
+        if matches!(self.phase, Phase::Open(_)) {
+            match why.kind {
+                TroubleKind::Refused(ALREADY_EXISTS) => self.is_second = true,
+                TroubleKind::Refused(PERMISSION_DENIED) => self.is_second = false,
+                TroubleKind::Unbelieved
+                | TroubleKind::Unapproved
+                | TroubleKind::Unjoined
+                | TroubleKind::Unreachable
+                | TroubleKind::Unanswered
+                | TroubleKind::Refused(_)
+                | TroubleKind::Refuses
+                | TroubleKind::Unintelligible
+                | TroubleKind::Silent
+                | TroubleKind::Ended
+                | TroubleKind::Unkept => {}
+            }
+        }
         match self.phase {
             Phase::Dialling { .. } | Phase::Open(_) => self.wait(why, retry_after.unwrap_or_default(), now),
             Phase::Waiting { .. } | Phase::Ended => {}

@@ -27,6 +27,8 @@ pub struct End {
     pub offers: [bool; 2],
     /// Why its tunnel to the other one cannot be had.
     pub failure: Option<String>,
+    /// Why it cannot send to the other one, in words; empty: it can.
+    pub unsent: String,
     /// Where it sends to the other one, and the endpoint that it would prefer; absent: it uses that.
     pub diverted: Option<[String; 2]>,
     /// From which size on the path loses packets to the other one without a word, and how many bytes come through.
@@ -86,6 +88,8 @@ pub enum Kind {
     PathCut,
     /// The path loses large packets without a word.
     SmallPath,
+    /// A host cannot send.
+    Unsent,
     /// Another endpoint than the preferred one is in use.
     OtherEndpoint,
     /// A host does not forward what it offers.
@@ -117,6 +121,7 @@ impl Kind {
             Self::OneWay => "one-way",
             Self::PathCut => "path-cut",
             Self::SmallPath => "small-path",
+            Self::Unsent => "unsent",
             Self::OtherEndpoint => "other-endpoint",
             Self::ForwardingOff => "forwarding-off",
             Self::ReversePath => "reverse-path",
@@ -364,6 +369,10 @@ fn cut(evidence: &Evidence) -> Fault {
     }
     let cut: Vec<[usize; 2]> =
         [[0, 1], [1, 0]].into_iter().filter(|[from, _]| passages.get(*from) == Some(&Passage::Cut)).collect();
+    if let Some(unsent) = cut.iter().find_map(|[from, to]| unsent(evidence.ends.get(*from)?, names.get(*to)?))
+    {
+        return unsent;
+    }
     if let Some(refused) = cut.iter().find_map(|way| refused(evidence, *way)) {
         return refused;
     }
@@ -393,6 +402,14 @@ fn cut(evidence: &Evidence) -> Fault {
             "Ask again in a few seconds.",
         ),
     }
+}
+
+/// A host says that it cannot send.
+fn unsent(from: &End, to: &NodeName) -> Option<Fault> {
+    let words = format!("The agent of {} cannot send to {to}: {}.", from.name, from.unsent);
+    let remedy =
+        format!("See routes and what goes out through filters on {}; its tunnels use UDP.", from.name);
+    (!from.unsent.is_empty()).then(|| Fault::new(Kind::Unsent, words, remedy))
 }
 
 /// Somebody says that nobody listens where what is lost goes to.

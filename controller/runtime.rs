@@ -92,6 +92,7 @@ enum Request {
     Change(Box<dyn TrustChange>),
     Petition(Box<Asking>, oneshot::Sender<Result<Duration, TooMany>>),
     Refused(Option<NodeName>, String),
+    Copy(NodeName, IpAddr, oneshot::Sender<bool>),
     Report(NodeName, oneshot::Sender<()>),
     Examine(NodeName, Vec<TunnelName>, oneshot::Sender<Findings>),
 }
@@ -292,6 +293,16 @@ impl ControllerHandle {
         let _ = self.requests.try_send(Request::Refused(node, words));
     }
 
+    /// An agent at `source` shows the certificate of `node` under another name. Returns whether that node is there.
+    ///
+    /// # Errors
+    /// Where the controller is ending.
+    pub async fn is_copy(&self, node: NodeName, source: IpAddr) -> Result<bool, Stopping> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Request::Copy(node, source, reply)).await?;
+        answer.await.map_err(|_| Stopping)
+    }
+
     /// Who may join and who may steer, as it is stored.
     pub fn trust(&self) -> Arc<Trust> {
         self.trust.borrow().clone()
@@ -489,6 +500,10 @@ impl Runtime {
                 let Asking { node, key, source, code } = *asking;
                 // Whoever asked may have gone away meanwhile.
                 let _ = reply.send(self.state.handle_petition(&node, key, source, code, now, wall));
+            }
+            Request::Copy(node, source, reply) => {
+                // Whoever asked may have gone away meanwhile.
+                let _ = reply.send(self.state.handle_copy(&node, source, now, wall));
             }
             Request::Refused(node, words) => self.state.handle_refused(node.as_ref(), words, now, wall),
             Request::Report(node, reply) => {

@@ -79,8 +79,8 @@ pub struct Snapshot {
 pub enum Refusal {
     /// Another process is this node, and alive.
     #[error(
-        "another agent with this name is connected and alive: give each host a name of its own with --name, and \
-         do not copy an agent's state directory"
+        "another agent with this name is connected and alive: give each host a name of its own with --name; on a host that \
+         is a copy of that one run `agent leave` first"
     )]
     AlreadyConnected,
     /// More sessions than are taken on at once.
@@ -123,6 +123,17 @@ pub enum Refusal {
     #[error("node {claims}: this agent's certificate is that of {is}; start it with --name {is}")]
     Foreign {
         /// The node that it is.
+        is: NodeName,
+        /// The node that it says it is.
+        claims: NodeName,
+    },
+    /// It shows the certificate of a node that is there from elsewhere, under another name.
+    #[error(
+        "node {claims}: this agent's certificate is that of {is}, whose agent is connected and alive: this host is a copy \
+         of that one; run `agent leave` on it, then let it join with a token or by approval"
+    )]
+    Copied {
+        /// The node that it is a copy of.
         is: NodeName,
         /// The node that it says it is.
         claims: NodeName,

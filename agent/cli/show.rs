@@ -156,7 +156,7 @@ fn controller_rows(controller: &v1::ControllerStatus) -> Vec<Vec<String>> {
         row(
             "held",
             format!(
-                "{}{}: too many to go without consent; give it with --allow-removals on the controller",
+                "{}{}: not wanted any more and kept; `controller status` says why, and what to do",
                 controller.held.join(", "),
                 if controller.more_held > 0 {
                     format!(" and {} more", controller.more_held)

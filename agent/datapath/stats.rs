@@ -112,14 +112,14 @@ impl DropReason {
 }
 
 impl DropReason {
-    /// Why nothing could be sent, in words; where it is no reason for that, its name.
+    /// Why an agent could send nothing, in words that follow its name; where it is no reason for that, its name.
     pub const fn words(self) -> &'static str {
         match self {
             Self::TooBig => "it is larger than the path carries",
-            Self::Unreachable => "this host has no way to the peer",
-            Self::Firewall => "a firewall of this host refuses it",
-            Self::SocketFull => "this host could not send for some time",
-            Self::Refused => "the kernel of this host refuses it",
+            Self::Unreachable => "its host has no way to the peer",
+            Self::Firewall => "a firewall of its host refuses it",
+            Self::SocketFull => "its host could not send for some time",
+            Self::Refused => "the kernel of its host refuses it",
             Self::NoSession => "the ends have not agreed on keys",
             Self::UnknownSender
             | Self::Framing

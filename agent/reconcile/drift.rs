@@ -1,6 +1,9 @@
 //! What others have done to the devices and routes that are this agent's.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
 
 use super::{Actual, Link};
 use crate::agent::target::{Target, TargetDevice};
@@ -35,7 +38,10 @@ fn of_device(was: &Link, is: &Link, device: &TargetDevice) -> Vec<String> {
     let taken = wanted.filter(|address| !is.addresses.contains(address));
     words.extend(taken.map(|address| format!("took {address} from it")));
     let given = is.addresses.iter().filter(|address| !was.addresses.contains(address));
-    let given = given.filter(|address| !device.addresses.contains(address));
+    // The kernel gives one of its own choice when the MTU comes to be enough for IPv6 again.
+    let is_kernels =
+        |address: &IpNet| matches!(address.addr(), IpAddr::V6(own) if own.is_unicast_link_local());
+    let given = given.filter(|address| !device.addresses.contains(address) && !is_kernels(address));
     words.extend(given.map(|address| format!("gave it {address}")));
     words
 }
@@ -87,6 +93,11 @@ mod tests {
     #[test]
     fn each_change_is_told_in_words() {
         assert_eq!(words(|_| ()), None);
+        assert_eq!(
+            words(|actual| _ = link(actual).addresses.insert(name("fe80::1/64"))),
+            None,
+            "the kernel's own"
+        );
         for (change, expected) in [
             ((|actual| actual.links.clear()) as fn(&mut Actual), "removed it"),
             (|actual| link(actual).ours = false, "removed it"),

@@ -458,7 +458,7 @@ fn a_controller_welcomes_once_and_before_anything_else() {
 fn an_agent_is_the_second_of_its_name_until_it_is_welcome() {
     let refused = |code| Trouble::new(TroubleKind::Refused(code), "refused");
     let mut bench = Bench::synced(&items(1..=2, 0));
-    bench.session.handle_closed(refused(ALREADY_EXISTS + 1), None, bench.now);
+    bench.session.handle_closed(refused(PERMISSION_DENIED + 1), None, bench.now);
     assert!(!bench.session.is_second(), "another refusal");
     bench.dial();
     // Of one that has not said yet who it is: its name is taken, by whomever.

@@ -19,7 +19,7 @@ const LOOK: Duration = Duration::from_secs(1);
 /// Show how the nodes of meshes hear each other, in each direction
 ///
 /// Rows of the matrix send, columns receive: the round trip where what is sent arrives, with what is lost on the way there;
-/// CUT where it does not arrive; ? where who could say has no session; - where nobody asks.
+/// ok where only that is known; CUT where it does not arrive; ? where who could say has no session; - where nobody asks.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Only this mesh

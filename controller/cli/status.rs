@@ -36,6 +36,12 @@ fn table(status: &v1::GetControllerStatusResponse) -> String {
         ("nodes", format!("{} live, {} stale, {} offline", status.live, status.stale, status.offline)),
         ("up to date", status.converged.to_string()),
     ];
+    let links = match (status.link_ends, status.link_ends_up) {
+        (0, _) => None,
+        (ends, up) if ends == up => Some(format!("all of {ends} ends are up")),
+        (ends, up) => Some(format!("{up} of {ends} ends are up: see `controller links`")),
+    };
+    rows.extend(links.map(|links| ("links", links)));
     rows.extend(status.problems.iter().map(|entry| ("problem", problem(entry))));
     if status.more_problems > 0 {
         rows.push(("problem", format!("and {} more", status.more_problems)));
@@ -82,6 +88,8 @@ mod tests {
             store_id: "s1".to_owned(),
             meshes: 4,
             converged: 7,
+            link_ends: 6,
+            link_ends_up: 5,
             waiting: [("minion-9", false), ("minion-8", true)]
                 .map(|(node, has_joined)| v1::WaitingHost {
                     node: node.to_owned(),
@@ -102,6 +110,7 @@ mod tests {
             ["store", "/var/lib/tunmesh-controller (s1)"],
             ["meshes", "4"],
             ["up to date", "7"],
+            ["links", "5 of 6 ends are up: see `controller links`"],
         ] {
             assert!(rows.iter().any(|other| other[..] == row), "{row:?}: {text}");
         }

@@ -7,6 +7,7 @@ fn end(name: &str) -> End {
         last_heard: Some(Duration::from_secs(1)),
         clock: None,
         offers: [false; 2],
+        unsent: String::new(),
         diverted: None,
         failure: None,
         loses: None,
@@ -51,6 +52,21 @@ fn where_nothing_is_wrong_nothing_is_said_to_be() {
     let right = evidence(UP);
     assert_eq!(kinds(&right), []);
     assert_eq!(paragraph(&right, &[]), "Nothing is wrong between a and b in mesh m: both hear each other.");
+}
+
+#[test]
+fn a_host_that_cannot_send_is_named_before_what_is_on_the_way() {
+    let mut unsent = evidence(THERE_CUT);
+    unsent.ends[0].unsent = "a firewall of its host refuses it".to_owned();
+    assert_eq!(kinds(&unsent), [Kind::Unsent]);
+    let words = paragraph(&unsent, &judge(&unsent));
+    assert!(
+        words.starts_with("The agent of a cannot send to b: a firewall of its host refuses it."),
+        "{words}"
+    );
+    // Of the other direction it says nothing.
+    let back = Evidence { link: evidence([Passage::Heard, Passage::Cut]).link, ..unsent };
+    assert!(!kinds(&back).contains(&Kind::Unsent));
 }
 
 #[test]

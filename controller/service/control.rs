@@ -90,6 +90,7 @@ async fn read(
     let hello = match first_words(&mut messages).await.and_then(|hello| of_caller(hello, caller.as_ref())) {
         Ok(hello) => hello,
         Err(refusal) => {
+            let refusal = named(refusal, &controller, &peer).await;
             if let Refusal::Foreign { is, .. } = &refusal {
                 controller.refused(Some(is.clone()), format!("a session from {}: {refusal}", peer.source));
             }
@@ -139,6 +140,15 @@ async fn read(
     let _ = controller.closed(connection).await;
 }
 
+/// A refusal as it is told: who shows the certificate of a node that is there under another name is a copy of its host.
+async fn named(refusal: Refusal, controller: &ControllerHandle, peer: &Peer) -> Refusal {
+    let Refusal::Foreign { is, claims } = refusal else { return refusal };
+    match controller.is_copy(is.clone(), peer.source).await {
+        Ok(true) => Refusal::Copied { is, claims },
+        Ok(false) | Err(_) => Refusal::Foreign { is, claims },
+    }
+}
+
 /// The first words, where whoever says them is the node that they are of.
 fn of_caller(hello: Hello, caller: Option<&Caller>) -> Result<Hello, Refusal> {
     match caller {
@@ -182,7 +192,7 @@ fn status(refusal: &Refusal) -> Option<Status> {
 
 fn refused(refusal: &Refusal) -> Status {
     let code = match refusal {
-        Refusal::AlreadyConnected => Code::AlreadyExists,
+        Refusal::AlreadyConnected | Refusal::Copied { .. } => Code::AlreadyExists,
         Refusal::TooMany { .. } => Code::ResourceExhausted,
         Refusal::Superseded => Code::Aborted,
         Refusal::Silent | Refusal::NotAcknowledged => Code::DeadlineExceeded,
@@ -204,6 +214,7 @@ fn refused(refusal: &Refusal) -> Status {
         | Refusal::NotJoined(_)
         | Refusal::Unproven(_)
         | Refusal::Foreign { .. }
+        | Refusal::Copied { .. }
         | Refusal::Expired => ErrorDetails::new(),
     };
     Status::with_error_details(code, refusal.to_string(), details)

@@ -152,6 +152,7 @@ impl ControllerState {
                     let routes = mesh.nodes.get(name).map_or(&[][..], |wanted| &wanted.routes);
                     routes.iter().any(|route| route.addr().is_ipv4() == is_v4)
                 }),
+                unsent: link.map(|link| link.report.unsent.clone()).unwrap_or_default(),
                 diverted: tunnel.as_ref().and_then(|tunnel| {
                     let (report, _) = node?.tunnels.get(tunnel)?;
                     let is_other = !report.preferred.is_empty();

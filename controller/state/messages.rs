@@ -1,6 +1,7 @@
 //! What agents say in their sessions.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use super::{ControllerState, Effect, EventKind, Refusal};
@@ -167,13 +168,30 @@ impl ControllerState {
         let challenger = node.challenger.as_ref();
         let namesake = challenger.filter(|challenger| Some(challenger.ping) == heartbeat.answers);
         let Some(source) = namesake.map(|namesake| namesake.origin.path.source) else { return };
-        if node.handle_namesake(source, now) {
-            let message = format!(
-                "an agent at {source} has its name, and it is alive: give each host a name of its own with --name"
-            );
-            self.tell(name, EventKind::IdentityCloned, message, now, wall);
+        let is_news = node.handle_namesake(source, now);
+        if is_news {
+            self.tell_namesake(name, source, now, wall);
         }
         self.end_challenger(name, Refusal::AlreadyConnected);
+    }
+
+    fn tell_namesake(&mut self, name: &NodeName, source: IpAddr, now: Instant, wall: Duration) {
+        let message = format!(
+            "an agent at {source} is this node, too, and this one is alive: give each host a name of its own with --name; on \
+             a copy of its host run `agent leave` first"
+        );
+        self.tell(name, EventKind::IdentityCloned, message, now, wall);
+    }
+
+    /// Takes in that an agent at `source` shows a node's certificate under another name. Returns whether that node is there: then
+    /// this one is a copy.
+    pub fn handle_copy(&mut self, name: &NodeName, source: IpAddr, now: Instant, wall: Duration) -> bool {
+        let node = self.registry.node_mut(name).filter(|node| node.speaks(now));
+        let is_news = node.map(|node| node.handle_namesake(source, now));
+        if is_news == Some(true) {
+            self.tell_namesake(name, source, now, wall);
+        }
+        is_news.is_some()
     }
 
     fn handle_report(&mut self, name: &NodeName, report: Report, now: Instant, wall: Duration) {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::ControllerState;
 use crate::controller::plan::Hazard;
 use crate::controller::registry::{Health, Node};
-use crate::proto::model::{MeshName, NodeName, Remotes, TunnelName, TunnelState};
+use crate::proto::model::{LinkState, MeshName, NodeName, Remotes, TunnelName, TunnelState};
 use crate::proto::session::{Forwarding, Generation, ItemId, TunnelReport};
 use crate::proto::words::span;
 
@@ -43,6 +43,10 @@ pub struct ControllerStatus {
     pub members: usize,
     /// Those of them that have acknowledged all that is wanted of them.
     pub converged: usize,
+    /// Ends of links that agents have told of.
+    pub link_ends: usize,
+    /// Those of them that hear the other end and are heard.
+    pub link_ends_up: usize,
     /// What is wrong, at most 1,000.
     pub problems: Vec<Problem>,
 }
@@ -191,7 +195,10 @@ impl ControllerState {
         let nodes = self.nodes(now);
         let with = |health| nodes.iter().filter(|node| node.health == Some(health)).count();
         let members = || nodes.iter().filter(|node| !node.meshes.is_empty() && node.health.is_some());
+        let ends = self.link_ends(now);
         ControllerStatus {
+            link_ends: ends.values().sum(),
+            link_ends_up: ends.get(LinkState::Up.name()).copied().unwrap_or(0),
             store_id: self.stored.store_id.clone(),
             generation: self.generation,
             meshes: self.stored.wanted.meshes.len(),
@@ -288,7 +295,7 @@ impl ControllerState {
             for source in node.namesakes(now) {
                 let message = format!(
                     "an agent at {source} has its name as well, and is refused: give each host a name of its own with \
-                     --name"
+                     --name; on a copy of its host run `agent leave` first"
                 );
                 tell(name, None, message);
             }

@@ -345,7 +345,7 @@ impl From<LinkStatus> for v1::Link {
     fn from(link: LinkStatus) -> Self {
         let reason = match link.unsent {
             None => link.why.to_string(),
-            Some(unsent) => format!("{}; the last probe was not sent: {unsent}", link.why),
+            Some(unsent) => format!("{}; the agent could not send the last probe: {unsent}", link.why),
         };
         Self {
             state: link_state_to_wire(link.state).into(),

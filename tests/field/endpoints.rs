@@ -344,7 +344,10 @@ fn case_16_a_default_route_that_goes_and_comes_costs_no_other_peer() {
     let gone = tunnel_status(&agent, "far");
     assert!(gone["reason"].as_str().unwrap().contains("no route to fd00:100:2::2"), "{gone}");
     assert!(
-        gone["link"]["reason"].as_str().unwrap().contains("was not sent: this host has no way to the peer"),
+        gone["link"]["reason"]
+            .as_str()
+            .unwrap()
+            .contains("could not send the last probe: its host has no way to the peer"),
         "{gone}"
     );
     let lines = agent.log().lines().count();

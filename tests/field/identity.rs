@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 use tonic::Code;
 
 use crate::lab::{
-    Agent, Capture, Early, Pinger, SOON, Segment, Site, actual, ping, ping_ok, trouble, wait_trouble,
-    wait_until,
+    Agent, Capture, DIALLED, Early, Pinger, SOON, Segment, Site, actual, ping, ping_ok, trouble,
+    wait_trouble, wait_until,
 };
 
 /// When another agent of the name has the place of one that is dead: it dials at most 6 s after it was refused, and
@@ -266,5 +266,16 @@ fn case_07_a_copy_with_the_certificate_of_the_first_waits_as_well() {
     let told = site.controller.events("identity-cloned", "web-2");
     assert_eq!(told.len(), 1, "{told:?}");
     assert!(told[0]["message"].as_str().unwrap().contains("172.100.1.3"), "{told:?}");
+    // Under another name it is the same copy.
+    let state = copy.state_dir();
+    let mut copy = copy;
+    copy.terminate();
+    let renamed = Agent::start_copy(&site.hosts[2], &state, &["--controller", DIALLED, "--name", "web-9"]);
+    wait_trouble(
+        &renamed,
+        "certificate is that of web-2, whose agent is connected and alive: this host is a copy",
+    );
+    let problems = site.controller.json(&["status"])["problems"].to_string();
+    assert!(problems.contains("an agent at 172.100.1.3 has its name as well"), "{problems}");
     pinger.lost_nothing("beside a copy of its peer");
 }

@@ -134,6 +134,8 @@ pub(super) fn status(status: ControllerStatus) -> v1::GetControllerStatusRespons
         stale: count(status.stale),
         offline: count(status.offline),
         converged: count(status.converged),
+        link_ends: count(status.link_ends),
+        link_ends_up: count(status.link_ends_up),
         problems,
         more_problems,
         ..Default::default()
@@ -452,6 +454,8 @@ mod tests {
             offline: 0,
             members: 1,
             converged: 0,
+            link_ends: 2,
+            link_ends_up: 1,
             problems: troubles(9_000),
         });
         assert!(status.encoded_len() < USUAL, "{}", status.encoded_len());
