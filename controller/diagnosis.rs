@@ -181,13 +181,22 @@ pub fn paragraph(evidence: &Evidence, faults: &[Fault]) -> String {
     }
     let [a, b] = &evidence.ends;
     let trip = evidence.link.round_trip.map(|trip| format!(", there and back in {}", fine(trip)));
-    format!(
+    let ways = [(a, b), (b, a)].into_iter().zip(evidence.link.hearing);
+    let lost = ways.filter_map(|((from, to), way)| {
+        let way = way.filter(|way| way.lost > 0)?;
+        Some(format!(
+            "Of the latest {} probes from {} to {} {} were lost.",
+            way.known, from.name, to.name, way.lost
+        ))
+    });
+    let right = format!(
         "Nothing is wrong between {} and {} in mesh {}: both hear each other{}.",
         a.name,
         b.name,
         evidence.mesh,
         trip.unwrap_or_default()
-    )
+    );
+    join(std::iter::once(right).chain(lost))
 }
 
 fn others(evidence: &Evidence) -> [&End; 2] {
@@ -525,8 +534,8 @@ fn small_path(end: &End, other: &End) -> Option<Fault> {
     Some(Fault::new(
         Kind::SmallPath,
         format!(
-            "Packets of {loses} bytes and more from {} to {} are lost on the way, and no router says so: {carries} bytes are sent \
-             at most, so that tunnels work.",
+            "Packets of {loses} bytes and more from {} to {} are lost on the way, and no router says so, as was found at most ten minutes \
+             ago: {carries} bytes are sent at most, so that tunnels work.",
             end.name, other.name
         ),
         "Have whoever runs that path let ICMP \"fragmentation needed\" and \"packet too big\" pass, or raise its MTU.",

@@ -156,7 +156,8 @@ fn controller_rows(controller: &v1::ControllerStatus) -> Vec<Vec<String>> {
         row(
             "held",
             format!(
-                "{}{}: not wanted any more and kept; `controller status` says why, and what to do",
+                "{}{}: not wanted any more, and kept until it goes with --allow-removals on the controller, or what that has \
+                 stored can be read whole: `controller status` says which",
                 controller.held.join(", "),
                 if controller.more_held > 0 {
                     format!(" and {} more", controller.more_held)

@@ -67,8 +67,8 @@ impl Runtime {
         status.link = self.platform.link(&status.name, |since_boot| boot.since_epoch(since_boot));
         if let Some((loses, carries)) = status.link.as_ref().and_then(|link| link.loses.zip(link.carries)) {
             status.notes.push(format!(
-                "packets of {loses} bytes and more are lost on the way to the peer, and nobody says so: no more than \
-                 {carries} are sent; whoever runs that path is to let ICMP \"fragmentation needed\" pass"
+                "packets of {loses} bytes and more are lost on the way to the peer, and nobody says so, as was found at \
+                 most ten minutes ago: no more than {carries} are sent; whoever runs that path is to let ICMP \"fragmentation needed\" pass"
             ));
         }
         let Some(stats) = self.platform.stats(&status.name) else { return status };

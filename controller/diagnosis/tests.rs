@@ -1,4 +1,5 @@
 use super::*;
+use crate::proto::model::Hearing;
 
 fn end(name: &str) -> End {
     End {
@@ -51,7 +52,12 @@ const THERE_CUT: [Passage; 2] = [Passage::Cut, Passage::Heard];
 fn where_nothing_is_wrong_nothing_is_said_to_be() {
     let right = evidence(UP);
     assert_eq!(kinds(&right), []);
-    assert_eq!(paragraph(&right, &[]), "Nothing is wrong between a and b in mesh m: both hear each other.");
+    let said = "Nothing is wrong between a and b in mesh m: both hear each other.";
+    assert_eq!(paragraph(&right, &[]), said);
+    let mut lossy = right;
+    lossy.link.hearing[1] = Some(Hearing { known: 256, lost: 52, ..Hearing::default() });
+    let lost = format!("{said} Of the latest 256 probes from b to a 52 were lost.");
+    assert_eq!(paragraph(&lossy, &[]), lost);
 }
 
 #[test]

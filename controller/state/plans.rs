@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::{ControllerState, Versions};
 use crate::controller::alloc;
 use crate::controller::mesh::{Mesh, Security};
-use crate::controller::plan::{self, Plan, PlanHash, Unfit};
+use crate::controller::plan::{self, Hazard, Plan, PlanHash, Unfit};
 use crate::controller::store::transaction::Transaction;
 use crate::controller::stored::{self, Stored};
 use crate::proto::model::{MeshName, NodeName, PublicKey};
@@ -194,8 +194,26 @@ impl Basis {
         }
         wanted.meshes.insert(name.clone(), mesh);
         wanted.allocations.insert(name.clone(), allocations);
-        let plan = plan::plan(&self.stored.wanted, &wanted, &name, self.stored.revision, &self.reached_at);
+        let mut plan =
+            plan::plan(&self.stored.wanted, &wanted, &name, self.stored.revision, &self.reached_at);
+        plan.hazards.extend(self.keeping());
         (plan, transaction)
+    }
+
+    /// That some keep what was to go: a consent is to that, too.
+    fn keeping(&self) -> Option<Hazard> {
+        const NAMED: usize = 5;
+        let names: Vec<&str> = self.keepers.iter().take(NAMED).map(NodeName::as_str).collect();
+        let more = self.keepers.len().saturating_sub(NAMED);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        (!names.is_empty()).then(|| Hazard {
+            is_error: false,
+            node: None,
+            message: format!(
+                "what is kept by {}{more} that was to be removed goes, too, with --allow-removals",
+                names.join(", ")
+            ),
+        })
     }
 
     /// Of two orders that were judged by the same meshes only one is done: together they may be what neither is alone.

@@ -211,6 +211,15 @@ impl ControllerState {
         }
     }
 
+    /// That a value of the store cannot be read, and what follows from it.
+    fn unread_words(&self, key: &str, reason: &str) -> String {
+        let what = format!("the store's {key} cannot be read and is passed over: {reason}");
+        match self.stored.remedy(key) {
+            Some(remedy) => format!("{what}; no node removes anything until {remedy}"),
+            None => what,
+        }
+    }
+
     fn problems(&self, nodes: &[NodeStatus], now: Instant) -> Vec<Problem> {
         let mut problems = Vec::new();
         let mut tell = |node: Option<&NodeName>, item: Option<ItemId>, message: String| {
@@ -219,11 +228,7 @@ impl ControllerState {
             }
         };
         for (key, reason) in &self.stored.faults {
-            let mut message = format!("the store's {key} cannot be read and is passed over: {reason}");
-            if let Some(remedy) = self.stored.remedy(key) {
-                message += &format!("; no node removes anything until {remedy}");
-            }
-            tell(None, None, message);
+            tell(None, None, self.unread_words(key, reason));
         }
         if let Some((reason, since)) = &self.records.refusal {
             let message = format!(
@@ -379,6 +384,13 @@ impl ControllerState {
             lagging: Vec::new(),
             failures: Vec::new(),
         };
+        // What is not read of what is wanted cannot be had.
+        let unread = self.stored.faults.iter().filter(|(key, _)| self.stored.remedy(key).is_some());
+        convergence.failures.extend(unread.map(|(key, reason)| Problem {
+            node: None,
+            item: None,
+            message: self.unread_words(key, reason),
+        }));
         let without_key = self.stored.wanted.without_key();
         let leaving: BTreeMap<&NodeName, &MeshName> = self
             .stored
