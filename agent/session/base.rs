@@ -32,13 +32,16 @@ pub struct Base {
 impl Base {
     /// All items that are to be real, by id.
     pub fn all(&self) -> Items {
+        if self.held.is_empty() {
+            return self.items.clone();
+        }
         Items::new(self.items.iter().chain(self.held.iter()).cloned())
     }
 
     /// What a Hello says. What is held counts, so that the answer is a snapshot: only that says what has been
     /// consented to.
     pub fn have(&self) -> Have {
-        let digest = if self.held.is_empty() { self.items.digest() } else { self.all().digest() };
+        let digest = self.all().digest();
         Have {
             store_id: self.store_id.clone(),
             generation: self.generation,
@@ -76,11 +79,11 @@ impl Base {
     /// What of this stays beside `wanted` without consent.
     fn held_without(&self, wanted: &Items) -> Items {
         let is_tunnel = |item: &Item| matches!(item.id, ItemId::Tunnel(_));
-        let had = self.items.iter().filter(|item| is_tunnel(item)).count();
         // Devices as well: those that stay may need them.
         let going: Vec<_> = self.items.missing_in(wanted).collect();
         let tunnels = going.iter().filter(|item| is_tunnel(item)).count();
-        let is_mass = tunnels > FEW && tunnels * 2 > had;
+        let had = || self.items.iter().filter(|item| is_tunnel(item)).count();
+        let is_mass = tunnels > FEW && tunnels * 2 > had();
         let held = self.held.missing_in(wanted);
         Items::new(held.chain(going.into_iter().filter(|_| is_mass)).cloned())
     }
