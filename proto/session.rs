@@ -258,7 +258,8 @@ impl Items {
                     (None, Some(_)) => Ordering::Greater,
                     // Most are shared, and to compare a thousand names takes longer than all else.
                     (Some(before), Some(after)) if Arc::ptr_eq(before, after) => {
-                        (old.next(), new.next());
+                        old.next();
+                        new.next();
                         continue;
                     }
                     (Some(before), Some(after)) => before.id.cmp(&after.id),
