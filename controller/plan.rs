@@ -145,9 +145,8 @@ impl Wanted {
     /// Whether a node is named in a mesh, or has an address in one.
     pub fn has_place(&self, node: &NodeName) -> bool {
         let is_named = self.meshes.values().any(|mesh| mesh.nodes.contains_key(node));
-        let allocated = self.allocations.values().filter_map(|all| all.nodes.get(node));
-        !self.removed.contains(node)
-            && (is_named || allocated.into_iter().any(|allocation| allocation.freed.is_none()))
+        let mut allocated = self.allocations.values().filter_map(|all| all.nodes.get(node));
+        !self.removed.contains(node) && (is_named || allocated.any(|allocation| allocation.freed.is_none()))
     }
 
     /// The nodes of a mesh with what is known of them.

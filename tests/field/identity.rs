@@ -257,7 +257,7 @@ fn case_07_a_copy_with_the_certificate_of_the_first_waits_as_well() {
     ping_ok(&site.hosts[0], "10.9.0.2");
     let endpoint = || agents[0].tunnels()[0]["endpoint"].as_str().unwrap_or_default().to_owned();
     let pinger = Pinger::start(&site.hosts[0], "10.9.0.2", INTERVAL);
-    let copy = agents[1].copy_to(&site.hosts[2]);
+    let mut copy = agents[1].copy_to(&site.hosts[2]);
     wait_trouble(&copy, "another agent with this name is connected and alive");
     assert_eq!(
         (endpoint(), &site.controller.node("web-2")["health"]),
@@ -268,7 +268,6 @@ fn case_07_a_copy_with_the_certificate_of_the_first_waits_as_well() {
     assert!(told[0]["message"].as_str().unwrap().contains("172.100.1.3"), "{told:?}");
     // Under another name it is the same copy.
     let state = copy.state_dir();
-    let mut copy = copy;
     copy.terminate();
     let renamed = Agent::start_copy(&site.hosts[2], &state, &["--controller", DIALLED, "--name", "web-9"]);
     wait_trouble(

@@ -163,9 +163,10 @@ fn as_other(
 ) -> Result<String, Failed> {
     let directory = socket.parent().unwrap();
     fs::set_permissions(directory, fs::Permissions::from_mode(0o777)).unwrap();
-    // Where it was built may be closed to others.
+    // Where it was built may be closed to others. What this process had open to write a process of another test might have, too,
+    // and then it could not be run.
     let copy = directory.join("program");
-    fs::copy(program, &copy).unwrap();
+    host.run(["cp", program, copy.to_str().unwrap()]);
     let user = ["setpriv", "--reuid", "65534", "--regid", "65534"];
     let arguments = ["--socket", socket.to_str().unwrap()];
     host.try_run(user.iter().chain(groups).chain(&[copy.to_str().unwrap()]).chain(command).chain(&arguments))
