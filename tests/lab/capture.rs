@@ -1,6 +1,7 @@
 //! What crosses a network, as tcpdump sees it.
 
 use std::fs;
+use std::io;
 use std::net::{Ipv4Addr, UdpSocket};
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
@@ -17,6 +18,7 @@ const HEADER: usize = 24;
 
 /// The length in bytes of the header of each packet in it.
 const RECORD: usize = 16;
+
 /// How many captures there were: each has an address of its own that marks its end.
 static CAPTURES: AtomicU16 = AtomicU16::new(0);
 
@@ -40,9 +42,12 @@ impl<'a> Capture<'a> {
         let tcpdump = host
             .command("tcpdump")
             .args(["-i", "any", "--immediate-mode", "-U", "-Z", "root", "-w", file.to_str().unwrap()])
+            // In immediate mode each packet has a slot as long as the longest, so that by tcpdump's own figures
+            // eight are held while it waits for a processor. These make it 512.
+            .args(["-s", "65535", "-B", "32768"])
             .arg(format!("({filter}) or dst host {end}"))
             .stdin(Stdio::null())
-            .stderr(Stdio::null())
+            .stderr(Stdio::piped())
             .spawn()
             .expect("tcpdump starts: run scripts/test, which installs it");
         let begun = || fs::metadata(&file).is_ok_and(|file| file.len() >= HEADER as u64);
@@ -61,7 +66,12 @@ impl<'a> Capture<'a> {
             captured.cut(end)
         });
         kill(Pid::from_raw(self.tcpdump.id().try_into().unwrap()), Signal::SIGINT).unwrap();
+        let said = io::read_to_string(self.tcpdump.stderr.take().unwrap()).unwrap();
         self.tcpdump.wait().unwrap();
+        assert!(
+            said.contains("\n0 packets dropped by kernel"),
+            "what was captured is all that crossed: {said}"
+        );
         captured
     }
 }
