@@ -21,6 +21,19 @@ pub struct Actual {
     pub routes: BTreeSet<ActualRoute>,
 }
 
+impl Actual {
+    /// Whether there is this route, with its MTU.
+    pub fn has(&self, route: &Route) -> bool {
+        self.leading_where(route).any(|there| route.matches(there))
+    }
+
+    fn leading_where(&self, route: &Route) -> impl Iterator<Item = &ActualRoute> {
+        // The first of them in the order of routes.
+        let least = ActualRoute { prefix: route.prefix, device: route.device.to_string(), mtu: None };
+        self.routes.range(least..).take_while(|there| route.leads_where(there))
+    }
+}
+
 /// An interface as it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Link {
@@ -232,21 +245,12 @@ fn add_routes(actual: &Actual, _: &Forwarding, target: &Target, held: &Held) -> 
             && !held.routes.contains(*route)
     });
     possible
-        .filter_map(|route| {
-            let there =
-                actual.routes.range(least_route(route)..).take_while(|there| route.leads_where(there));
-            match there.clone().next() {
-                None => Some(Op::AddRoute(route.clone())),
-                Some(_) if there.clone().any(|there| route.matches(there)) => None,
-                Some(_) => Some(Op::ChangeRoute(route.clone())),
-            }
+        .filter(|route| !actual.has(route))
+        .map(|route| match actual.leading_where(route).next() {
+            None => Op::AddRoute(route.clone()),
+            Some(_) => Op::ChangeRoute(route.clone()),
         })
         .collect()
-}
-
-/// The first of the actual routes, in their order, that lead where `route` leads.
-fn least_route(route: &Route) -> ActualRoute {
-    ActualRoute { prefix: route.prefix, device: route.device.to_string(), mtu: None }
 }
 
 /// What the kernel holds after `op` was performed, as far as that can be told without reading it again.

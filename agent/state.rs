@@ -95,6 +95,8 @@ pub struct AgentState {
     stale_due: Option<Instant>,
     queue: VecDeque<Op>,
     observe: bool,
+    /// Why the kernel's state could not be read when it last was to be.
+    unread: Option<String>,
     audited_at: Instant,
     now: Instant,
 }
@@ -124,6 +126,7 @@ impl AgentState {
             stale_due: None,
             queue: VecDeque::new(),
             observe: true,
+            unread: None,
             audited_at: now,
             now,
         };
@@ -281,7 +284,7 @@ impl AgentState {
     /// Takes in what the kernel holds, read by [`Op::Observe`] or on an occasion.
     pub fn handle_observed(&mut self, actual: Actual, now: Instant) {
         self.now = now;
-        self.observe = false;
+        (self.observe, self.unread) = (false, None);
         if self.facts.actual != actual {
             self.note_meddling(&actual);
             self.facts.actual = actual;
@@ -398,7 +401,7 @@ impl AgentState {
     fn audit_at(&self) -> Instant {
         let no_route = self.paths.values().any(Option::is_some);
         let no_key = self.facts.keys.values().any(Result::is_err);
-        let troubled = no_route || no_key || !self.target.faults.is_empty();
+        let troubled = no_route || no_key || self.unread.is_some() || !self.target.faults.is_empty();
         self.audited_at + if troubled { AUDIT_TROUBLED } else { AUDIT }
     }
 

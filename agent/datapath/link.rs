@@ -291,7 +291,8 @@ impl LinkEnd {
             changes,
             carries: inner.path.as_ref().map(|(path, _)| path.current()),
             is_carried: inner.path.as_ref().is_some_and(|(path, _)| path.is_verified()),
-            loses: inner.path.as_ref().and_then(|(path, _)| path.lost()),
+            // Whether it still does shows only while anything comes through.
+            loses: inner.path.as_ref().and_then(|(path, _)| path.lost()).filter(|_| is_up),
         })
     }
 

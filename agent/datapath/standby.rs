@@ -11,6 +11,7 @@ use super::post::Unsent;
 use super::table::{Table, Tunnel};
 use crate::agent::link::frame;
 use crate::agent::link::standby::Standby;
+use crate::proto::model::LinkState;
 
 /// What the data threads and the runtime know of them. It is another one whenever they are others.
 #[derive(Debug)]
@@ -46,8 +47,12 @@ impl Links {
     /// Asks endpoints that are preferred to those in use, where that is due. Returns when it is next, since boot.
     pub(super) fn ask_preferred(&mut self, table: &Table, now: Duration) -> Duration {
         let mut next = Duration::MAX;
-        for (tunnel, _) in table.links() {
+        for (tunnel, end) in table.links() {
             let Some(preferred) = &tunnel.preferred else { continue };
+            // Who has said that it ends is sent nothing until it is heard again, and then links are due.
+            if end.state() == Some(LinkState::AdminDown) {
+                continue;
+            }
             let asked = preferred.inner().poll(now);
             for (address, number) in asked {
                 self.ask_at(tunnel, address, number);

@@ -64,7 +64,7 @@ impl Runtime {
             self.changed.is_ours &= match change {
                 Change::Interface(index) => self.platform.is_own(index),
                 Change::OwnRoute => true,
-                Change::Other => false,
+                Change::Other | Change::Unheard => false,
             };
         }
         let now = now();

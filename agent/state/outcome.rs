@@ -127,7 +127,7 @@ impl AgentState {
             // It is of no use to anybody, and looked for again at the next start.
             Op::RemoveKey(mesh) => self.handle_key_removed(&mesh),
             // The next audit reads again; until then the last reading stands.
-            Op::Observe => self.observe = false,
+            Op::Observe => (self.observe, self.unread) = (false, Some(reason)),
             Op::Publish(_)
             | Op::Resolve(_)
             | Op::DeleteDevice(_)

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::AgentState;
+use crate::agent::reconcile::Route;
 use crate::proto::model::{
     DeviceName, Offload, OffloadState, Owner, Remote, Remotes, Traffic, Tunnel, TunnelName, TunnelState,
     TunnelStatus,
@@ -80,8 +81,8 @@ impl AgentState {
         self.refused.clone().into_iter().chain(failed).collect()
     }
 
-    /// The controller's devices that the kernel has not as they are to be, by what was last read of it, in words. Where it is
-    /// known why, their tunnels say it.
+    /// The controller's devices that the kernel has not as they are to be, with the routes over them, by what was last read of
+    /// it, in words. Where it is known why, their tunnels say it. What could not be read is not taken to be there.
     pub fn unmet(&self) -> BTreeMap<ItemId, String> {
         let is_controllers = |name: &DeviceName| {
             self.desired().devices.get(name).is_some_and(|device| device.owner == Owner::Controller)
@@ -91,6 +92,9 @@ impl AgentState {
         let devices = devices.filter(|(name, _)| is_controllers(name) && is_unexplained(name));
         let unmet = devices.filter_map(|(name, device)| {
             let words = match self.facts.actual.links.get(name.as_str()).filter(|link| link.ours) {
+                _ if let Some(reason) = &self.unread => {
+                    vec![format!("may be as it is to be: what the kernel has of it cannot be read: {reason}")]
+                }
                 None => vec!["is not there".to_owned()],
                 Some(link) => {
                     let mut words = Vec::new();
@@ -105,6 +109,9 @@ impl AgentState {
                     words.extend(lacks.map(|address| format!("has no address {address}")));
                     let has = link.addresses.difference(&device.addresses);
                     words.extend(has.map(|address| format!("has the address {address}, too")));
+                    let routes = self.target.routes.iter().filter(|route| route.device == *name);
+                    let unexplained = routes.filter(|route| !self.failed_routes.contains_key(*route));
+                    words.extend(unexplained.filter(|route| !self.facts.actual.has(route)).map(lack));
                     words
                 }
             };
@@ -189,4 +196,10 @@ impl AgentState {
         let up = self.facts.actual.links.get(tunnel.device.as_str()).is_some_and(|link| link.ours && link.up);
         TunnelState::Waiting((!up).then(|| format!("device {} is being made", tunnel.device)))
     }
+}
+
+/// That there is no such route, in words.
+fn lack(route: &Route) -> String {
+    let mtu = route.mtu.map_or_else(String::new, |mtu| format!(" with MTU {}", u32::from(mtu)));
+    format!("has no route to {}{mtu}", route.prefix)
 }

@@ -8,7 +8,7 @@ use super::{ControllerState, Effect};
 use crate::controller::diagnosis::{End, Evidence, Third};
 use crate::controller::mesh::Mesh;
 use crate::controller::plan::tunnel_name;
-use crate::controller::registry::Health;
+use crate::controller::registry::{Health, Node};
 use crate::proto::model::{MeshName, NodeName, TunnelName, TunnelState};
 use crate::proto::session::{ControllerMessage, Examination, Findings, ItemId};
 
@@ -136,11 +136,13 @@ impl ControllerState {
         let ends = [(a, b), (b, a)].map(|(name, other)| {
             let node = self.registry.node(name);
             let tunnel = tunnel_name(mesh, other);
-            let link = tunnel.as_ref().and_then(|tunnel| node?.links.get(tunnel));
+            // What was said by who is away now is what was so then.
+            let speaks = node.filter(|node| node.speaks(now));
+            let link = tunnel.as_ref().and_then(|tunnel| speaks?.links.get(tunnel));
             End {
                 name: name.clone(),
                 health: (!mesh.is_wireguard(name)).then(|| match node {
-                    Some(node) if node.speaks(now) => Health::Live,
+                    Some(_) if speaks.is_some() => Health::Live,
                     Some(node) => node.health(now).max(Health::Stale),
                     None => Health::Offline,
                 }),
@@ -154,11 +156,11 @@ impl ControllerState {
                 }),
                 unsent: link.map(|link| link.report.unsent.clone()).unwrap_or_default(),
                 diverted: tunnel.as_ref().and_then(|tunnel| {
-                    let (report, _) = node?.tunnels.get(tunnel)?;
+                    let (report, _) = speaks?.tunnels.get(tunnel)?;
                     let is_other = !report.preferred.is_empty();
                     is_other.then(|| [report.endpoint.clone(), report.preferred.clone()])
                 }),
-                failure: tunnel.and_then(|tunnel| self.failure(name, tunnel)),
+                failure: tunnel.and_then(|tunnel| failure(speaks?, tunnel)),
                 loses: link.and_then(|link| link.report.loses.zip(link.report.carries)),
                 host: found.get(name).map(|findings| findings.host.clone()),
                 peer: way(name, other),
@@ -170,14 +172,13 @@ impl ControllerState {
     fn has_tunnel(&self, mesh: &Mesh, of: &NodeName, to: &NodeName) -> bool {
         tunnel_name(mesh, to).is_some_and(|tunnel| self.view(of).items.has(&ItemId::Tunnel(tunnel)))
     }
+}
 
-    /// Why a tunnel of a node cannot be had, as it last said.
-    fn failure(&self, node: &NodeName, tunnel: TunnelName) -> Option<String> {
-        let node = self.registry.node(node)?;
-        let reported = node.tunnels.get(&tunnel).and_then(|(report, _)| match &report.state {
-            TunnelState::Failed(reason) => Some(reason.clone()),
-            TunnelState::Waiting(_) | TunnelState::Passing => None,
-        });
-        reported.or_else(|| node.failures.get(&ItemId::Tunnel(tunnel)).cloned())
-    }
+/// Why a tunnel of a node cannot be had, as it says.
+fn failure(node: &Node, tunnel: TunnelName) -> Option<String> {
+    let reported = node.tunnels.get(&tunnel).and_then(|(report, _)| match &report.state {
+        TunnelState::Failed(reason) => Some(reason.clone()),
+        TunnelState::Waiting(_) | TunnelState::Passing => None,
+    });
+    reported.or_else(|| node.failures.get(&ItemId::Tunnel(tunnel)).cloned())
 }

@@ -7,11 +7,13 @@ use super::ControllerState;
 use crate::controller::plan::Hazard;
 use crate::controller::registry::{Health, Node};
 use crate::proto::model::{LinkState, MeshName, NodeName, Remotes, TunnelName, TunnelState};
-use crate::proto::session::{Forwarding, Generation, ItemId, TunnelReport};
+use crate::proto::session::{Forwarding, Generation, ItemId, Items, TunnelReport};
 use crate::proto::words::span;
 
 /// How many problems are told at most.
 const PROBLEMS: usize = 1_000;
+/// Of how many lagging nodes it is told what it is that they lack: all that each is to have is compared for it.
+const EXPLAINED: usize = 20;
 
 /// Something that is wrong.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -420,6 +422,7 @@ impl ControllerState {
             let heard = node.and_then(|node| node.last_heard);
             let refusal = node.and_then(|node| node.refusal.as_ref());
             let obstacle = node.and_then(|node| node.obstacle.as_ref());
+            let mut item = None;
             let message = match (refusal, has_session, heard) {
                 (Some(reason), ..) => format!("its agent refuses this controller: {reason}"),
                 (None, true, _) if let Some(reason) = obstacle => {
@@ -431,7 +434,17 @@ impl ControllerState {
                         .unwrap_or_else(|| format!("it has not made its key for mesh {mesh} yet")),
                     None => match leaves.filter(|_| self.is_converged(name)) {
                         Some(mesh) => self.without_keys(mesh, name),
-                        None => "it has not acknowledged it yet".to_owned(),
+                        None => {
+                            let owed =
+                                (convergence.lagging.len() < EXPLAINED).then(|| self.owed(name)).flatten();
+                            let (first, more) = owed.unzip();
+                            item = first;
+                            match more {
+                                Some(more @ 1..) => format!("not acknowledged yet, nor are {more} more"),
+                                Some(0) => "not acknowledged yet".to_owned(),
+                                None => "it has not acknowledged it yet".to_owned(),
+                            }
+                        }
                     },
                 },
                 (None, false, Some(heard)) => {
@@ -440,9 +453,19 @@ impl ControllerState {
                 }
                 (None, false, None) => "it has not connected since the controller's start".to_owned(),
             };
-            convergence.lagging.push(problem(None, message));
+            convergence.lagging.push(problem(item, message));
         }
         convergence
+    }
+
+    /// The first of what a node is to set or remove and has not acknowledged, and how many more there are.
+    fn owed(&self, node: &NodeName) -> Option<(ItemId, usize)> {
+        let session = self.registry.node(node)?.session.as_ref()?;
+        let nothing = Items::default();
+        let has = session.acknowledged.as_ref().map_or(&nothing, |push| &push.items);
+        let (set, deleted) = has.changes_to(&self.view(node).items);
+        let more = (set.len() + deleted.len()).checked_sub(1)?;
+        Some((set.first().map(|item| item.id.clone()).or_else(|| deleted.into_iter().next())?, more))
     }
 }
 

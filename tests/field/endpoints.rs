@@ -7,8 +7,8 @@ use tunmesh::proto::host::clock::since_epoch;
 use serde_json::json;
 
 use crate::lab::{
-    Agent, Controller, Host, Lab, Names, Pinger, SOON, Way, add_probed, grpcurl, ping, ping_ok,
-    tunnel_status, wait_live, wait_until,
+    Agent, Capture, Controller, Host, Lab, Names, Pinger, SOON, Way, add_probed, grpcurl, holds_within, ping,
+    ping_ok, tunnel_status, wait_live, wait_until,
 };
 
 fn wait_up(agent: &Agent, name: &str) {
@@ -199,6 +199,25 @@ fn case_13_of_several_endpoints_the_next_is_used_and_the_first_again() {
         ping_ok(b, "10.9.0.1");
         wait_until(SOON, "what the first way carries is known", || carries() == 1500);
     }
+}
+
+/// Who has said that it ends is asked at none of its endpoints, and is there again when it is back.
+#[test]
+fn case_13_a_peer_that_has_gone_is_asked_at_none_of_its_endpoints() {
+    let ways = TwoWays::new();
+    let [near, mut far] = ways.agents(false);
+    let [a, b] = &ways.hosts;
+    ping_ok(a, "10.9.0.2");
+    far.terminate();
+    let status = || tunnel_status(&near, "link");
+    wait_until(SOON, "it has said so", || status()["link"]["state"] == "ADMIN_DOWN");
+    // From then on there is one that is preferred to the one in use.
+    wait_until(A_WHILE, "the next endpoint is in use", || !status()["preferred"].is_null());
+    let capture = Capture::start(b, "inbound and udp port 5000");
+    assert!(!holds_within(A_WHILE, || status()["link"]["state"] != "ADMIN_DOWN"));
+    assert_eq!(capture.stop().count(), 0);
+    far.restart();
+    wait_until(SOON, "it is back", || ping(a, "10.9.0.2", &[]));
 }
 
 /// The way to the endpoint that one end prefers is cut in its direction alone: the other end stays where it is.

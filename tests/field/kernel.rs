@@ -1,5 +1,6 @@
 //! What others do to devices, addresses and routes.
 
+use std::fs;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -79,6 +80,28 @@ fn case_17_what_others_change_is_put_right_and_told_once() {
     host.run(["ip", "route", "add", "192.168.77.0/24", "via", "172.100.1.254"]);
     let is_touched = holds_within(REPAIRED, || repairs(&segment).len() > MEDDLING.len());
     assert!(!is_touched && host.run(["ip", "route"]).contains("192.168.77.0/24"));
+}
+
+/// The kernel tells more than there is room for, and what is done to the device is in the midst of it.
+#[test]
+fn case_17_what_others_change_among_thousands_of_routes_is_put_right() {
+    let (segment, _agents) = mesh();
+    let host = segment.host(1);
+    let wanted = device(host).unwrap();
+    let routes = |what: &str| -> String {
+        let route =
+            |n: u32| format!("route {what} 10.{}.{}.0/24 via 172.100.1.254\n", 100 + n / 256, n % 256);
+        (0..10_000).map(route).collect()
+    };
+    let batch = tempfile::NamedTempFile::new().unwrap();
+    let lines = [routes("add"), "link set dev m mtu 1300\n".to_owned(), routes("del")];
+    fs::write(batch.path(), lines.concat()).unwrap();
+    host.run(["ip", "-batch", batch.path().to_str().unwrap()]);
+    let start = since_epoch();
+    wait_until(SOON, "it is as it was", || device(host).as_ref() == Some(&wanted));
+    let took = since_epoch() - start;
+    assert!(took < REPAIRED, "{took:?}");
+    ping_ok(host, "10.9.0.2");
 }
 
 #[test]

@@ -122,6 +122,30 @@ fn what_others_do_is_told_and_put_right_but_not_for_ever() {
 }
 
 #[test]
+fn what_the_kernel_lacks_or_does_not_tell_is_not_acknowledged_as_had() {
+    let mut bench = Bench::new(true);
+    let allowed_prefixes = [allowed("10.60.0.2/32", 0), allowed("10.61.0.0/24", 0)].concat();
+    let routed = TunnelSpec { routes: vec![net("10.61.0.0/24")], allowed_prefixes, ..peer(2) };
+    let wanted = mesh([]).into_iter().chain([tunnel_item(&routed)]);
+    let change = bench.state.handle_wanted(Some(base(1, wanted)));
+    bench.state.commit(change, bench.now);
+    bench.converge();
+    let mut actual = bench.kernel.actual();
+    let route = actual.routes.pop_first().unwrap();
+    bench.state.handle_observed(actual, bench.now);
+    let mtu = route.mtu.map_or_else(String::new, |mtu| format!(" with MTU {mtu}"));
+    assert_eq!(bench.state.unmet()[&id("device m")], format!("has no route to {}{mtu}", route.prefix));
+    bench.converge();
+
+    bench.failing = Failing::one_in(1, &Op::Observe);
+    bench.state.handle_device_event(bench.now);
+    bench.settle();
+    let unmet = bench.state.unmet();
+    assert!(unmet[&id("device m")].contains("cannot be read: it fails"), "{unmet:?}");
+    bench.converge();
+}
+
+#[test]
 fn what_a_controller_wants_comes_up_beside_what_is_local() {
     let mut bench = Bench::new(true);
     bench.command(&add(free()), Owner::Local).unwrap();

@@ -113,6 +113,9 @@ fn a_mesh_is_deleted_with_its_addresses() {
     world.pass(Duration::from_millis(20));
     let convergence = world.state.convergence(world.now);
     assert_eq!((convergence.nodes, convergence.converged), (6, 0), "they have it still");
+    let lag = &convergence.lagging[0];
+    assert_eq!(lag.item.as_ref().map(ToString::to_string).as_deref(), Some("device web"));
+    assert_eq!(lag.message, "not acknowledged yet, nor are 5 more");
     world.settle(&mut agents);
     assert_eq!(world.state.convergence(world.now).lagging, []);
     assert!(agents.iter().all(|agent| agent.has.as_ref().unwrap().1.is_empty()));
